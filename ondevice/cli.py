@@ -1,10 +1,8 @@
-"""The command `ondevice`: a table of verbs, each with one config dataclass and one function of the
-Python API.
+"""The command `ondevice`: calls a verb's function of the Python API, and prints what it returns.
 
-Thin on purpose: flags, YAML keys and fields are one and the same names, so that a verb's command
-line becomes a mapping that `config.load` reads as it reads a recipe, with the same one-line errors.
-tyro writes a verb's help from the same dataclass; it does not parse: its errors are boxes of many
-lines, and here MODEL and DATA may stand without a flag.
+Thin on purpose: `config/verbs.py` has the table of verbs, `config/command_line.py` makes a verb's
+config of its command line. tyro writes a verb's help from the same dataclass; it does not parse: its
+errors are boxes of many lines, and here MODEL and DATA may stand without a flag.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 the person's input is at
 fault, 1 ours, 130 interrupted with the work saved.
@@ -18,277 +16,14 @@ import importlib
 import io
 import os
 import sys
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import Interrupted, UserError, nearest
+from ondevice.config.command_line import Line, make_config, take_apart
+from ondevice.config.verbs import VERBS, Verb, usage
 from ondevice.reports.report import report_text
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One command. `function` is the Python API's, `positional` fields need no flag, `render` words
-    a result.
-    """
-
-    name: str
-    group: str
-    help: str
-    config: str
-    positional: tuple[str, ...] = ()
-    function: str = ""
-    sets: bool = True
-    recipe: bool = False
-    json: bool = True
-    render: str = ""
-
-
-_PREFERENCE = "ondevice.config.preference"
-_STAGES, _USE, _HUB = "ondevice.config.stages", "ondevice.config.use", "ondevice.config.hub"
-VERBS = {
-    verb.name: verb
-    for verb in (
-        Verb(
-            "run",
-            "Train",
-            "all stages of a recipe, from random weights on",
-            f"{_USE}:RunConfig",
-            ("recipe",),
-            "run",
-        ),
-        Verb(
-            "init",
-            "Train",
-            "a tokenizer and a model of random weights",
-            f"{_STAGES}:InitConfig",
-            ("data",),
-            "init",
-            recipe=True,
-        ),
-        Verb(
-            "pretrain",
-            "Train",
-            "learning from plain text: the next token, or what is hidden",
-            f"{_STAGES}:PretrainConfig",
-            ("model", "data"),
-            "pretrain",
-            recipe=True,
-        ),
-        Verb(
-            "sft",
-            "Train",
-            "instruction tuning on chats",
-            f"{_STAGES}:SFTConfig",
-            ("model", "data"),
-            "sft",
-            recipe=True,
-        ),
-        Verb(
-            "classify",
-            "Train",
-            "telling texts apart: one class a text",
-            f"{_STAGES}:ClassifyConfig",
-            ("model", "data"),
-            "classify",
-            recipe=True,
-        ),
-        Verb(
-            "sample",
-            "Train",
-            "several responses to each prompt, to be rated",
-            f"{_PREFERENCE}:SampleConfig",
-            ("model", "data"),
-            "sample",
-            recipe=True,
-        ),
-        Verb(
-            "reward",
-            "Train",
-            "a reward model from rated pairs",
-            f"{_PREFERENCE}:RewardConfig",
-            ("model", "data"),
-            "reward",
-            recipe=True,
-        ),
-        Verb(
-            "ppo",
-            "Train",
-            "preference tuning by a reward model",
-            f"{_PREFERENCE}:PPOConfig",
-            ("model", "reward_model"),
-            "ppo",
-            recipe=True,
-        ),
-        Verb(
-            "dpo",
-            "Train",
-            "preference tuning on rated pairs directly",
-            f"{_PREFERENCE}:DPOConfig",
-            ("model", "data"),
-            "dpo",
-            recipe=True,
-        ),
-        Verb(
-            "grpo",
-            "Train",
-            "reasoning from verifiable rewards",
-            f"{_PREFERENCE}:GRPOConfig",
-            ("model", "data"),
-            "grpo",
-            recipe=True,
-        ),
-        Verb(
-            "chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False
-        ),
-        Verb(
-            "generate",
-            "Use",
-            "continue a text or answer one message",
-            f"{_USE}:GenerateConfig",
-            ("model", "prompt"),
-            "generate",
-        ),
-        Verb(
-            "fill",
-            "Use",
-            'guess what is hidden in a text: "The [MASK] bird"',
-            f"{_USE}:FillConfig",
-            ("model", "text"),
-            "fill",
-            sets=False,
-            render="ondevice.inference.fill_mask:render",
-        ),
-        Verb(
-            "label",
-            "Use",
-            "tell which class a text is of",
-            f"{_USE}:LabelConfig",
-            ("model", "text"),
-            "label",
-            sets=False,
-            render="ondevice.inference.label:render",
-        ),
-        Verb(
-            "compare",
-            "Use",
-            "the same prompts answered by two models, side by side",
-            f"{_USE}:CompareConfig",
-            ("model", "other", "prompts"),
-            "compare",
-            sets=False,
-            render="ondevice.inference.side_by_side:render",
-        ),
-        Verb(
-            "worker",
-            "Use",
-            "a model behind JSON lines on stdin and stdout, for programs",
-            f"{_USE}:WorkerConfig",
-            ("model",),
-            "serve",
-            sets=False,
-            json=False,
-        ),
-        Verb(
-            "eval",
-            "Use",
-            "measure a model on held-out data",
-            f"{_USE}:EvalConfig",
-            ("model", "data"),
-            "evaluate",
-        ),
-        Verb(
-            "rate",
-            "Prefer",
-            "say which of two answers is better",
-            f"{_USE}:RateConfig",
-            ("ratings",),
-            "rate",
-            json=False,
-            render="ondevice.preferences.terminal:render",
-        ),
-        Verb(
-            "ratings",
-            "Prefer",
-            "what the votes are worth; ratings export|import DB FILE, repair DB",
-            f"{_USE}:RatingsConfig",
-            ("action", "ratings", "file"),
-            "manage_ratings",
-            render="ondevice.preferences.import_export:render",
-        ),
-        Verb(
-            "push",
-            "Share",
-            "send a model, a run or its ratings to the Hugging Face Hub",
-            f"{_HUB}:PushConfig",
-            ("model", "repo_id"),
-            "push",
-            sets=False,
-            render="ondevice.publishing.push:render",
-        ),
-        Verb(
-            "pull",
-            "Share",
-            "get a model or a data set from the Hub, verified",
-            f"{_HUB}:PullConfig",
-            ("repo_id",),
-            "pull",
-            sets=False,
-            render="ondevice.hub.pull:render",
-        ),
-        Verb(
-            "export",
-            "Share",
-            "write a model for llama.cpp, Ollama, mlx-lm or transformers, verified",
-            f"{_HUB}:ExportConfig",
-            ("model",),
-            "export",
-            sets=False,
-            render="ondevice.exports.export:render",
-        ),
-        Verb(
-            "data",
-            "Look",
-            "data show FILE --model MODEL: examples as the model will see them, and counts",
-            f"{_USE}:DataConfig",
-            ("action", "data"),
-            "show_data",
-            sets=False,
-        ),
-        Verb(
-            "runs",
-            "Look",
-            "list runs; runs report RUN, runs resume RUN",
-            f"{_USE}:RunsConfig",
-            ("action", "run"),
-            sets=False,
-        ),
-        Verb(
-            "doctor",
-            "Look",
-            "what this machine can do, and what would be chosen",
-            "",
-            (),
-            "doctor",
-            sets=False,
-            render="ondevice.seam.doctor:render",
-        ),
-    )
-}
-
-
-@dataclass
-class Line:
-    """A verb's command line, taken apart."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    sets: list[str] = field(default_factory=list)
-    recipe: str = ""
-    json: bool = False
-    help: bool = False
-
 
 TRACEBACK = "--traceback"
 
@@ -302,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     traced = TRACEBACK in flags
     if traced:
         words.remove(TRACEBACK)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a terminal or pipe of another encoding gets \\u2500, not a traceback
+    # a terminal or pipe of another encoding gets \\u2500, not a traceback
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _command(words)
@@ -327,14 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if error.errno not in _REFUSED or (error.filename is None and not full):
+        refused = _refused(error)
+        if not refused:
             return _ours()
-        where = f"{error.filename}: " if error.filename is not None else ""
-        _complain(
-            f"{where}{(error.strerror or 'cannot be used').lower()}"
-            + (" (make room)" if full else "")
-        )
+        _complain(refused)
         return 2
     except Exception:
         return _ours()
@@ -352,8 +82,21 @@ _REFUSED = (
 )
 
 
+def _refused(error: OSError) -> str:
+    """What a system or its disk has refused, in words; empty for any other error."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if error.errno not in _REFUSED or (error.filename is None and not full):
+        return ""
+    words = (error.strerror or "cannot be used").lower()
+    if error.filename is not None:
+        words = f"{error.filename}: {words}"
+    if full:
+        words += " (make room)"
+    return words
+
+
 def _command(argv: list[str]) -> int:
-    if not argv and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+    if not argv and sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty():
         return int(_load("ondevice_tui.app:main")())
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -401,68 +144,11 @@ def help_text() -> str:
     )
 
 
-def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
-    """Flags (--a-b 1, --a_b=1, --on, --no-on) and words without a flag into values by field name,
-    still text.
-
-    Raises UserError: an unknown flag (naming the nearest), a flag without its value, a word too
-    many.
-    """
-    kinds: dict[str, Any] = typing.get_type_hints(cls) if cls else {}
-    line, words, rest = Line(), list(verb.positional), list(argv)
-    while rest:
-        token = rest.pop(0)
-        if token == "--":
-            for word in rest:
-                _place(verb, line, words, word)
-            break
-        if token in ("-h", "--help"):
-            line.help = True
-        elif token.startswith("-") and len(token) > 1 and not _is_number(token):
-            _take_flag(verb, kinds, line, token, rest)
-        else:
-            _place(verb, line, words, token)
-    return line
-
-
-def make_config(verb: Verb, cls: type, line: Line) -> Any:
-    """The verb's config: defaults (or a recipe's, with --recipe), flags over them, --set over
-    these.
-    """
-    from ondevice.config.load import apply_set, from_mapping, to_mapping
-
-    values: dict[str, Any] = {}
-    given = dict(line.values)
-    if verb.name != "run":  # there the changes are the recipe's
-        for assignment in line.sets:
-            apply_set(given, assignment)
-    if line.recipe:
-        from ondevice.config.recipe import stage_defaults
-
-        values = to_mapping(stage_defaults(verb.name, line.recipe))
-    filled = set(values) - set(given)
-    values.update(given)
-    for f in dataclasses.fields(cls):
-        if (
-            f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-            and f.name not in values
-        ):
-            name = f.name.upper() if f.name in verb.positional else _flag(f.name)
-            raise UserError(f"{name} is missing", where=verb.name, hint=_usage(verb))
-    try:
-        return from_mapping(cls, values, filled=filled)
-    except UserError as error:
-        raise UserError(
-            error.message, where=_flag(error.where) if error.where else "", hint=error.hint
-        ) from None
-
-
 def print_help(verb: Verb, cls: type | None) -> None:
     """A verb's help on stdout: tyro's, with the words that need no flag and the options of every
     command.
     """
-    prog = _usage(verb)
+    prog = usage(verb)
     if cls is None:
         print(f"usage: {prog} [-h] [--json]\n\n{verb.help}")
         return
@@ -491,93 +177,11 @@ def print_help(verb: Verb, cls: type | None) -> None:
 def _example(cls: type) -> str:
     """KEY=VALUE for a number that this verb has."""
     names = {f.name for f in dataclasses.fields(cls)}
-    return next(
-        f"{name}={value}"
-        for name, value in (("steps", 100), ("limit", 100), ("seed", 1))
-        if name in names
-    )
-
-
-def _take_flag(
-    verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]
-) -> None:
-    name, equals, text = token.partition("=")
-    key = name.lstrip("-").replace("-", "_")
-    given = text if equals else None
-    switched_off = key.startswith("no_") and kinds.get(key[3:]) is bool
-    if not name.startswith("--"):
-        key = ""  # no short flags, and no field has an empty name
-    if key == "json" and verb.json:
-        line.json = True
-    elif key == "set" and verb.sets:
-        line.sets.append(_value(name, given, rest))
-    elif key == "recipe" and verb.recipe:
-        line.recipe = _value(name, given, rest)
-    elif switched_off and given is None:
-        line.values[key[3:]] = False
-    elif kinds.get(key) is bool:
-        if given is None and rest and rest[0].lower() in ("true", "false"):
-            given = rest.pop(0)
-        if given is not None and given.lower() not in ("true", "false"):
-            raise UserError(f"expected true or false, got {given!r}", where=name)
-        line.values[key] = given is None or given.lower() == "true"
-    elif key in kinds:
-        value = _value(name, given, rest)
-        if typing.get_origin(kinds[key]) is tuple:
-            line.values[key] = [
-                *line.values.get(key, []),
-                *(part for part in value.split(",") if part),
-            ]
-        else:
-            line.values[key] = value
-    else:
-        raise UserError(
-            f"unknown flag {name!r}", where=verb.name, hint=_near_flag(verb, kinds, key)
-        )
-
-
-def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
-    """The flag that was meant: by its initials (lr), its beginning or a part of it, else the
-    nearest in spelling.
-    """
-    common = (("json", verb.json), ("set", verb.sets), ("recipe", verb.recipe))
-    known = [*kinds, *(name for name, there in common if there)]
-    for name in known:
-        words = name.split("_")
-        if key and (
-            key == "".join(word[0] for word in words) or name.startswith(key) or key in words
-        ):
-            return f"did you mean {_flag(name)!r}?"
-    known += [f"no_{name}" for name, kind in kinds.items() if kind is bool]
-    hint = nearest(_flag(key), map(_flag, known))
-    if hint.startswith("did"):
-        return hint
-    return f"ondevice {verb.name} --help lists them"
-
-
-def _value(name: str, given: str | None, rest: list[str]) -> str:
-    if given is not None:
-        return given
-    if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
-        raise UserError("needs a value", where=name)
-    return rest.pop(0)
-
-
-_NEEDED = ("model", "reward_model", "other", "prompts")
-
-
-def _usage(verb: Verb) -> str:
-    """A stage and what uses a model need one; every other word may be left out."""
-    words = (word.upper() if word in _NEEDED else f"[{word.upper()}]" for word in verb.positional)
-    return " ".join(["ondevice", verb.name, *words])
-
-
-def _place(verb: Verb, line: Line, words: list[str], word: str) -> None:
-    while words and words[0] in line.values:
-        words.pop(0)  # given by its flag already
-    if not words:
-        raise UserError(f"{word!r} is one word too many", where=verb.name, hint=_usage(verb))
-    line.values[words.pop(0)] = word
+    for name, value in (("steps", 100), ("limit", 100)):
+        if name in names:
+            return f"{name}={value}"
+    assert "seed" in names, cls
+    return "seed=1"
 
 
 def _perform(verb: Verb, config: Any, line: Line) -> None:
@@ -587,11 +191,8 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         return
     function = _api(verb.function)
     if verb.name == "run":
-        settings = {
-            f.name: getattr(config, f.name)
-            for f in dataclasses.fields(config)
-            if f.name != "recipe"
-        }
+        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        del settings["recipe"]
         _print_run(function(config.recipe, sets=tuple(line.sets), **settings), line)
     elif verb.name == "generate":
         _generate(function, config, line)
@@ -614,14 +215,18 @@ def _runs(config: Any, line: Line) -> None:
 
     if config.action == "list":
         runs = listing.list_runs(config.folder)
-        _print(
-            runs if line.json else listing.runs_text(runs) or f"no runs in {config.folder}", line
-        )
+        if line.json:
+            _print(runs, line)
+        else:
+            _print(listing.runs_text(runs) or f"no runs in {config.folder}", line)
         return
     run = listing.find_run(config.run, config.folder)
     if config.action == "report":
         report = report_text(run)
-        _print({"run": str(run.path), "report": report} if line.json else report.rstrip("\n"), line)
+        if line.json:
+            _print({"run": str(run.path), "report": report}, line)
+        else:
+            _print(report.rstrip("\n"), line)
         return
     if not run.recipe.is_file():
         raise UserError(
@@ -634,13 +239,15 @@ def _runs(config: Any, line: Line) -> None:
 
 def _print_run(folder: Path, line: Line) -> None:
     """The ladder, then where everything is."""
-    report, page = folder / "report.md", folder / "report.html"
+    report = folder / "report.md"
+    page = folder / "report.html"
     if line.json:
-        found = {
-            name: str(file) if file.is_file() else None
-            for name, file in (("report", report), ("page", page))
-        }
-        _print({"run": str(folder), **found}, line)
+        found: dict[str, str | None] = {"run": str(folder), "report": None, "page": None}
+        if report.is_file():
+            found["report"] = str(report)
+        if page.is_file():
+            found["page"] = str(page)
+        _print(found, line)
         return
     from ondevice.common.sanitize import sanitize
     from ondevice.reports.report import ladder
@@ -678,7 +285,10 @@ def _print(result: Any, line: Line) -> None:
         return
     from ondevice.common.sanitize import sanitize
 
-    text = "\n".join(_flat(result)) if isinstance(result, Mapping) else str(result)
+    if isinstance(result, Mapping):
+        text = "\n".join(_flat(result))
+    else:
+        text = str(result)
     print(sanitize(text, limit=None))
 
 
@@ -717,10 +327,9 @@ def _complain(text: str) -> None:
     from ondevice.common.redact import redacted
     from ondevice.common.sanitize import sanitize
 
+    line = sanitize(redacted(" ".join(text.split())), newlines=False)
     try:
-        sys.stderr.write(
-            f"ondevice: {sanitize(redacted(' '.join(text.split())), newlines=False)}\n"
-        )
+        sys.stderr.write(f"ondevice: {line}\n")
         sys.stderr.flush()
     except OSError:
         return  # the terminal is gone; the exit code still says it
@@ -735,15 +344,3 @@ def _api(name: str) -> Any:
 def _load(path: str) -> Any:
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _is_number(token: str) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return True

@@ -15,6 +15,7 @@ from ondevice import cli
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import GenerateConfig
+from ondevice.config.verbs import VERBS
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import stage_state
@@ -52,7 +53,7 @@ Api = Callable[[str, Any], list[dict[str, Any]]]
 def test_help_is_a_table_of_the_verbs(arguments: tuple[str, ...]) -> None:
     done = command(*arguments)
     assert done.returncode == 0 and done.stderr == ""
-    for verb in cli.VERBS.values():
+    for verb in VERBS.values():
         assert f"  {verb.name} " in done.stdout and verb.help in done.stdout
 
 
@@ -63,14 +64,14 @@ def test_top_level_help_imports_nothing_heavy() -> None:
     assert not modules & {"numpy", "tyro", "rich", "yaml", "torch", "mlx", "tokenizers", "textual"}
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_s_help_names_its_fields(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: ondevice {verb}")
     if example := re.search(r"change a field \((\w+)=\d+\)", out):  # of this verb
         assert f"--{example[1]}" in out
-    assert bool(example) == (cli.VERBS[verb].sets and verb != "run")
+    assert bool(example) == (VERBS[verb].sets and verb != "run")
     if verb == "sft":
         assert (
             "--learning-rate FLOAT" in out

@@ -18,11 +18,13 @@ import small_stages
 from data_samples import small_tokenizer
 from ondevice import cli
 from ondevice.common.errors import UserError
+from ondevice.config.command_line import make_config, take_apart
 from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names, stage_defaults
 from ondevice.config.stages import SFTConfig
+from ondevice.config.verbs import VERBS
 from ondevice.seam.select import load_backend
 
 LORA: dict[str, Any] = {"adapter": "lora"}
@@ -165,15 +167,15 @@ def test_what_a_recipe_has_filled_in_is_nobodys_wish() -> None:
     """tiny's rate of Muon is left out where a person takes AdamW, and refused where they give it
     themselves.
     """
-    verb = cli.VERBS["sft"]
+    verb = VERBS["sft"]
     filled = stage_defaults("sft", "tiny")
     assert (
         filled.optimizer == "muon" and filled.muon_learning_rate != SFTConfig().muon_learning_rate
     )
 
     def made(*words: str) -> Any:
-        return cli.make_config(
-            verb, SFTConfig, cli.take_apart(verb, SFTConfig, ["m", "--recipe", "tiny", *words])
+        return make_config(
+            verb, SFTConfig, take_apart(verb, SFTConfig, ["m", "--recipe", "tiny", *words])
         )
 
     assert made("--optimizer", "adamw").muon_learning_rate == SFTConfig().muon_learning_rate

@@ -25,8 +25,10 @@ import ondevice as od
 from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.common.sanitize import sanitize
+from ondevice.config.command_line import make_config, take_apart
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
+from ondevice.config.verbs import VERBS
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference import beam_search, chat
@@ -129,7 +131,7 @@ def documented_commands() -> list[str]:
 
 def test_a_verb_that_is_named_is_there() -> None:
     named = {quoted.split()[1] for quoted in QUOTED}
-    assert named <= cli.VERBS.keys() and "export" in named
+    assert named <= VERBS.keys() and "export" in named
 
 
 @pytest.mark.parametrize("line", documented_commands())
@@ -137,7 +139,7 @@ def test_a_documented_command_is_accepted(
     line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = shlex.split(line, comments=True)[1:]
-    verb, given = cli.VERBS[words[0]], []
+    verb, given = VERBS[words[0]], []
 
     def stand_in(*arguments: Any, **keywords: Any) -> Any:
         given.append((*arguments, *keywords.values()))
@@ -153,7 +155,7 @@ def test_a_documented_command_is_accepted(
 
     monkeypatch.chdir(tmp_path)
     if not verb.function:  # `runs` looks at folders that are not here
-        assert cli.make_config(verb, RunsConfig, cli.take_apart(verb, RunsConfig, words[1:]))
+        assert make_config(verb, RunsConfig, take_apart(verb, RunsConfig, words[1:]))
         return
     monkeypatch.setattr(od, verb.function, stand_in)
     monkeypatch.setattr("ondevice.datasets.preview.render", lambda *_: "")

@@ -24,6 +24,7 @@ from hub_server import HubServer
 from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.config import hub, use
+from ondevice.config.command_line import Line
 from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping
 from ondevice.inference import chat, worker
@@ -510,7 +511,7 @@ def test_runs_reads_all_that_it_takes(action: str, ready: Path) -> None:
     read: set[str] = set()
     needed = {} if action == "list" else {"run": ready.name}
     cfg = recording(use.RunsConfig, read, action=action, folder=str(ready.parent), **needed)
-    cli._runs(cfg, cli.Line())
+    cli._runs(cfg, Line())
     assert {f.name for f in dataclasses.fields(use.RunsConfig)} - read == (
         {"run"} if action == "list" else set()
     )

@@ -93,9 +93,15 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
             lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share),
         )
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
-        return _parted(
-            found, found.places(model.network.decoder_start_token_id) <= limit, limit, wanted, ctx
-        )
+        fits = found.places(model.network.decoder_start_token_id) <= limit
+        if not fits.all():
+            ctx.warn(
+                f"{(~fits).sum()} of {len(found)} {_kind_of(found)} are longer than {limit} tokens and "
+                "are left out"
+            )
+        made = _parted(found, fits, wanted)
+        _tell(made, ctx)
+        return made
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
         raise
@@ -122,45 +128,52 @@ def _in_two(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if "label" in row:
             yield row
             continue
-        rest = {
-            name: value
-            for name, value in row.items()
-            if name not in ("chosen", "rejected", "strength", "margin")
-        }
-        for side, good in (("chosen", True), ("rejected", False)):
-            yield {**rest, "completion": row[side], "label": good}
+        rest = dict(row)
+        for name in ("chosen", "rejected", "strength", "margin"):
+            rest.pop(name, None)
+        yield {**rest, "completion": row["chosen"], "label": True}
+        yield {**rest, "completion": row["rejected"], "label": False}
 
 
 def _copied(part: Path, wanted: DataSpec, share: float, ctx: Context, judged: bool = False) -> None:
     """Writes every pair once, with `held` and the number of its `source`."""
     left_out = Counter[str]()
-    held, named, last = 0, False, ""
+    any_held = False
+    last = ""
     with part.open("w", encoding="utf-8") as out:
         for row, number, learned in _each(wanted, ctx.corpus, left_out, ctx, judged):
             chat = _chat_of(row)
-            drawn = learned == "drawn" and held_out(chat, share, 0)
-            named = named or learned == "never"
-            held, last = held + drawn, max(last, chat)
-            out.write(
-                json.dumps({**row, "held": drawn or learned == "never", "source": number}) + "\n"
-            )
+            held = learned == "never"
+            if learned == "drawn":
+                held = held_out(chat, share, 0)
+            any_held = any_held or held
+            last = max(last, chat)
+            out.write(json.dumps({**row, "held": held, "source": number}) + "\n")
     if left_out:
         ctx.warn(f"{left_out.total():,} pairs are left out because their prompts are held out too")
-    if (
-        not held and not named and not wanted.validation
-    ):  # of ten prompts a share of a tenth is often none
-        rows = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
-        part.write_text(
-            "".join(json.dumps({**row, "held": _chat_of(row) == last}) + "\n" for row in rows),
-            encoding="utf-8",
-        )
+    # of ten prompts a share of a tenth is often none
+    if not any_held and not wanted.validation:
+        _hold_out_chat(part, last)
+
+
+def _hold_out_chat(part: Path, chat: str) -> None:
+    """Holds the pairs of one chat out, in a copy of pairs of which none is."""
+    lines = []
+    for line in part.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        row["held"] = _chat_of(row) == chat
+        lines.append(json.dumps(row) + "\n")
+    part.write_text("".join(lines), encoding="utf-8")
 
 
 def _chat_of(row: Mapping[str, Any]) -> str:
     """A hash of a prompt up to what its user says first: turns of one chat have the same."""
-    turns = row["prompt"]
-    first = next((n for n, message in enumerate(turns) if message["role"] == "user"), len(turns))
-    return digest(turns[: first + 1])
+    turns = []
+    for message in row["prompt"]:
+        turns.append(message)
+        if message["role"] == "user":
+            break
+    return digest(turns)
 
 
 def _each(
@@ -172,25 +185,32 @@ def _each(
 ) -> Iterator[tuple[dict[str, Any], int, str]]:
     """(pair, number of its source, whether it is learned from: always, never, or as it is drawn).
     Pairs whose prompt another file holds out are counted in `left_out` by it."""
-    ones = wanted.alone()
-    named = [
-        None if wanted.validation or _votes_in(one) is not None else one.named_held()
-        for one in ones
-    ]
-    apart = [*wanted.held(), *filter(None, named)]
-    known = {sha_of(row) for one in apart for row in _rows(one, corpus, judged=judged)}
-    for number, one in enumerate(ones):
+    alone = wanted.alone()
+    apart = wanted.held()
+    ones: list[tuple[DataSpec, str]] = []
+    for one in alone:
+        learned = "drawn"
+        if wanted.validation:
+            learned = "always"
+        elif _votes_in(one) is None:
+            named = one.named_held()
+            if named is not None:
+                apart.append(named)
+                learned = "always"
+        ones.append((one, learned))
+    known: set[str] = set()
+    for one in apart:
+        known.update(map(sha_of, _rows(one, corpus, judged=judged)))
+    for number, (one, learned) in enumerate(ones):
         for row in _rows(one, corpus, ctx, judged=judged):
-            if known and (prompt := sha_of(row)) in known:
+            prompt = sha_of(row) if known else ""
+            if prompt in known:
                 left_out[prompt] += 1
             else:
-                yield (
-                    row,
-                    number,
-                    "always" if wanted.validation or named[number] is not None else "drawn",
-                )
+                yield row, number, learned
     for one in apart:
-        yield from ((row, 0, "never") for row in _rows(one, corpus, ctx, judged=judged))
+        for row in _rows(one, corpus, ctx, judged=judged):
+            yield row, 0, "never"
 
 
 def _tokenised(
@@ -211,18 +231,22 @@ def _tokenised(
     report_rejected(rows, ctx)
 
 
-def _parted(
-    found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: DataSpec, ctx: Context
-) -> PairData:
-    judged = bool(len(found)) and bool(found.label[0])
-    what = "completions" if judged else "pairs"
-    if not fits.all():
-        ctx.warn(
-            f"{(~fits).sum()} of {len(found)} {what} are longer than {limit} tokens and are left out"
-        )
-    numbers = [
-        np.flatnonzero(fits & ~found.held & (found.source == n)) for n in range(len(wanted.weights))
-    ]
+def _kind_of(found: StoredPairs) -> str:
+    return "completions" if _are_judged(found) else "pairs"
+
+
+def _are_judged(found: StoredPairs) -> bool:
+    """Whether these are single completions, each good or bad: either all are, or none is."""
+    return bool(len(found)) and bool(found.label[0])
+
+
+def _parted(found: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> PairData:
+    """What is learned of the pairs that fit, by the sources' weights, and what is held out. Raises
+    UserError where one of the two, or a source, is left without."""
+    what = _kind_of(found)
+    numbers = []
+    for source in range(len(wanted.weights)):
+        numbers.append(np.flatnonzero(fits & ~found.held & (found.source == source)))
     parts = [Lazy(found.__getitem__, part) for part in numbers]
     train = mixture(parts, wanted.weights, wanted.seed)
     held = Lazy(found.__getitem__, np.flatnonzero(fits & found.held))
@@ -232,47 +256,54 @@ def _parted(
             where=wanted.data,
             hint=f"rate or give more {what}, or give --validation FILE",
         )
-    if empty := [
-        source.data for source, part in zip(sources(wanted.data), parts, strict=True) if not part
-    ]:
-        raise UserError(
-            f"no {what[:-1]} of it is left to learn from",
-            where=empty[0],
-            hint="leave it out of the mixture",
-        )
-    simulated = int(found.simulated.sum())
-    if simulated:
-        by = f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
-    elif found.voted.any():
-        by = ", rated by people"
-    else:
-        by = ""
+    for source_of, part in zip(sources(wanted.data), parts, strict=True):
+        if not part:
+            raise UserError(
+                f"no {what[:-1]} of it is left to learn from",
+                where=source_of.data,
+                hint="leave it out of the mixture",
+            )
     order = epoch_order(list(map(len, numbers)), wanted.weights, wanted.seed)
-    good = int((found.label[np.concatenate(numbers)[order]] > 0).sum())
-    ctx.events.emit(
-        "data",
-        pairs=len(train),
-        held_pairs=len(held),
-        simulated=simulated,
-        **({"good": good} if judged else {}),
-    )
-    said = f", {good:,} of them good and {len(train) - good:,} bad" if judged else ""
-    ctx.say(
-        f"{ctx.name}: {len(train):,} {what} to learn from{said}, {len(held):,} held out"
-        + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else "")
-    )
-    if judged and good in (0, len(train)):
-        ctx.warn("all of them have the same label: nothing says what is better than what")
+    learned = np.concatenate(numbers)[order]
     return PairData(
         train,
         held,
-        [f"{len(found):,} {what}{by}"],
-        simulated,
-        int((found.strength > 1).sum()),
-        int((found.margin != 0).sum()),
-        judged,
-        good,
+        [f"{len(found):,} {what}{_rated_by(found)}"],
+        simulated=int(found.simulated.sum()),
+        strong=int((found.strength > 1).sum()),
+        margins=int((found.margin != 0).sum()),
+        judged=_are_judged(found),
+        good=int((found.label[learned] > 0).sum()),
     )
+
+
+def _rated_by(found: StoredPairs) -> str:
+    """Who rated the pairs, for a model's card."""
+    simulated = int(found.simulated.sum())
+    if simulated:
+        return f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
+    if found.voted.any():
+        return ", rated by people"
+    return ""
+
+
+def _tell(made: PairData, ctx: Context) -> None:
+    """Writes the event and says how many pairs there are."""
+    count = len(made.train)
+    counts = {"pairs": count, "held_pairs": len(made.held), "simulated": made.simulated}
+    what = "pairs"
+    said = ""
+    if made.judged:
+        counts["good"] = made.good
+        what = "completions"
+        said = f", {made.good:,} of them good and {count - made.good:,} bad"
+    ctx.events.emit("data", **counts)
+    line = f"{ctx.name}: {count:,} {what} to learn from{said}, {len(made.held):,} held out"
+    if made.simulated:
+        line += f"; {made.simulated:,} were rated by a rule, not by a person"
+    ctx.say(line)
+    if made.judged and made.good in (0, count):
+        ctx.warn("all of them have the same label: nothing says what is better than what")
 
 
 def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConfig) -> str:
@@ -287,13 +318,16 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
                 yield from map(_told, map(json.loads, lines))
         else:
             judged = has_labelled_completions(cfg, wanted)
-            yield from (_told(row) for row, _, _ in _each(wanted, corpus, Counter(), judged=judged))
+            for row, _, _ in _each(wanted, corpus, Counter(), judged=judged):
+                yield _told(row)
         if len(wanted.weights) > 1:
             yield wanted.weights
 
     made = hashlib.sha256(b"[")
-    for n, value in enumerate(values()):
-        made.update((", " * bool(n) + json.dumps(value, sort_keys=True, default=str)).encode())
+    separator = ""
+    for value in values():
+        made.update(f"{separator}{json.dumps(value, sort_keys=True, default=str)}".encode())
+        separator = ", "
     made.update(b"]")
     return made.hexdigest()[:16]
 
@@ -302,17 +336,18 @@ def _told(row: Mapping[str, Any]) -> list[Any]:
     """What of a pair, or of a single completion, is learned, for its hash."""
     if "label" in row:
         return [row[k] for k in ("prompt", "completion", "label")]
-    return [row[k] for k in _TOLD] + [
-        [k, row[k]] for k, usual in (("strength", 1), ("margin", 0)) if row.get(k, usual) != usual
-    ]
+    told = [row[k] for k in _TOLD]
+    for k, usual in (("strength", 1), ("margin", 0)):
+        if row.get(k, usual) != usual:
+            told.append([k, row[k]])
+    return told
 
 
 def read_pairs(data: str, reading: Reading = AS_IS) -> Iterator[dict[str, Any]]:
     """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the
     built-in corpus. Raises UserError for data that is not there or cannot be read."""
-    for one in DataSpec(
-        data, reading=reading
-    ).alone():  # of a folder with splits what is there to test on
+    for one in DataSpec(data, reading=reading).alone():
+        # of a folder with splits what is there to test on
         yield from _rows(replace(one, split="test"), CorpusConfig(), strict=True)
 
 
@@ -350,30 +385,35 @@ def _read(
     convert: Callable[[Any], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     made = corpus_of(wanted.data, corpus)
+    votes = None
+    if made is None:
+        votes = _votes_in(wanted)
     if made is not None:
-        found = builtin_pairs(made)  # kind by kind: the first ones would be of one kind
-        yield from (
-            found[n]
-            for n in np.linspace(
-                0, len(found), min(wanted.limit or len(found), len(found)), endpoint=False
-            ).astype(int)
-        )
-    elif (votes := _votes_in(wanted)) is not None:
+        yield from _spread(builtin_pairs(made), wanted.limit)
+    elif votes is not None:
         voted, told = _voted(votes)
         if ctx is not None:
             ctx.say(f"{ctx.name}: {told}")
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
-        yield from (
-            {**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
-            for place, row in placed_rows(wanted, convert, ctx)
-        )
+        for place, row in placed_rows(wanted, convert, ctx):
+            simulated = any(map(is_simulated, row.get("raters", ())))
+            yield {**row, "simulated": simulated, "where": place}
     else:
         rows = wanted.rows()
         rows.strict = strict
-        yield from (row for _, row in convert_rows(rows, convert))
+        for _, row in convert_rows(rows, convert):
+            yield row
         if strict:
             check_rejected(rows)
+
+
+def _spread(found: Sequence[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
+    """At most `limit` pairs, evenly out of all: they stand kind by kind, so that the first ones
+    would be of one kind."""
+    count = min(limit or len(found), len(found))
+    for n in np.linspace(0, len(found), count, endpoint=False).astype(int):
+        yield found[n]
 
 
 def _votes_in(wanted: DataSpec) -> Path | None:
@@ -391,8 +431,9 @@ def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
     with Ratings.open(path) as ratings:
         found = pairs_of(ratings)
         reasons = {v.item: v.reason for v in ratings.live_votes() if v.reason}
-    rows = [
-        {
+    rows = []
+    for p in found:
+        row = {
             "prompt": p.prompt,
             "chosen": p.chosen,
             "rejected": p.rejected,
@@ -402,14 +443,12 @@ def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
             "by": reasons.get(p.item, ""),
             "item": p.item,
         }
-        for p in found
-    ]
-    left = ", ".join(
-        f"{count:,} {word.replace('_', ' ')}" for word, count in found.left_out.items()
-    )
-    return rows, f"{len(rows):,} pairs of {found.votes:,} votes" + (
-        f" (left out: {left})" if left else ""
-    )
+        rows.append(row)
+    told = f"{len(rows):,} pairs of {found.votes:,} votes"
+    left = [f"{count:,} {word.replace('_', ' ')}" for word, count in found.left_out.items()]
+    if left:
+        told += f" (left out: {', '.join(left)})"
+    return rows, told
 
 
 def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str, Any]]:
@@ -422,16 +461,23 @@ def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str
     found = []
     for kind, group in by_kind.items():
         for n, chat in enumerate(group):
-            other = next(
-                (o for o in group[n + 1 :] + group[:n] if o["answer"] != chat["answer"]), None
-            )
-            if other is not None:
-                found.append(
-                    {
-                        "prompt": chat["messages"][:1],
-                        "chosen": chat["messages"][1]["content"],
-                        "rejected": other["messages"][1]["content"],
-                        "by": kind,
-                    }
-                )
+            other = _with_another_answer(chat, group[n + 1 :] + group[:n])
+            if other is None:
+                continue
+            pair = {
+                "prompt": chat["messages"][:1],
+                "chosen": chat["messages"][1]["content"],
+                "rejected": other["messages"][1]["content"],
+                "by": kind,
+            }
+            found.append(pair)
     return found
+
+
+def _with_another_answer(
+    chat: Mapping[str, Any], others: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    for other in others:
+        if other["answer"] != chat["answer"]:
+            return other
+    return None

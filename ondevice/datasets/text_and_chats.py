@@ -55,7 +55,10 @@ Tokens = NDArray[np.integer[Any]]
 def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
     """Training documents of all sources, one source after the other. Raises UserError for missing,
     empty or unreadable data."""
-    for one in [wanted] if wanted.split != "train" else wanted.alone():
+    ones = [wanted]
+    if wanted.split == "train":
+        ones = wanted.alone()
+    for one in ones:
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
             yield from islice(build(corpus).documents("train"), one.limit or None)
@@ -75,7 +78,8 @@ def train_and_heldout(
     """What is learned from and what is held out, a list with one entry a source: `builtin` gives
     both of the built-in corpus (its first rows), `own` reads all of a person's source, of which
     `split` holds the last part out where there is no validation file."""
-    train, held = [], []
+    train: list[T] = []
+    held: list[T] = []
     for one in wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
@@ -87,13 +91,16 @@ def train_and_heldout(
             rows, last = one.in_two(own, split)
             held.append(last)
         train.append(rows)
-    if wanted.validation:
-        held = [
-            own(one) if corpus is None else builtin(corpus, 0)[1]
-            for one in wanted.held()
-            for corpus in (corpus_of(one.data, ctx.corpus),)
-        ]
-    return train, held
+    if not wanted.validation:
+        return train, held
+    apart: list[T] = []
+    for one in wanted.held():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is None:
+            apart.append(own(one))
+        else:
+            apart.append(builtin(corpus, 0)[1])
+    return train, apart
 
 
 def token_streams(
@@ -101,39 +108,30 @@ def token_streams(
 ) -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each
     source is held out. `separator`: text that ends a document of a person's own."""
-    cache, eos = ctx.folder.path / "data", tokenizer.eos_id
+    cache = ctx.folder.path / "data"
+    eos = tokenizer.eos_id
+    progress = partial(with_progress, title=f"{ctx.name}: documents compared")
 
     def documents(tokens: Tokens) -> Documents:
-        return Documents.of(
-            tokens, eos, partial(with_progress, title=f"{ctx.name}: documents compared")
-        )
+        return Documents.of(tokens, eos, progress)
 
     def builtin(corpus: CorpusConfig, limit: int) -> tuple[Documents, Documents]:
         from ondevice.data.builtin.corpus import build
 
         made = build(corpus)
-        train = tokenize_corpus(
-            islice(made.documents("train"), limit or None),
-            tokenizer,
-            cache,
-            key=digest([to_mapping(corpus), limit]),
-        )
-        return documents(train), documents(
-            tokenize_corpus(made.documents("validation"), tokenizer, cache)
-        )
+        first = islice(made.documents("train"), limit or None)
+        key = digest([to_mapping(corpus), limit])
+        train = tokenize_corpus(first, tokenizer, cache, key=key)
+        held = tokenize_corpus(made.documents("validation"), tokenizer, cache)
+        return documents(train), documents(held)
 
-    train, held = _without_held_documents(
-        *train_and_heldout(
-            wanted,
-            ctx,
-            builtin,
-            lambda one: documents(_stream(one, tokenizer, ctx, separator)),
-            partial(_last_documents, eos=eos, ctx=ctx),
-        ),
-        wanted,
-        ctx,
-    )
-    return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
+    def own(one: DataSpec) -> Documents:
+        return documents(_stream(one, tokenizer, ctx, separator))
+
+    last = partial(_last_documents, eos=eos, ctx=ctx)
+    train, held = train_and_heldout(wanted, ctx, builtin, own, last)
+    left, apart = _without_held_documents(train, held, wanted, ctx)
+    return mixed_stream(left, wanted.weights, eos), mixed_stream(apart, [None] * len(apart), eos)
 
 
 def _last_documents(
@@ -148,8 +146,8 @@ def _last_documents(
         ctx.warn(learned_too(where, "document", "of the last tenth stand before it too"))
         return train, replace(held, keys=held.keys[:0])
     if again.any():
-        return (train.followed_by(held.only(again)), held.only(~again))
-    return (train, held)
+        return train.followed_by(held.only(again)), held.only(~again)
+    return train, held
 
 
 def _without_held_documents(
@@ -165,32 +163,32 @@ def _without_held_documents(
         "document",
         ctx.warn,
     )
-    return (
-        [part.only(which).stream for part, which in zip(train, left, strict=True)],
-        [part.stream for part in held],
-    )
+    streams = [part.only(which).stream for part, which in zip(train, left, strict=True)]
+    return streams, [part.stream for part in held]
 
 
 def _stream(
     wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str | None = None
 ) -> Tokens:
     """`separator`: as in `token_streams`; None where the stage has no such setting."""
-    cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
-    key = digest([key, separator]) if separator else key
+    cache = ctx.folder.path / "data"
+    key = wanted.key(ctx.corpus)
+    if separator:
+        key = digest([key, separator])
     reuse_cached(tokens_at(cache, tokenizer, key), wanted, ctx)
     spelt = Spelt(tokenizer)
-    ended = [0]
 
     def whole() -> Iterator[str]:
+        ended = 0
         for text in texts(wanted, ctx):
-            ended[0] += text.count(separator) if separator else 0
+            if separator:
+                ended += text.count(separator)
             yield text
-        if separator and not ended[0]:
+        if separator and not ended:
             ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
 
-    stream = tokenize_corpus(
-        spelt.texts(separated(whole(), separator or "")), tokenizer, cache, key=key
-    )
+    documents = spelt.texts(separated(whole(), separator or ""))
+    stream = tokenize_corpus(documents, tokenizer, cache, key=key)
     for line in spelt.told(separator=separator == ""):
         ctx.warn(line)
     return stream
@@ -210,13 +208,10 @@ def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool =
     a chat with a turn of weight 0 is a bad row. Raises UserError for missing, empty or unreadable
     data, or where more than 1 % of the rows are bad."""
     wanted = wanted.for_template(tokenizer)
-    train, held = train_and_heldout(
-        wanted,
-        ctx,
-        partial(_builtin_chats, tokenizer=tokenizer),
-        lambda one: _chat_rows(one, tokenizer, ctx, whole),
-        partial(_last_chats, ctx=ctx),
-    )
+    builtin = partial(_builtin_chats, tokenizer=tokenizer)
+    own = partial(_chat_rows, tokenizer=tokenizer, ctx=ctx, whole=whole)
+    last = partial(_last_chats, ctx=ctx)
+    train, held = train_and_heldout(wanted, ctx, builtin, own, last)
     train = _without(train, held, wanted.data, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
@@ -245,13 +240,24 @@ def _without(
     of a source.
     """
 
-    def wholes(parts: list[ChatRows]) -> list[Keys | None]:
-        return [None if rows.keys is None else rows.keys[:, 1] for rows in parts]
+    left = left_to_learn(_whole_keys(train), _whole_keys(held), data, "chat", ctx.warn)
+    kept = []
+    for rows, which in zip(train, left, strict=True):
+        if which is not None:
+            rows = rows.only(which)
+        kept.append(rows)
+    return kept
 
-    left = left_to_learn(wholes(train), wholes(held), data, "chat", ctx.warn)
-    return [
-        rows if which is None else rows.only(which) for rows, which in zip(train, left, strict=True)
-    ]
+
+def _whole_keys(parts: Sequence[ChatRows]) -> list[Keys | None]:
+    """Of each source's rows a hash of the chat as a whole; None where a source has no hashes."""
+    found: list[Keys | None] = []
+    for rows in parts:
+        if rows.keys is None:
+            found.append(None)
+        else:
+            found.append(rows.keys[:, 1])
+    return found
 
 
 def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -272,12 +278,12 @@ def _builtin_chats(
     made = build(corpus)
 
     def rows(found: Iterable[Mapping[str, Any]]) -> ChatRows:
-        said, numbers = [chat["messages"] for chat in found], array("q")
-        made = ChatRows.of(encode_chats(said, tokenizer, numbers=numbers))
-        made.keys = np.array(list(map(_keys_of, said)), np.uint64).reshape(-1, 2)[
-            np.array(numbers, np.int64)
-        ]
-        return made
+        said = [chat["messages"] for chat in found]
+        numbers = array("q")
+        encoded = ChatRows.of(encode_chats(said, tokenizer, numbers=numbers))
+        keys = np.array(list(map(_keys_of, said)), np.uint64).reshape(-1, 2)
+        encoded.keys = keys[np.array(numbers, np.int64)]
+        return encoded
 
     return rows(islice(made.chats("train"), limit or None)), rows(made.chats("validation"))
 
@@ -302,24 +308,21 @@ def labelled_texts(
             where="pair",
             hint="leave it out, or name other data",
         )
-    train, held = train_and_heldout(
-        wanted,
-        ctx,
-        _builtin_labels,
-        lambda one: converted_rows(one, partial(to_label, text=text, label=label, pair=pair), ctx),
-        partial(_last_labelled, ctx=ctx),
-    )
-    left = left_to_learn(
-        list(map(_text_keys, train)), list(map(_text_keys, held)), wanted.data, "text", ctx.warn
-    )
-    train = [
-        [row for row, kept in zip(rows, which, strict=True) if kept]
-        for rows, which in zip(train, left, strict=True)
-    ]
-    found = Labelled(
-        list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held))
-    )
-    if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
+    convert = partial(to_label, text=text, label=label, pair=pair)
+
+    def own(one: DataSpec) -> list[LabelledText]:
+        return converted_rows(one, convert, ctx)
+
+    last = partial(_last_labelled, ctx=ctx)
+    train, held = train_and_heldout(wanted, ctx, _builtin_labels, own, last)
+    keys = list(map(_text_keys, train))
+    held_keys = list(map(_text_keys, held))
+    left = left_to_learn(keys, held_keys, wanted.data, "text", ctx.warn)
+    kept = [_only(rows, which) for rows, which in zip(train, left, strict=True)]
+    mixed = mixture(kept, wanted.weights, wanted.seed)
+    found = Labelled(list(mixed), list(one_after_another(held)))
+    unknown = {row.label for row in found.held} - {row.label for row in found.train}
+    if unknown:
         raise UserError(
             f"the held-out class {min(unknown)!r} is in no row to learn from",
             where=wanted.validation or wanted.data,
@@ -328,17 +331,17 @@ def labelled_texts(
     return found
 
 
+def _only(rows: Sequence[LabelledText], which: NDArray[np.bool_]) -> list[LabelledText]:
+    return [row for row, kept in zip(rows, which, strict=True) if kept]
+
+
 def _last_labelled(
     rows: list[LabelledText], where: str, ctx: Context
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """About the last tenth of the rows is held out, the same text again with it. Raises UserError
     as `last_together`."""
     chosen, _ = last_together(_text_keys(rows), where, "text", "are alike", ctx.warn)
-    train, held = (
-        [row for row, last in zip(rows, chosen, strict=True) if last == side]
-        for side in (False, True)
-    )
-    return train, held
+    return _only(rows, ~chosen), _only(rows, chosen)
 
 
 def _text_keys(rows: Sequence[LabelledText]) -> Keys:
@@ -350,11 +353,13 @@ def _builtin_labels(
     corpus: CorpusConfig, limit: int
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     made = build(corpus)
-    train, held = (
-        [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
-        for found in (islice(made.chats("train"), limit or None), made.chats("validation"))
-    )
-    return train, held
+    train = _requests(islice(made.chats("train"), limit or None))
+    return train, _requests(made.chats("validation"))
+
+
+def _requests(chats: Iterable[Mapping[str, Any]]) -> list[LabelledText]:
+    """What each chat asks for, and the kind of task that it is."""
+    return [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in chats]
 
 
 def with_replay(
@@ -370,14 +375,12 @@ def with_replay(
     them to be learned: so many that they are `share` of all tokens. Raises UserError as `texts`
     does."""
     wanted = DataSpec(data)
-    stream = mixed_stream(
-        [_stream(one, tokenizer, ctx) for one in wanted.alone()], wanted.weights, tokenizer.eos_id
-    )
+    streams = [_stream(one, tokenizer, ctx) for one in wanted.alone()]
+    stream = mixed_stream(streams, wanted.weights, tokenizer.eos_id)
     pieces = max(1, (len(stream) - 1) // width)
     count = round(share / (1 - share) * beside.tokens / width)
-    drawn = chain.from_iterable(
-        permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces))
-    )
+    epochs = -(-count // pieces)
+    drawn = chain.from_iterable(permutation(seed, "replay", n, pieces) for n in range(epochs))
     starts = np.fromiter(islice(drawn, count), np.int64, count) * width
     learned = np.broadcast_to(np.True_, len(stream))  # one byte for all
     text = ChatRows(stream, learned, starts, np.minimum(starts + width + 1, len(stream)))
@@ -386,18 +389,19 @@ def with_replay(
 
 def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
-    numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
+    numbers = array("q")  # of each row its chat
+    keys = array("Q")  # of each chat two
 
     def encoded() -> Iterator[ChatRow]:
         rows = wanted.rows()
-        place = ""
         spelt = Spelt(tokenizer)
+        place = ""
 
         def conversations() -> Iterator[list[dict[str, Any]]]:
             nonlocal place
             for here, chat in convert_rows(rows, to_chat):
                 place = here
-                if whole and any(message.get("weight") == 0 for message in chat["messages"]):
+                if whole and _has_unlearned_turn(chat["messages"]):
                     rows.reject(
                         here,
                         "a turn is not to be learned (it has weight 0, or says so), and loss_on all "
@@ -408,26 +412,28 @@ def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool
                 keys.extend(_keys_of(chat["messages"]))
                 yield chat["messages"]
 
-        # a chat is rendered, and so rejected, before the next one is asked for
-        yield from encode_chats(
-            with_progress(conversations(), f"{ctx.name}: chats read"),
-            tokenizer,
-            reject=lambda _, reason: rows.reject(place, reason),
-            numbers=numbers,
-        )
+        def reject(_: int, reason: str) -> None:
+            # a chat is rendered, and so rejected, before the next one is asked for
+            rows.reject(place, reason)
+
+        read = with_progress(conversations(), f"{ctx.name}: chats read")
+        yield from encode_chats(read, tokenizer, reject=reject, numbers=numbers)
         report_rejected(rows, ctx)
         for line in spelt.told():
             ctx.warn(line)
 
+    def keys_of_rows() -> NDArray[np.uint64]:
+        return np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)]
+
     key = f"{wanted.key(ctx.corpus)} by chat"
-    place = place_of(
-        ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key
-    )
-    return ChatRows.stored(
-        reuse_cached(place, wanted, ctx),
-        encoded,
-        lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)],
-    )
+    if whole:
+        key = digest([key, "whole"])
+    place = place_of(ctx.folder.path / "data", "chats", tokenizer, key)
+    return ChatRows.stored(reuse_cached(place, wanted, ctx), encoded, keys_of_rows)
+
+
+def _has_unlearned_turn(messages: Iterable[Mapping[str, Any]]) -> bool:
+    return any(message.get("weight") == 0 for message in messages)
 
 
 def _texts(rows: Rows) -> Iterator[str]:

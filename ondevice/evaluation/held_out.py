@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,8 @@ class EvalMetrics:
     exact_match: float | None
     by_kind: dict[str, tuple[int, int]]  # kind → (right, asked)
     reasoning: Reasoning | None = None
-    points: tuple[
-        float, ...
-    ] = ()  # what the rater's rule gives the answer to each prompt of the duel
+    # what the rater's rule gives the answer to each prompt of the duel
+    points: tuple[float, ...] = ()
     # how often what is hidden is the likeliest guess; of models that fill masks
     masked_accuracy: float | None = None
 
@@ -103,27 +102,35 @@ def longest_answer(exam: EvalSuite, model: Model) -> int:
 def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> EvalMetrics:
     """`cache` is a folder for the tokenised documents."""
     if is_masked_lm(model.cfg):
-        return EvalMetrics(
-            None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache)
-        )
+        masked = masked_accuracy(model, backend, exam, cache)
+        return EvalMetrics(None, None, {}, masked_accuracy=masked)
+    bits = None
     # an encoder-decoder gives no probability to a text as such
     if exam.documents and model.network.decoder_start_token_id is None:
         bits = text_figures(model, backend, exam, cache)[0]
-    else:
-        bits = None
+    by_kind: dict[str, tuple[int, int]] = {}
     if exam.questions and model.tokenizer.chat_template:
         by_kind = exact_match(model, backend, exam)
-    else:
-        by_kind = {}
-    right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
-    chats = model.tokenizer.chat_template is not None
-    return EvalMetrics(
-        bits,
-        right / asked if asked else None,
-        by_kind,
-        reasoning(model, backend, exam) if exam.problems and chats else None,
-        win_rate(model, backend, exam) if exam.duels and exam.points and chats else (),
-    )
+    solved = None
+    points: tuple[float, ...] = ()
+    if model.tokenizer.chat_template is not None:
+        if exam.problems:
+            solved = reasoning(model, backend, exam)
+        if exam.duels and exam.points:
+            points = win_rate(model, backend, exam)
+    return EvalMetrics(bits, _share(by_kind), by_kind, solved, points)
+
+
+def _share(by_kind: dict[str, tuple[int, int]]) -> float | None:
+    """The share of right answers of all kinds; None where none was asked."""
+    right = 0
+    asked = 0
+    for right_of_kind, asked_of_kind in by_kind.values():
+        right += right_of_kind
+        asked += asked_of_kind
+    if not asked:
+        return None
+    return right / asked
 
 
 def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
@@ -131,21 +138,21 @@ def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
     as tries).
     """
     longest = longest_answer(exam, model)
-    greedy = [texts[0] for texts in answers(model, backend, exam.problems, longest, 0.0, 1)]
+    greedy = answers(model, backend, exam.problems, longest, 0.0, 1)
     tries = answers(model, backend, exam.problems, longest, 1.0, exam.passes)
-    counts: dict[str, list[tuple[int, int, int]]] = {}
+    counts: dict[str, tuple[int, int, int]] = {}
+    right_at_once = 0
     solved = 0
-    for problem, text, more in zip(exam.problems, greedy, tries, strict=True):
-        right = exam.score(problem["kind"], text, problem["answer"])
-        counts.setdefault(problem["kind"], []).append((int(right), int("so " in text), 1))
-        solved += any(exam.score(problem["kind"], t, problem["answer"]) for t in more)
-    by_kind: dict[str, tuple[int, int, int]] = {}
-    for kind, rows in sorted(counts.items()):
-        correct, shown, of = (int(n) for n in np.sum(rows, 0))
-        by_kind[kind] = (correct, shown, of)
+    for problem, (text,), more in zip(exam.problems, greedy, tries, strict=True):
+        kind = problem["kind"]
+        right = int(exam.score(kind, text, problem["answer"]))
+        right_at_once += right
+        correct, shown, of = counts.get(kind, (0, 0, 0))
+        counts[kind] = (correct + right, shown + int("so " in text), of + 1)
+        solved += any(exam.score(kind, attempt, problem["answer"]) for attempt in more)
     asked = len(exam.problems)
-    right_at_once = sum(n[0] for n in by_kind.values()) / asked
-    return Reasoning(right_at_once, solved / asked, exam.passes, asked, by_kind)
+    by_kind = dict(sorted(counts.items()))
+    return Reasoning(right_at_once / asked, solved / asked, exam.passes, asked, by_kind)
 
 
 def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ...]:
@@ -154,10 +161,10 @@ def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ..
     """
     assert exam.points is not None
     found = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
-    return tuple(
-        exam.points(one["kind"], texts[0], one["answer"])
-        for one, texts in zip(exam.duels, found, strict=True)
-    )
+    points = []
+    for one, (text,) in zip(exam.duels, found, strict=True):
+        points.append(exam.points(one["kind"], text, one["answer"]))
+    return tuple(points)
 
 
 def answers(
@@ -171,15 +178,16 @@ def answers(
     """`samples` answers to each prompt; the draws depend on the prompt's place alone, not on the
     model.
     """
-    prompts = [
-        prompt_ids([{"role": "user", "content": one["prompt"]}], model.tokenizer) for one in asked
-    ]
-    generator = generator_of(
-        model, backend, Sampling(max_new_tokens=longest, temperature=temperature)
-    )
+    prompts = []
+    for one in asked:
+        chat = [{"role": "user", "content": one["prompt"]}]
+        prompts.append(prompt_ids(chat, model.tokenizer))
+    sampling = Sampling(max_new_tokens=longest, temperature=temperature)
+    generator = generator_of(model, backend, sampling)
     found = generator.run(model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8)
     texts = [model.tokenizer.decode(c.ids) for c in found]
-    return [texts[i * samples : (i + 1) * samples] for i in range(len(asked))]
+    starts = range(0, len(texts), samples)
+    return [texts[start : start + samples] for start in starts]
 
 
 def text_figures(
@@ -195,8 +203,14 @@ def text_figures(
     width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
     source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
     loss = partial(causal_lm_loss, model=model.network)
-    run = backend.inference_fn(lambda p, b: loss(backend.ops, p, b)[1]["loss"][0])
-    nats = bytes_ = count = 0.0
+
+    def nats_of(params: Params, batch: dict[str, Array]) -> Array:
+        return loss(backend.ops, params, batch)[1]["loss"][0]
+
+    run = backend.inference_fn(nats_of)
+    nats = 0.0
+    bytes_ = 0.0
+    count = 0.0
     for batch in source.eval_batches(None):
         nats += float(backend.numpy(run(model.params, batch)))
         bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
@@ -231,14 +245,10 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
         return [*found["loss"], found["accuracy"][0]]
 
     run = backend.inference_fn(metrics)
-    sums = np.sum(
-        [
-            [float(backend.numpy(x)) for x in run(model.params, b)]
-            for b in source.eval_batches(None)
-        ],
-        0,
-    )
-    nats, tokens, right = sums.tolist()
+    rows = []
+    for batch in source.eval_batches(None):
+        rows.append([float(backend.numpy(x)) for x in run(model.params, batch)])
+    nats, tokens, right = np.sum(rows, 0).tolist()
     return {
         "loss": nats / max(tokens, 1.0),
         "accuracy": right / max(tokens, 1.0),
@@ -248,26 +258,28 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
 
 def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tuple[int, int]]:
     """Kind of question → (right, asked), greedy answers to the last user message."""
-    prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
-    fits = [
-        i
+    beside = model.network.decoder_start_token_id is not None
+    prompts: dict[int, Sequence[int]] = {}
+    for i, question in enumerate(exam.questions):
+        prompt = prompt_ids(question["messages"][:-1], model.tokenizer)
         # where it is read beside the answer, a prompt that is too long is cut
-        for i, p in enumerate(prompts)
-        if model.network.decoder_start_token_id is not None
-        or context_length(len(p), 1, None) <= room
-    ]
-    generator = generator_of(
-        model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0)
-    )
-    found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
-    said = dict(zip(fits, found, strict=True))
-    counts: dict[str, list[int]] = {}
+        if beside or context_length(len(prompt), 1, None) <= room:
+            prompts[i] = prompt
+    sampling = Sampling(max_new_tokens=longest_answer(exam, model), temperature=0)
+    generator = generator_of(model, backend, sampling)
+    found = generator.run(model.params, list(prompts.values()), batch_size=ROWS * 8)
+    said = dict(zip(prompts, found, strict=True))
+    counts: dict[str, tuple[int, int]] = {}
     for i, question in enumerate(exam.questions):
         kind = question["kind"]
-        text = model.tokenizer.decode(said[i].ids) if i in said else ""
-        counts.setdefault(kind, []).append(int(exam.score(kind, text, question["answer"])))
-    return {kind: (int(np.sum(marks)), len(marks)) for kind, marks in sorted(counts.items())}
+        text = ""
+        if i in said:
+            text = model.tokenizer.decode(said[i].ids)
+        right, asked = counts.get(kind, (0, 0))
+        right += int(exam.score(kind, text, question["answer"]))
+        counts[kind] = (right, asked + 1)
+    return dict(sorted(counts.items()))
 
 
 def builtin_exam(
@@ -281,13 +293,15 @@ def builtin_exam(
     """
     cfg = cfg or ExamConfig()
     made = build(corpus)
-    return EvalSuite(
+    suite = EvalSuite(
         list(made.documents(cfg.split)),
         list(made.chats(cfg.split)),
         score,
         sequence_length,
         problems=list(made.problems(cfg.split))[: cfg.problems],
         passes=cfg.passes,
-        duels=list(made.prompts(cfg.split))[: cfg.duels] if rule else (),
-        points=rule.points if rule else None,
     )
+    if rule is None:
+        return suite
+    duels = list(made.prompts(cfg.split))[: cfg.duels]
+    return replace(suite, duels=duels, points=rule.points)

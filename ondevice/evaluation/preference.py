@@ -32,7 +32,7 @@ from ondevice.models.model import Model, require_chat_template, require_generati
 from ondevice.models.network import is_generative
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.protocols import Backend
-from ondevice.training.sequence_logprobs import Scorer
+from ondevice.training.sequence_logprobs import Floats, Scorer
 
 ROWS = 32
 
@@ -49,26 +49,15 @@ def win_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
                 where=name,
                 hint="--against MODEL --judge REWARD_MODEL",
             )
-    judge = load_model(find_reward_model(cfg.judge), backend)
-    if is_generative(judge.cfg) or judge.cfg.num_labels != 1:
-        raise UserError(
-            "is no reward model: it has no head of one score",
-            where=cfg.judge,
-            hint="ondevice reward makes one",
-        )
-    require_chat_template(judge)
-    judge = _told_what_it_reads(judge, cfg)
-    chats, greedy = (
-        conversations(cfg.data, cfg.limit, Reading.of(cfg)),
-        Sampling(cfg.max_new_tokens, temperature=0.0),
-    )
+    judge = _judge(cfg, backend)
+    chats = conversations(cfg.data, cfg.limit, Reading.of(cfg))
+    greedy = Sampling(cfg.max_new_tokens, temperature=0.0)
     said = answers(require_generative(model), backend, chats, greedy)
-    against = with_kwargs(
-        load_generative(find_model(cfg.against), backend), cfg.chat_template_kwargs
-    )
-    other = answers(against, backend, chats, greedy)
-    ours, theirs = _scores(judge, backend, chats, said), _scores(judge, backend, chats, other)
-    wins, ties = int((ours > theirs).sum()), int((ours == theirs).sum())
+    other = answers(_other_model(cfg.against, cfg, backend), backend, chats, greedy)
+    ours = _scores(judge, backend, chats, said)
+    theirs = _scores(judge, backend, chats, other)
+    wins = int((ours > theirs).sum())
+    ties = int((ours == theirs).sum())
     share = wilson(wins + ties / 2, len(chats))
     return {
         "win_rate": share.share,
@@ -82,23 +71,35 @@ def win_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     }
 
 
+def _judge(cfg: EvalConfig, backend: Backend) -> Model:
+    """The reward model `cfg.judge`. Raises UserError for any other model."""
+    judge = load_model(find_reward_model(cfg.judge), backend)
+    if is_generative(judge.cfg) or judge.cfg.num_labels != 1:
+        raise UserError(
+            "is no reward model: it has no head of one score",
+            where=cfg.judge,
+            hint="ondevice reward makes one",
+        )
+    require_chat_template(judge)
+    return _told_what_it_reads(judge, cfg)
+
+
+def _other_model(name: str, cfg: EvalConfig, backend: Backend) -> Model:
+    """A model that writes, its template given what the evaluated one's is."""
+    return with_kwargs(load_generative(find_model(name), backend), cfg.chat_template_kwargs)
+
+
 def _told_what_it_reads(judge: Model, cfg: EvalConfig) -> Model:
     """The judge, whose template is given what the models' are, as `ppo` gives it. What it does not
     read, a judge of another family may do without; stderr says so."""
-    kwargs, read = (
-        parse_template_kwargs(cfg.chat_template_kwargs),
-        set(judge.tokenizer.kwargs_read()),
-    )
+    kwargs = parse_template_kwargs(cfg.chat_template_kwargs)
+    read = set(judge.tokenizer.kwargs_read())
     if not kwargs:
         return with_kwargs(judge, cfg.chat_template_kwargs)
-    if unread := sorted(set(kwargs) - read):
-        print(
-            sanitize(
-                f"eval: the chat template of the judge does not read {', '.join(unread)}",
-                newlines=False,
-            ),
-            file=sys.stderr,
-        )
+    unread = sorted(set(kwargs) - read)
+    if unread:
+        line = f"eval: the chat template of the judge does not read {', '.join(unread)}"
+        print(sanitize(line, newlines=False), file=sys.stderr)
     own = {name: kwargs[name] for name in set(kwargs) & read}
     return replace(judge, tokenizer=judge.tokenizer.with_kwargs(own))
 
@@ -109,9 +110,9 @@ def _scores(
     """(N,) the judge's score of each answer, in its own tokens. Raises UserError for what it cannot
     read to the end.
     """
-    rows = [
-        completion_row(chat, text, judge.tokenizer) for chat, text in zip(chats, said, strict=True)
-    ]
+    rows = []
+    for chat, text in zip(chats, said, strict=True):
+        rows.append(completion_row(chat, text, judge.tokenizer))
     longest = max(row.length for row in rows)
     if longest > judge.cfg.max_position_embeddings:
         raise UserError(
@@ -120,9 +121,8 @@ def _scores(
             where="max_new_tokens",
             hint="lower it",
         )
-    scores = Scorer(judge, backend, batch_size=ROWS).scores(
-        judge.params, [prompt_and_completion(row) for row in rows]
-    )
+    scorer = Scorer(judge, backend, batch_size=ROWS)
+    scores = scorer.scores(judge.params, list(map(prompt_and_completion, rows)))
     return np.asarray(scores, np.float32)
 
 
@@ -152,49 +152,67 @@ def preference_accuracy(cfg: EvalConfig, model: Model, backend: Backend) -> dict
     without pairs, and for a reference that does not fit."""
     require_chat_template(model)
     made = _token_pairs(cfg, model.tokenizer)
-    room = model.cfg.max_position_embeddings
-    fit = [pair for pair in made if pair.places(model.network.decoder_start_token_id) <= room][
-        : cfg.limit or None
-    ]
-    if not fit:
-        raise UserError(
-            f"none of {len(made)} pairs can be used",
-            where=cfg.data,
-            hint=f"rows of prompt, chosen and rejected, within {model.cfg.max_position_embeddings} tokens",
-        )
-    left_out = {"too_long": len(made) - len(fit)} if not cfg.limit and len(fit) < len(made) else {}
+    fit = _that_fit(made, model, cfg)
     scorer = Scorer(model, backend, batch_size=16)
     if model.cfg.num_labels == 1:
         if cfg.reference:
             raise UserError("a reward model needs none", where="reference", hint="leave it out")
-        found = quality(model.params, fit, scorer)
-        return {
-            **{
-                name: found[name]
-                for name in ("accuracy", "interval", "pairs", "margin", "calibration_error")
-            },
-            **left_out,
-        }
-    require_generative(model)
-    rows = [side for pair in fit for side in (pair.chosen, pair.rejected)]
-    logps = scorer.logprobs(model.params, rows)
-    if cfg.reference:
-        start = with_kwargs(
-            load_generative(find_model(cfg.reference), backend), cfg.chat_template_kwargs
+        quality_of = quality(model.params, fit, scorer)
+        names = ("accuracy", "interval", "pairs", "margin", "calibration_error")
+        found = {name: quality_of[name] for name in names}
+    else:
+        require_generative(model)
+        found = _by_logprobs(_logprobs(cfg, model, backend, scorer, fit))
+    if not cfg.limit and len(fit) < len(made):
+        found["too_long"] = len(made) - len(fit)
+    return found
+
+
+def _that_fit(made: Sequence[TokenPair], model: Model, cfg: EvalConfig) -> list[TokenPair]:
+    """The pairs that the model's context holds, at most `cfg.limit`. Raises UserError where there
+    is none."""
+    room = model.cfg.max_position_embeddings
+    start = model.network.decoder_start_token_id
+    fit = [pair for pair in made if pair.places(start) <= room][: cfg.limit or None]
+    if not fit:
+        raise UserError(
+            f"none of {len(made)} pairs can be used",
+            where=cfg.data,
+            hint=f"rows of prompt, chosen and rejected, within {room} tokens",
         )
-        if start.tokenizer.sha256() != model.tokenizer.sha256():
-            raise UserError(
-                "has another tokenizer than the model", where=cfg.reference, hint="name its start"
-            )
-        theirs = Scorer(start, backend, batch_size=16).logprobs(start.params, rows)
-        logps = [one - other for one, other in zip(logps, theirs, strict=True)]
-    sums, means = (np.array([how(part) for part in logps]) for how in (np.sum, np.mean))
+    return fit
+
+
+def _logprobs(
+    cfg: EvalConfig, model: Model, backend: Backend, scorer: Scorer, fit: Sequence[TokenPair]
+) -> list[Floats]:
+    """Log-probabilities of the tokens of each chosen response and of the rejected one after it, less
+    those of `cfg.reference`. Raises UserError for a reference with another tokenizer."""
+    rows = []
+    for pair in fit:
+        rows += [pair.chosen, pair.rejected]
+    logps = scorer.logprobs(model.params, rows)
+    if not cfg.reference:
+        return logps
+    start = _other_model(cfg.reference, cfg, backend)
+    if start.tokenizer.sha256() != model.tokenizer.sha256():
+        raise UserError(
+            "has another tokenizer than the model", where=cfg.reference, hint="name its start"
+        )
+    theirs = Scorer(start, backend, batch_size=16).logprobs(start.params, rows)
+    return [one - other for one, other in zip(logps, theirs, strict=True)]
+
+
+def _by_logprobs(logps: Sequence[Floats]) -> dict[str, Any]:
+    """How often the chosen response is the likelier one, by all of its tokens and by their mean."""
+    sums = np.array([part.sum() for part in logps])
+    means = np.array([part.mean() for part in logps])
     right = int((sums[0::2] > sums[1::2]).sum())
-    share = wilson(right, len(fit))
+    pairs = len(logps) // 2
+    share = wilson(right, pairs)
     return {
         "accuracy": share.share,
         "interval": [share.low, share.high],
-        "pairs": len(fit),
+        "pairs": pairs,
         "accuracy_per_token": float((means[0::2] > means[1::2]).mean()),
-        **left_out,
     }

@@ -53,15 +53,15 @@ def fill(cfg: FillConfig) -> dict[str, Any]:
             where="text",
             hint="shorten it",
         )
-    probabilities = guesses(model, model.params, backend, [ids])[0]
+    [probabilities] = guesses(model, model.params, backend, [ids])
     best = np.argsort(-probabilities, -1, kind="stable")[:, : cfg.top]
-    masks = [
-        [
-            {"token": model.tokenizer.decode([i], skip_special=False), "probability": float(row[i])}
-            for i in top
-        ]
-        for row, top in zip(probabilities, best, strict=True)
-    ]
+    masks = []
+    for row, top in zip(probabilities, best, strict=True):
+        candidates = []
+        for i in top:
+            token = model.tokenizer.decode([i], skip_special=False)
+            candidates.append({"token": token, "probability": float(row[i])})
+        masks.append(candidates)
     return {"text": filled(ids, best[:, 0], model.tokenizer), "masks": masks}
 
 
@@ -69,10 +69,11 @@ def render(found: Mapping[str, Any]) -> str:
     """The text with the likeliest tokens, then a line of candidates a mask."""
     lines = [found["text"]]
     for number, candidates in enumerate(found["masks"], 1):
-        told = ", ".join(
-            f"{one['token'].strip() or repr(one['token'])} {one['probability']:.1%}"
-            for one in candidates
-        )
+        words = []
+        for one in candidates:
+            token = one["token"].strip() or repr(one["token"])
+            words.append(f"{token} {one['probability']:.1%}")
+        told = ", ".join(words)
         lines.append(f"{WRITTEN} {number}: {told or 'the text around it was written otherwise'}")
     return "\n".join(lines)
 
@@ -87,7 +88,9 @@ def mask_ids(text: str, tokenizer: Tokenizer) -> list[int]:
         )
     ids = [tokenizer.cls_id]
     for number, part in enumerate(parts_around(text, tokenizer)):
-        ids += [tokenizer.mask_id] * (number > 0) + tokenizer.encode(part)
+        if number > 0:
+            ids.append(tokenizer.mask_id)
+        ids += tokenizer.encode(part)
     return [*ids, tokenizer.sep_id]
 
 
@@ -95,17 +98,18 @@ def guesses(
     model: Model, params: Params, backend: Backend, texts: Sequence[Sequence[int]]
 ) -> list[NDArray[np.float32]]:
     """(masks, V) probabilities for each text's masks; special tokens are no guesses."""
-    network, ops = model.network, backend.ops
+    network = model.network
+    ops = backend.ops
     batch = text_batch(texts, len(texts), "first")
     index = np.flatnonzero(batch["ids"] == model.tokenizer.mask_id).astype(np.int32)
 
     def probabilities(params: Params, batch: Mapping[str, Array], index: Array) -> Array:
-        z = network.head.logits(ops, params, network.hidden(ops, params, batch, at=index))
+        hidden = network.hidden(ops, params, batch, at=index)
+        z = network.head.logits(ops, params, hidden)
         return ops.softmax(z[:, : model.tokenizer.vocab_size], -1)
 
-    found = backend.numpy(
-        backend.inference_fn(probabilities, compile="never")(params, batch, index)
-    ).copy()
+    run = backend.inference_fn(probabilities, compile="never")
+    found = backend.numpy(run(params, batch, index)).copy()
     found[:, model.tokenizer.is_special] = 0
     row_of = index // batch["ids"].shape[1]
     return [found[row_of == r] for r in range(len(texts))]
@@ -113,25 +117,24 @@ def guesses(
 
 def filled(ids: Sequence[int], tokens: NDArray[np.integer[Any]], tokenizer: Tokenizer) -> str:
     """The text with `tokens` in place of its masks."""
-    left = iter(tokens.tolist())
-    return tokenizer.decode([next(left) if i == tokenizer.mask_id else i for i in ids])
+    whole = np.array(ids)
+    whole[whole == tokenizer.mask_id] = tokens
+    return tokenizer.decode(whole.tolist())
 
 
 def fill_all(model: Model, params: Params, backend: Backend, texts: Sequence[str]) -> list[str]:
     """Each text with the likeliest token at each of its masks; as it is where it has none or is too
     long.
     """
-    encoded = {n: mask_ids(text, model.tokenizer) for n, text in enumerate(texts)}
-    able = {
-        n: ids
-        for n, ids in encoded.items()
-        if model.tokenizer.mask_id in ids and len(ids) <= model.cfg.max_position_embeddings
-    }
+    able: dict[int, list[int]] = {}
+    for n, text in enumerate(texts):
+        ids = mask_ids(text, model.tokenizer)
+        if model.tokenizer.mask_id in ids and len(ids) <= model.cfg.max_position_embeddings:
+            able[n] = ids
+    done = list(texts)
     if not able:
-        return list(texts)
-    best = [found.argmax(-1) for found in guesses(model, params, backend, list(able.values()))]
-    done = {
-        n: filled(ids, top, model.tokenizer)
-        for (n, ids), top in zip(able.items(), best, strict=True)
-    }
-    return [done.get(n, text) for n, text in enumerate(texts)]
+        return done
+    found = guesses(model, params, backend, list(able.values()))
+    for (n, ids), probabilities in zip(able.items(), found, strict=True):
+        done[n] = filled(ids, probabilities.argmax(-1), model.tokenizer)
+    return done

@@ -52,25 +52,20 @@ def label(cfg: LabelConfig) -> dict[str, Any]:
         )
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = need_classes(load_model(find_classifier(cfg.model), backend))
-    found = probabilities(
-        model, backend, [LabelledText(text, "", read_input(lambda: cfg.pair) or None)]
-    )[0]
-    order = np.argsort(-found, kind="stable")[: cfg.top]
+    pair = read_input(lambda: cfg.pair) or None
+    [found] = probabilities(model, backend, [LabelledText(text, "", pair)])
+    order: list[int] = np.argsort(-found, kind="stable")[: cfg.top].tolist()
     names = names_of(model)
-    return {
-        "label": names[int(order[0])],
-        "classes": [{"label": names[int(i)], "probability": float(found[i])} for i in order],
-    }
+    classes = [{"label": names[i], "probability": float(found[i])} for i in order]
+    return {"label": names[order[0]], "classes": classes}
 
 
 def render(found: Mapping[str, Any]) -> str:
     """The likeliest class, then all that were asked for with their probabilities."""
-    return "\n".join(
-        [
-            found["label"],
-            *(f"{one['probability']:6.1%}  {one['label']}" for one in found["classes"]),
-        ]
-    )
+    lines = [found["label"]]
+    for one in found["classes"]:
+        lines.append(f"{one['probability']:6.1%}  {one['label']}")
+    return "\n".join(lines)
 
 
 def classified(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
@@ -87,31 +82,39 @@ def classified(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
             hint="ondevice label tells each class's probability",
         )
     rows, unlabelled = _rows(cfg)
-    known = same_classes(names, (row.label for row in rows))
+    labels = [row.label for row in rows]
+    known = same_classes(names, labels)
     if known is None:
-        unknown = sorted({row.label for row in rows} - set(names))
+        unknown = sorted(set(labels) - set(names))
         raise UserError(
             f"has the class {unknown[0]!r}, which the model does not know",
             where=cfg.data,
             hint=f"known: {', '.join(names[:8])}{', …' * (len(names) > 8)}",
         )
     guessed = probabilities(model, backend, rows).argmax(-1)
-    by_class = {name: [0, 0] for name in names}
-    for row, guess in zip(rows, guessed, strict=True):
-        name = known[row.label]
-        by_class[name][0] += names[int(guess)] == name
-        by_class[name][1] += 1
-    share = wilson(sum(right for right, _ in by_class.values()), len(rows))
-    read_as = {label: name for label, name in known.items() if label != name}
-    return {
+    counts = {name: [0, 0] for name in names}
+    right = 0
+    for label, guess in zip(labels, guessed, strict=True):
+        name = known[label]
+        hit = names[int(guess)] == name
+        right += hit
+        counts[name][0] += hit
+        counts[name][1] += 1
+    share = wilson(right, len(rows))
+    most_frequent = Counter(labels).most_common(1)[0][1]
+    found: dict[str, Any] = {
         "accuracy": share.share,
         "interval": [share.low, share.high],
         "texts": len(rows),
-        "most_frequent": Counter(row.label for row in rows).most_common(1)[0][1] / len(rows),
-        "by_class": {name: counts for name, counts in by_class.items() if counts[1]},
-        **({"unlabelled": unlabelled} if unlabelled else {}),
-        **({"read_as": read_as} if read_as else {}),
+        "most_frequent": most_frequent / len(rows),
+        "by_class": {name: counted for name, counted in counts.items() if counted[1]},
     }
+    if unlabelled:
+        found["unlabelled"] = unlabelled
+    read_as = {label: name for label, name in known.items() if label != name}
+    if read_as:
+        found["read_as"] = read_as
+    return found
 
 
 def _rows(cfg: EvalConfig) -> tuple[list[LabelledText], int]:
@@ -119,25 +122,25 @@ def _rows(cfg: EvalConfig) -> tuple[list[LabelledText], int]:
     each is; how many have no class)."""
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is not None:
-        if cfg.pair:
-            raise UserError(
-                "the built-in corpus has no second text", where="pair", hint="leave it out"
-            )
-        held = islice(build(corpus).chats("heldout"), cfg.limit or None)
-        return [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in held], 0
+        return _builtin_rows(cfg, corpus), 0
     rows = open_rows(cfg.data, cfg.limit, "test", Reading.of(cfg))
-    found = [
-        row
-        for _, row in convert_rows(
-            rows, partial(to_label, text=cfg.text, label=cfg.label, pair=cfg.pair)
-        )
-    ]
+    convert = partial(to_label, text=cfg.text, label=cfg.label, pair=cfg.pair)
+    found = [row for _, row in convert_rows(rows, convert)]
     check_rejected(rows)
     if not found:
         raise UserError(
             "no row to learn from or to judge by", where=cfg.data, hint="rows of text and label"
         )
     return found, rows.unlabelled
+
+
+def _builtin_rows(cfg: EvalConfig, corpus: CorpusConfig) -> list[LabelledText]:
+    if cfg.pair:
+        raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out")
+    rows = []
+    for chat in islice(build(corpus).chats("heldout"), cfg.limit or None):
+        rows.append(LabelledText(chat["messages"][0]["content"], chat["kind"]))
+    return rows
 
 
 def need_classes(model: Model) -> Model:
@@ -162,7 +165,9 @@ def probabilities(
 ) -> NDArray[np.float32]:
     """(texts, classes), each text's together 1; of a model that gives one text several classes each
     by itself, as transformers' pipeline has them."""
-    network, ops, width = model.network, backend.ops, model.cfg.max_position_embeddings
+    network = model.network
+    ops = backend.ops
+    width = model.cfg.max_position_embeddings
     ids, types, cut = text_inputs(texts, model, width)
     if cut:
         print(
@@ -171,9 +176,8 @@ def probabilities(
         )
 
     def fn(params: Params, batch: Mapping[str, Array]) -> Array:
-        scores = class_scores(
-            ops, params, network, network.hidden(ops, params, batch, at=batch["read"])
-        )
+        hidden = network.hidden(ops, params, batch, at=batch["read"])
+        scores = class_scores(ops, params, network, hidden)
         if model.cfg.problem_type == MULTI_LABEL:
             return 0.5 + 0.5 * ops.tanh(0.5 * scores)  # the sigmoid
         return ops.softmax(scores, -1)
@@ -181,11 +185,9 @@ def probabilities(
     run = backend.inference_fn(fn, compile="never" if len(texts) == 1 else "auto")
     out = np.zeros((len(texts), model.cfg.num_labels), np.float32)
     for group in group_by_length([len(row) for row in ids], ROWS):
-        batch = text_batch(
-            [ids[i] for i in group],
-            len(group),
-            network.pooling,
-            None if types is None else [types[i] for i in group],
-        )
+        of_group = None
+        if types is not None:
+            of_group = [types[i] for i in group]
+        batch = text_batch([ids[i] for i in group], len(group), network.pooling, of_group)
         out[group] = backend.numpy(run(model.params, batch))
     return out

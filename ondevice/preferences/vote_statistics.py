@@ -164,12 +164,14 @@ def _between(items: Mapping[int, Item], given: Sequence[Vote]) -> dict[str, Any]
         both = [(unit[one], unit[other]) for unit in said.values() if one in unit and other in unit]
         if both:
             two.append({"raters": [one, other], **asdict(cohen_kappa(both))})
-    even = len({len(unit) for unit in units}) == 1
-    return {
+    found: dict[str, Any] = {
         "pairs_of_raters": two,
         "krippendorff": asdict(krippendorff_alpha(units)),
-        "fleiss": asdict(fleiss_kappa(units)) if even else None,
+        "fleiss": None,
     }
+    if len(set(map(len, units))) == 1:
+        found["fleiss"] = asdict(fleiss_kappa(units))
+    return found
 
 
 # In words
@@ -255,17 +257,26 @@ def _points(middle: float, low: float, high: float) -> tuple[float, float, float
 def share_text(share: Mapping[str, Any]) -> str:
     if not share["of"]:
         return "– (0 of 0)"
-    return f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] ({share['count']:g} of {share['of']})"
+    interval = f"[{share['low']:.2f}, {share['high']:.2f}]"
+    return f"{share['share']:.2f} {interval} ({share['count']:g} of {share['of']})"
 
 
 def _agreement(found: Mapping[str, Any], word: str = "kappa") -> str:
-    kappa = "–" if found["kappa"] is None else f"{found['kappa']:.2f}"
-    few = ", too few to say much" if found["n"] < FEW else ""
+    kappa = "–"
+    if found["kappa"] is not None:
+        kappa = f"{found['kappa']:.2f}"
+    few = ""
+    if found["n"] < FEW:
+        few = ", too few to say much"
     return f"{word} {kappa}, {found['raw']:.0%} the same (n {found['n']}{few})"
 
 
 def _pace(rater: Mapping[str, Any]) -> str:
-    words = f", {rater['skips']} skipped" if rater["skips"] else ""
+    words = ""
+    if rater["skips"]:
+        words = f", {rater['skips']} skipped"
     if rater["median_dwell_ms"] is not None:
         words += f", {rater['median_dwell_ms'] / 1000:.1f} s each in the middle"
-    return words + (f", {rater['hasty']} under {HASTY_MS / 1000:g} s" if rater["hasty"] else "")
+    if rater["hasty"]:
+        words += f", {rater['hasty']} under {HASTY_MS / 1000:g} s"
+    return words

@@ -281,7 +281,7 @@ def startable(name: str) -> bool:
     """Whether a command of this name runs the stage (`ondevice rate` is for people, the stage
     `rate` is a recipe's).
     """
-    from ondevice.cli import VERBS
+    from ondevice.config.verbs import VERBS
 
     if name not in VERBS or name not in STAGES:
         return False

@@ -131,7 +131,7 @@ def words_for(
 ) -> list[str]:
     """The command line of a verb: positional words first, then a flag for each value that differs
     from the default (or from `base`, what `--recipe` fills in)."""
-    from ondevice.cli import VERBS
+    from ondevice.config.verbs import VERBS
 
     plain = base if base is not None else _defaults(cls)
     known = {f.name for f in dataclasses.fields(cls)}

@@ -6,7 +6,8 @@ import os
 
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
-from ondevice.preferences.database import Item, Ratings
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Item
 from ondevice_tui.screens.rate_cards import Note
 from ondevice_tui.screens.rating_page import RatingPage
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from ondevice.common.progress import duration
-from ondevice.preferences.database import Progress
+from ondevice.preferences.votes import Progress
 from ondevice_tui.widgets.safe import content, line
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses

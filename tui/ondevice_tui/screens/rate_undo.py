@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ondevice.preferences.database import Item, Ratings, Vote
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Item, Vote
 
 
 @dataclass(frozen=True)

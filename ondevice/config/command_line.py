@@ -1,0 +1,185 @@
+"""A verb's command line, taken apart, and the config that it gives.
+
+Flags, YAML keys and fields are one and the same names, so that a command line becomes a mapping that
+`config.load` reads as it reads a recipe, with the same one-line errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondevice.common.errors import UserError, nearest
+from ondevice.config.verbs import Verb, usage
+
+
+@dataclass
+class Line:
+    """A verb's command line, taken apart."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sets: list[str] = field(default_factory=list)
+    recipe: str = ""
+    json: bool = False
+    help: bool = False
+
+
+def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
+    """Flags (--a-b 1, --a_b=1, --on, --no-on) and words without a flag into values by field name,
+    still text.
+
+    Raises UserError: an unknown flag (naming the nearest), a flag without its value, a word too
+    many.
+    """
+    kinds: dict[str, Any] = typing.get_type_hints(cls) if cls else {}
+    line = Line()
+    words = list(verb.positional)
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            for word in rest:
+                _place(verb, line, words, word)
+            break
+        if token in ("-h", "--help"):
+            line.help = True
+        elif token.startswith("-") and len(token) > 1 and not _is_number(token):
+            _take_flag(verb, kinds, line, token, rest)
+        else:
+            _place(verb, line, words, token)
+    return line
+
+
+def make_config(verb: Verb, cls: type, line: Line) -> Any:
+    """The verb's config: defaults (or a recipe's, with --recipe), flags over them, --set over
+    these.
+    """
+    from ondevice.config.load import apply_set, from_mapping, to_mapping
+
+    values: dict[str, Any] = {}
+    given = dict(line.values)
+    if verb.name != "run":  # there the changes are the recipe's
+        for assignment in line.sets:
+            apply_set(given, assignment)
+    if line.recipe:
+        from ondevice.config.recipe import stage_defaults
+
+        values = to_mapping(stage_defaults(verb.name, line.recipe))
+    filled = set(values) - set(given)
+    values.update(given)
+    _check_complete(verb, cls, values)
+    try:
+        return from_mapping(cls, values, filled=filled)
+    except UserError as error:
+        where = _flag(error.where) if error.where else ""
+        raise UserError(error.message, where=where, hint=error.hint) from None
+
+
+def _check_complete(verb: Verb, cls: type, values: Mapping[str, Any]) -> None:
+    """Raises UserError for a field without a default that has no value."""
+    for f in dataclasses.fields(cls):
+        if f.name in values:
+            continue
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            name = f.name.upper() if f.name in verb.positional else _flag(f.name)
+            raise UserError(f"{name} is missing", where=verb.name, hint=usage(verb))
+
+
+def _take_flag(
+    verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]
+) -> None:
+    """A flag with its value, which `rest` begins with where it does not stand in the flag. Raises
+    UserError for one that this verb does not have."""
+    name, equals, text = token.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    given = text if equals else None
+    switched_off = key.startswith("no_") and kinds.get(key[3:]) is bool
+    if not name.startswith("--"):
+        key = ""  # no short flags, and no field has an empty name
+    if key == "json" and verb.json:
+        line.json = True
+    elif key == "set" and verb.sets:
+        line.sets.append(_value(name, given, rest))
+    elif key == "recipe" and verb.recipe:
+        line.recipe = _value(name, given, rest)
+    elif switched_off and given is None:
+        line.values[key[3:]] = False
+    elif kinds.get(key) is bool:
+        line.values[key] = _truth(name, given, rest)
+    elif key in kinds:
+        value = _value(name, given, rest)
+        if typing.get_origin(kinds[key]) is tuple:
+            parts = filter(None, value.split(","))
+            line.values[key] = [*line.values.get(key, []), *parts]
+        else:
+            line.values[key] = value
+    else:
+        raise UserError(
+            f"unknown flag {name!r}", where=verb.name, hint=_near_flag(verb, kinds, key)
+        )
+
+
+def _truth(name: str, given: str | None, rest: list[str]) -> bool:
+    """Of a flag that is on or off: on, unless a word says true or false. Raises UserError for any
+    other value that is joined to it."""
+    if given is None and rest and rest[0].lower() in ("true", "false"):
+        given = rest.pop(0)
+    if given is None:
+        return True
+    if given.lower() not in ("true", "false"):
+        raise UserError(f"expected true or false, got {given!r}", where=name)
+    return given.lower() == "true"
+
+
+def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
+    """The flag that was meant: by its initials (lr), its beginning or a part of it, else the
+    nearest in spelling.
+    """
+    known = list(kinds)
+    for name, there in (("json", verb.json), ("set", verb.sets), ("recipe", verb.recipe)):
+        if there:
+            known.append(name)
+    for name in known:
+        words = name.split("_")
+        initials = "".join(word[0] for word in words)
+        if key and (key == initials or name.startswith(key) or key in words):
+            return f"did you mean {_flag(name)!r}?"
+    for name, kind in kinds.items():
+        if kind is bool:
+            known.append(f"no_{name}")
+    hint = nearest(_flag(key), map(_flag, known))
+    if hint.startswith("did"):
+        return hint
+    return f"ondevice {verb.name} --help lists them"
+
+
+def _value(name: str, given: str | None, rest: list[str]) -> str:
+    if given is not None:
+        return given
+    if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
+        raise UserError("needs a value", where=name)
+    return rest.pop(0)
+
+
+def _place(verb: Verb, line: Line, words: list[str], word: str) -> None:
+    while words and words[0] in line.values:
+        words.pop(0)  # given by its flag already
+    if not words:
+        raise UserError(f"{word!r} is one word too many", where=verb.name, hint=usage(verb))
+    line.values[words.pop(0)] = word
+
+
+def _flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _is_number(token: str) -> bool:
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return True
