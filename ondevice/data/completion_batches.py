@@ -59,8 +59,8 @@ def completion_batch(
     start: int | None = None,
 ) -> Batch:
     """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index,
-    weights (K,), member (R, K). `tokens` are further values, one array a row with one value a token
-    of its completion; they come out as (K,) under their names, 0 where padded. With `start` the
+    weights (K,), member (R, K). `tokens` are further values, one array per row with one value per
+    token of its completion; they come out as (K,) under their names, 0 where padded. With `start` the
     completions are written after that token and the prompts are read beside them: source_ids (R,
     S), source_lengths (R,)."""
     batch: Batch = {}
