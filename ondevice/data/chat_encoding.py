@@ -87,7 +87,8 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     `encode_chat` does.
     """
     text = checked_context(messages, tokenizer, prompt=True)
-    ids, _ = _tokens(_readable([Rendered(text, ())], tokenizer), tokenizer)[0]
+    texts = _readable([Rendered(text, ())], tokenizer)
+    ids, _ = _tokens(texts, tokenizer)[0]
     return [int(i) for i in ids]
 
 
@@ -132,33 +133,46 @@ def with_template_kwargs(tokenizer: Tokenizer, setting: str) -> Tokenizer:
 
 
 def _encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[ChatRow]:
-    stops, special = tokenizer.is_stop, tokenizer.is_special
     rows = []
     for item, (ids, ranges) in zip(texts, _tokens(texts, tokenizer), strict=True):
         mask = np.zeros(len(ids), np.bool_)
-        many = len(item.spans)
-        for number, ((start, end), (_, said)) in enumerate(
-            zip(ranges[:many], ranges[many:], strict=True)
-        ):
-            last = number == many - 1
-            end = said if item.open and not stops[ids[said:end]].any() else end
-            end = _with_stop(ids, start, said, end, stops, special, item.exact)
-            if (
-                end < len(ids)
-                and ids[end] == tokenizer.eos_id
-                and stops[ids[end - 1]]
-                and ids[end - 1] != ids[end]
-            ):
-                # Cohere's turns end with two tokens, of which the second is the end of text
-                end += 1
+        count = len(item.spans)
+        answers = zip(ranges[:count], ranges[count:], strict=True)
+        for number, ((start, end), (_, said)) in enumerate(answers):
+            end = _learned_end(ids, start, said, end, item, tokenizer)
             mask[start:end] = True
-            if last and not stops[ids[start:end]].any() and not _goes_on(ids, end, tokenizer):
+            is_last = number == count - 1
+            if is_last and _ends_without_stop(ids, start, end, tokenizer):
                 # The template ends a chat with nothing at all: the model learns to stop by end of
                 # text.
                 ids = np.append(ids[:end], np.int32(tokenizer.eos_id))
                 mask = np.append(mask[:end], True)
         rows.append(ChatRow(ids, mask))
     return rows
+
+
+def _learned_end(
+    ids: NDArray[np.int32], start: int, said: int, end: int, item: Rendered, tokenizer: Tokenizer
+) -> int:
+    """Where what is learned of an answer ends, its stop token included. The answer is the tokens
+    [start, end), of which what is said ends at `said`."""
+    stops = tokenizer.is_stop
+    if item.open and not stops[ids[said:end]].any():
+        end = said
+    end = _with_stop(ids, start, said, end, stops, tokenizer.is_special, item.exact)
+    if end >= len(ids) or ids[end] != tokenizer.eos_id:
+        return end
+    if stops[ids[end - 1]] and ids[end - 1] != ids[end]:
+        # Cohere's turns end with two tokens, of which the second is the end of text
+        return end + 1
+    return end
+
+
+def _ends_without_stop(ids: NDArray[np.int32], start: int, end: int, tokenizer: Tokenizer) -> bool:
+    """Whether an answer has no stop token and nothing follows it."""
+    if tokenizer.is_stop[ids[start:end]].any():
+        return False
+    return not _goes_on(ids, end, tokenizer)
 
 
 def _with_stop(
@@ -197,10 +211,9 @@ def _tokens(
     `said` says.
     """
     easy = [n for n, item in enumerate(texts) if ESCAPE not in item.text]
+    encodings = tokenizer.encode_spans([texts[n].text for n in easy])
     results: dict[int, tuple[NDArray[np.int32], list[Span]]] = {}
-    for n, encoding in zip(
-        easy, tokenizer.encode_spans([texts[n].text for n in easy]), strict=True
-    ):
+    for n, encoding in zip(easy, encodings, strict=True):
         if tokenizer.inner.normalizer is None or _honest(encoding.ids, texts[n].text, tokenizer):
             results[n] = _result(encoding.ids, encoding.offsets, _all_spans(texts[n]))
     for n, item in enumerate(texts):
@@ -210,8 +223,12 @@ def _tokens(
 
 
 def _all_spans(item: Rendered) -> list[Span]:
-    said = item.said or tuple(start for start, _ in item.spans)
-    return [*item.spans, *((start, end) for (start, _), end in zip(item.spans, said, strict=True))]
+    """The spans, and behind them those of what is said alone, nothing where the item has none."""
+    ends = item.said or tuple(start for start, _ in item.spans)
+    spans = [*item.spans]
+    for (start, _), end in zip(item.spans, ends, strict=True):
+        spans.append((start, end))
+    return spans
 
 
 def _honest(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
@@ -232,7 +249,9 @@ def _result(
     firsts = np.searchsorted(bounds[:, 1], [start for start, _ in spans], side="right")
     lasts = np.searchsorted(bounds[:, 0], [end for _, end in spans], side="left")
     # An empty answer is an empty range, which its stop token will follow.
-    ranges = [(int(a), max(int(a), int(b))) for a, b in zip(firsts, lasts, strict=True)]
+    ranges: list[Span] = []
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        ranges.append((first, max(first, last)))
     return np.array(ids, np.int32), ranges
 
 
@@ -245,25 +264,26 @@ def _careful(item: Rendered, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], l
     """
     words = guarded(tokenizer)
     pieces = _pieces(item.text, tokenizer, words)
-    encodings = tokenizer._text_only.encode_batch(
-        [text for text, _, _ in pieces], add_special_tokens=False
-    )
+    encodings = tokenizer.encode_texts([text for text, _, _ in pieces])
     ids: list[int] = []
     offsets: list[Span] = []
-    old, new = [0], [0]  # places of the rendered text and of the text with its escapes undone
+    old = [0]  # places of the rendered text
+    new = [0]  # the same of the text with its escapes undone
     place = 0
     for (text, raw, token), encoding in zip(pieces, encodings, strict=True):
         ids += encoding.ids
-        offsets += [(place + a, place + b) for a, b in encoding.offsets]
+        for a, b in encoding.offsets:
+            offsets.append((place + a, place + b))
         for part in re.split(f"({ESCAPED.pattern.replace('(', '(?:')})", raw):
             old.append(old[-1] + len(part))
             new.append(new[-1] + len(_restored(part, words)))
         place += len(text)
         if token is not None:
-            ids.append(int(tokenizer.inner.token_to_id(token[0])))
-            offsets.append((place, place + len(token[1])))
-            place += len(token[1])
-            old.append(old[-1] + len(token[1]))
+            word, taken = token
+            ids.append(int(tokenizer.inner.token_to_id(word)))
+            offsets.append((place, place + len(taken)))
+            place += len(taken)
+            old.append(old[-1] + len(taken))
             new.append(place)
 
     def moved(at: int) -> int:  # no span begins or ends inside an escape
@@ -284,28 +304,30 @@ def _pieces(
     pieces: list[tuple[str, str, tuple[str, str] | None]] = []
     place = 0
     for match in _special_pattern(tokenizer).finditer(text):
-        raw, taken = text[place : match.start()], match.group()
-        pieces.append(
-            (
-                _restored(raw, words),
-                raw,
-                (taken if taken in tokenizer.special else taken.strip(), taken),
-            )
-        )
+        raw = text[place : match.start()]
+        taken = match.group()
+        word = taken
+        if word not in tokenizer.special:
+            word = taken.strip()
+        pieces.append((_restored(raw, words), raw, (word, taken)))
         place = match.end()
     pieces.append((_restored(text[place:], words), text[place:], None))
     return pieces
 
 
 def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
-    return _special_words(tuple((w, t.lstrip, t.rstrip) for w, t in tokenizer.special.items()))
+    special: list[tuple[str, bool, bool]] = []
+    for word, token in tokenizer.special.items():
+        special.append((word, token.lstrip, token.rstrip))
+    return _special_words(tuple(special))
 
 
 @lru_cache(maxsize=16)
 def _special_words(special: tuple[tuple[str, bool, bool], ...]) -> re.Pattern[str]:
-    # A special token may take the white space beside it.
-    forms = [
-        r"\s*" * left + re.escape(word) + r"\s*" * right
-        for word, left, right in sorted(special, key=lambda entry: (-len(entry[0]), entry[0]))
-    ]
-    return re.compile("|".join(forms) if forms else r"(?!)")
+    if not special:
+        return re.compile(r"(?!)")
+    forms: list[str] = []
+    for word, left, right in sorted(special, key=lambda entry: (-len(entry[0]), entry[0])):
+        # A special token may take the white space beside it.
+        forms.append(r"\s*" * left + re.escape(word) + r"\s*" * right)
+    return re.compile("|".join(forms))

@@ -2,7 +2,7 @@
 included.
 
 Shapes: R rows of a batch, T tokens of a row, K targets, padded. Row r reads prompt and completion
-but for the last token; rows are padded at the end, where causal attention cannot reach.
+except for the last token; rows are padded at the end, where causal attention cannot reach.
 """
 
 from __future__ import annotations
@@ -59,16 +59,18 @@ def completion_batch(
     start: int | None = None,
 ) -> Batch:
     """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index,
-    weights (K,), member (R, K). `tokens` are further values, one array a row with one value a token
-    of its completion; they come out as (K,) under their names, 0 where padded. With `start` the
+    weights (K,), member (R, K). `tokens` are further values, one array per row with one value per
+    token of its completion; they come out as (K,) under their names, 0 where padded. With `start` the
     completions are written after that token and the prompts are read beside them: source_ids (R,
     S), source_lengths (R,)."""
-    beside = {} if start is None else source_batch([row.prompt for row in rows], size)
+    batch: Batch = {}
     if start is not None:
+        batch = source_batch([row.prompt for row in rows], size)
         rows = [Row([start], row.completion) for row in rows]
     width = bucket(max(row.length for row in rows) - 1, finer=2)
     ids = np.zeros((size, width), np.int32)
-    targets, index = [], []
+    targets: list[NDArray[np.int32]] = []
+    index: list[NDArray[np.int32]] = []
     for r, (prompt, completion) in enumerate(rows):
         text = np.concatenate([prompt, completion]).astype(np.int32)
         ids[r, : len(text) - 1] = text[:-1]
@@ -77,7 +79,7 @@ def completion_batch(
     counts = np.array([len(t) for t in targets])
     total = int(counts.sum())
     room = eighths(total, size * width)
-    batch: Batch = {**beside, "ids": ids, "positions": _positions(size, width)}
+    batch |= {"ids": ids, "positions": _positions(size, width)}
     batch |= pad_targets(np.concatenate(targets), np.concatenate(index), room)
     batch["member"] = np.zeros((size, room), np.float32)
     batch["member"][np.repeat(np.arange(len(rows)), counts), np.arange(total)] = 1.0
@@ -104,7 +106,8 @@ def counted_answers(chats: ChatRows) -> tuple[Sequence[Row], int]:
         mask = chats.mask[start:end]
         begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
         ends = np.flatnonzero(mask & ~np.append(mask[1:], False)) + 1
-        skipped += not len(begins)
+        if not len(begins):
+            skipped += 1
         for a, b in zip(begins.tolist(), ends.tolist(), strict=True):
             if a:
                 bounds.extend((start, start + a, start + b))
@@ -146,19 +149,26 @@ class CompletionSource(RowSource):
             raise UserError(
                 "no chat has a token to learn", where="data", hint="give chats with answers"
             )
-        self.start, self.examples, self.skipped = start, len(rows), skipped
-        self.truncated = sum(max(len(r.prompt), len(r.completion)) > sequence_length for r in rows)
-        self.cut_prompts = sum(len(r.prompt) > sequence_length for r in rows)
-        self._rows, self._most, self._tokenizer = rows, sequence_length, tokenizer
+        self.start = start
+        self.examples = len(rows)
+        self.skipped = skipped
+        self.truncated = 0
+        self.cut_prompts = 0
+        for row in rows:
+            if len(row.prompt) > sequence_length:
+                self.cut_prompts += 1
+            if max(len(row.prompt), len(row.completion)) > sequence_length:
+                self.truncated += 1
+        self._rows = rows
+        self._most = sequence_length
+        self._tokenizer = tokenizer
         super().__init__(len(rows), batch_size, accumulate, seed, "completions")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        chosen = (self._rows[row] for _, row in group)
-        batch = completion_batch(
-            [fitted_row(r, self._most, self._tokenizer) for r in chosen],
-            self.batch_size,
-            start=self.start,
-        )
+        rows: list[Row] = []
+        for _, number in group:
+            rows.append(fitted_row(self._rows[number], self._most, self._tokenizer))
+        batch = completion_batch(rows, self.batch_size, start=self.start)
         del batch["member"]
         return batch
 
@@ -167,7 +177,8 @@ def source_batch(sources: Sequence[Ids], size: int) -> Batch:
     """What an encoder-decoder reads: source_ids (R, S), padded at the right, and source_lengths
     (R,), at least 1.
     """
-    ids = np.zeros((size, bucket(max(len(source) for source in sources), finer=2)), np.int32)
+    width = bucket(max(len(source) for source in sources), finer=2)
+    ids = np.zeros((size, width), np.int32)
     lengths = np.ones(size, np.int32)
     for r, source in enumerate(sources):
         ids[r, : len(source)] = source
@@ -191,7 +202,9 @@ def text_batch(
         batch["types"] = np.zeros((size, width), np.int32)
         for r, row in enumerate(types):
             batch["types"][r, : len(row)] = row
-    last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
+    last = np.zeros(size, np.int64)
+    for r, row in enumerate(rows):
+        last[r] = len(row) - 1
     if reads == "first":
         batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)
         # padding may stand beyond the last position

@@ -30,7 +30,9 @@ def spans(length: int, share: float, mean: float, draw: np.random.Generator) -> 
     part is shown."""
     hidden = min(max(round(length * share), 1), length - 1)
     count = min(max(round(hidden / mean), 1), hidden, length - hidden)
-    sizes = np.stack([_cut(length - hidden, count, draw), _cut(hidden, count, draw)], 1).reshape(-1)
+    shown_parts = _cut(length - hidden, count, draw)
+    hidden_parts = _cut(hidden, count, draw)
+    sizes = np.stack([shown_parts, hidden_parts], 1).reshape(-1)  # in turn, a shown one first
     return np.repeat(np.arange(2 * count) % 2 == 1, sizes)
 
 
@@ -57,8 +59,11 @@ def split_at_spans(
     marks = sentinels[np.maximum(number, 0)]
     source = np.where(hidden, marks, ids)[~hidden | first]
     target = np.stack([marks, ids], 1)[hidden]
+    # a mark where a span begins, every token that is hidden
     kept = np.stack([first[hidden], np.ones(int(hidden.sum()), np.bool_)], 1)
-    return np.append(source, eos).astype(np.int32), np.append(target[kept], eos).astype(np.int32)
+    source = np.append(source, eos).astype(np.int32)
+    target = np.append(target[kept], eos).astype(np.int32)
+    return source, target
 
 
 def span_lengths(hidden: int, mean: float, draw: np.random.Generator) -> NDArray[np.int64]:
@@ -77,26 +82,35 @@ def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Gene
     them are equally likely; where the tokens shown are too few to part them, some are joined."""
     count = len(ids)
     lengths = span_lengths(min(max(round(count * share), 1), count), mean, draw)
-    sizes, nothing = lengths[lengths > 0], int((lengths == 0).sum())
+    sizes = lengths[lengths > 0]
+    nothing = int((lengths == 0).sum())
     shown = count - int(sizes.sum())
     if len(sizes) > shown + 1:
         sizes = np.add.reduceat(sizes, np.arange(shown + 1) * len(sizes) // (shown + 1))
     sizes = draw.permutation(sizes)  # the last one was cut
-    # what is shown, in so many parts: before, between (one token at least) and behind the spans
-    free = shown - (len(sizes) - 1)
-    borders = np.sort(draw.choice(free + len(sizes), len(sizes), replace=False)) - np.arange(
-        len(sizes)
-    )
-    starts = borders + np.arange(len(sizes)) + np.cumsum(sizes) - sizes
-    hidden, before = np.zeros(count, np.bool_), np.zeros(count + 1, np.int64)
+    starts = _starts(sizes, shown, draw)
+    hidden = np.zeros(count, np.bool_)
     hidden[np.repeat(starts, sizes) + ranges(sizes)] = True
-    before[starts] = 1
+    masked = np.zeros(count + 1, np.bool_)  # whether a mask stands before each token, or at the end
+    masked[starts] = True
     apart = np.flatnonzero(~np.append(hidden, False) & ~np.append(False, hidden))
-    before[draw.permutation(apart)[:nothing]] = 1
+    masked[draw.permutation(apart)[:nothing]] = True
     pieces = np.concatenate([np.stack([np.full(count, mask), ids], 1).reshape(-1), [mask]])
-    kept = np.concatenate([np.stack([before[:-1] > 0, ~hidden], 1).reshape(-1), before[-1:] > 0])
+    kept = np.concatenate([np.stack([masked[:-1], ~hidden], 1).reshape(-1), masked[-1:]])
     made: Ints = pieces[kept].astype(np.int32)
     return made
+
+
+def _starts(sizes: NDArray[np.int64], shown: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Where spans of these sizes begin in a text that shows so many tokens: before, between (one
+    token at least) and behind the spans.
+    """
+    count = len(sizes)
+    free = shown - (count - 1)
+    chosen = np.sort(draw.choice(free + count, count, replace=False))
+    borders = chosen - np.arange(count)
+    starts: NDArray[np.int64] = borders + np.arange(count) + np.cumsum(sizes) - sizes
+    return starts
 
 
 def shuffle_sentences(
@@ -133,11 +147,16 @@ class CorruptedSource(RowSource):
             raise UserError(
                 "too little text to learn from", where="data", hint="two tokens are the least"
             )
-        self.tokens, self.length, self.corrupt, self.start = tokens, sequence_length, corrupt, start
+        self.tokens = tokens
+        self.length = sequence_length
+        self.corrupt = corrupt
+        self.start = start
         self.longest = longest
         # what is left at the end is a row too where there is something to hide and something to
         # show
-        rows = len(tokens) // sequence_length + (len(tokens) % sequence_length > 1)
+        rows = len(tokens) // sequence_length
+        if len(tokens) % sequence_length > 1:
+            rows += 1
         super().__init__(rows, batch_size, accumulate, seed, "corrupted")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
@@ -161,9 +180,8 @@ def span_corruption(tokenizer: Tokenizer, share: float, mean: float) -> Corrupt:
         )
 
     def corrupt(ids: Ints, draw: np.random.Generator) -> tuple[Ints, Ints]:
-        return split_at_spans(
-            ids, spans(len(ids), share, mean, draw), tokenizer.sentinels, tokenizer.eos_id
-        )
+        hidden = spans(len(ids), share, mean, draw)
+        return split_at_spans(ids, hidden, tokenizer.sentinels, tokenizer.eos_id)
 
     return corrupt
 
@@ -175,14 +193,15 @@ def text_infilling(tokenizer: Tokenizer, share: float, mean: float) -> Corrupt:
         raise UserError(
             "the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token"
         )
-    mask, opening, closing = tokenizer.mask_id, [tokenizer.cls_id], [tokenizer.eos_id]
+    mask = tokenizer.mask_id
+    opening = [tokenizer.cls_id]
+    closing = [tokenizer.eos_id]
 
     def corrupt(ids: Ints, draw: np.random.Generator) -> tuple[Ints, Ints]:
         shuffled = shuffle_sentences(ids, tokenizer.ends_sentence[ids], tokenizer.eos_id, draw)
         source = infill(shuffled, share, mean, mask, draw)
-        read, written = (
-            np.concatenate([opening, part, closing]).astype(np.int32) for part in (source, ids)
-        )
+        read = np.concatenate([opening, source, closing]).astype(np.int32)
+        written = np.concatenate([opening, ids, closing]).astype(np.int32)
         return read, written
 
     return corrupt

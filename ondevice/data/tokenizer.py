@@ -7,7 +7,6 @@ text that a chat template wrote is encoded with `special=True`.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import read_json
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.byte_level import SINGLE_BYTE, byte_length, spelt
+from ondevice.data.byte_level import byte_length, spelt
 from ondevice.data.chat_template import markup, turn_end
 from ondevice.data.special_tokens import (
     NAMED,
@@ -35,6 +34,7 @@ from ondevice.data.special_tokens import (
     unnamed_tokens,
     without_special_pieces,
 )
+from ondevice.data.stream_decoder import StreamDecoder
 from ondevice.data.template_sandbox import names_read
 from ondevice.data.tokenizer_files import (
     read_inner,
@@ -367,7 +367,7 @@ class Tokenizer:
         """Text of `ids`. Raises UserError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
         for i in ids:
-            self._check(i)
+            self.check_id(i)
         text: str = self.inner.decode(ids, skip_special_tokens=skip_special)
         return text
 
@@ -499,7 +499,8 @@ class Tokenizer:
         lengths[self.is_special] = 0
         return lengths
 
-    def _check(self, i: int) -> None:
+    def check_id(self, i: int) -> None:
+        """Raises UserError for an id outside the vocabulary."""
         if not 0 <= i < self.vocab_size:
             raise UserError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
 
@@ -508,48 +509,6 @@ class Tokenizer:
             return None
         found: int | None = self.inner.token_to_id(self.named[key])
         return found
-
-
-class StreamDecoder:
-    """Text of ids that come one at a time; a character whose bytes are not all there yet is held
-    back.
-
-    The pieces from `push` and `flush`, joined, are what `Tokenizer.decode` makes of all the ids.
-    (Where single bytes are tokens beside words, as in SentencePiece's vocabularies, a broken run of
-    them may get fewer marks.)
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        # the id before, without which a decoder takes a word for the text's first
-        self._last: list[int] = []
-        self._shown = ""  # what that id alone decodes to
-
-    def push(self, token: int) -> str:
-        """What `token` adds to the text; empty while a character is incomplete."""
-        tokenizer = self._tokenizer
-        token = int(token)
-        tokenizer._check(token)
-        word = tokenizer.inner.id_to_token(token)
-        if word is None or word in tokenizer.special:
-            return ""
-        if tokenizer.is_byte_level:
-            return self._bytes.decode(spelt(word))
-        if SINGLE_BYTE.fullmatch(word):
-            new = self._bytes.decode(bytes([int(word[3:5], 16)]))
-        else:
-            text = tokenizer.inner.decode([*self._last, token], skip_special_tokens=True)
-            new = self.flush() + text[len(self._shown) :]
-        self._last = [token]
-        self._shown = tokenizer.inner.decode(self._last, skip_special_tokens=True)
-        return new
-
-    def flush(self) -> str:
-        """What was held back, at the end of a text."""
-        left = self._bytes.decode(b"", final=True)
-        self._bytes.reset()
-        return left
 
 
 def _truncation_side(inner: Any) -> str | None:

@@ -13,6 +13,9 @@ from ondevice.common.json_files import read_json
 
 # Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
 _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
+# Files of tokenizers that transformers can make a tokenizer.json of.
+_OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+_SWITCHES = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # where transformers keeps the templates that are not the default
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -24,27 +27,24 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_file(str(file))
-        except (
-            Exception
-        ) as error:  # the library raises bare Exception for a file that it cannot read
+        except Exception as error:
+            # the library raises bare Exception for a file that it cannot read
             raise UserError(
                 f"cannot be read as a tokenizer: {error}",
                 where=str(file),
                 hint="is the download whole?",
             ) from error
-    pair = [folder / "vocab.json", folder / "merges.txt"]
-    if all(part.is_file() for part in pair) and _is_gpt2(config, model):
-        return _gpt2(*pair, prefix=config.get("add_prefix_space") is True)
-    others = [
-        name
-        for name in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
-        if (folder / name).is_file()
-    ]
-    raise UserError(
-        f"no tokenizer.json in this folder{f', only {chr(44).join(others)}' if others else ''}",
-        where=str(folder),
-        hint=_conversion(folder) if others else "give a folder in Hugging Face's form",
-    )
+    vocab = folder / "vocab.json"
+    merges = folder / "merges.txt"
+    if vocab.is_file() and merges.is_file() and _is_gpt2(config, model):
+        return _gpt2(vocab, merges, prefix=config.get("add_prefix_space") is True)
+    others = [name for name in _OTHER_FILES if (folder / name).is_file()]
+    reason = "no tokenizer.json in this folder"
+    hint = "give a folder in Hugging Face's form"
+    if others:
+        reason += f", only {','.join(others)}"
+        hint = _conversion(folder)
+    raise UserError(reason, where=str(folder), hint=hint)
 
 
 def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
@@ -88,7 +88,10 @@ def with_added_tokens(inner: Any, folder: Path, config: Mapping[str, Any]) -> An
         if have == i and i in inner.get_added_tokens_decoder():
             continue
         if have is None or have == i:
-            (inner.add_special_tokens if token.special else inner.add_tokens)([token])
+            if token.special:
+                inner.add_special_tokens([token])
+            else:
+                inner.add_tokens([token])
             have = inner.token_to_id(token.content)
         if have != i:
             raise UserError(
@@ -109,7 +112,9 @@ def _wanted(folder: Path, config: Mapping[str, Any]) -> dict[int, tuple[Any, str
                 "added_tokens.json",
             )
     listed = config.get("added_tokens_decoder")
-    for number, entry in listed.items() if isinstance(listed, Mapping) else ():
+    if not isinstance(listed, Mapping):
+        return found
+    for number, entry in listed.items():
         if not (
             isinstance(entry, Mapping)
             and isinstance(entry.get("content"), str)
@@ -120,11 +125,7 @@ def _wanted(folder: Path, config: Mapping[str, Any]) -> dict[int, tuple[Any, str
                 where=str(folder / "tokenizer_config.json"),
                 hint="is the download whole?",
             )
-        switches = {
-            name: entry[name] is True
-            for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-            if name in entry
-        }
+        switches = {name: entry[name] is True for name in _SWITCHES if name in entry}
         found[int(number)] = (
             tokenizers.AddedToken(entry["content"], **switches),
             "tokenizer_config.json",

@@ -15,9 +15,12 @@ from ondevice.common.errors import UserError
 from ondevice.data.special_tokens import add_special
 from ondevice.data.tokenizer import SENTINEL, Tokenizer
 
-END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|pad|>"
+END_OF_TURN = "<|end|>"
 SENTINELS = 32  # how many of a T5's tokens stand for hidden spans
-OPENING, MASK = "<|open|>", "<|mask|>"  # an encoder's
+OPENING = "<|open|>"  # before an encoder's text
+MASK = "<|mask|>"  # what an encoder is to guess
 ROLES = ("system", "user", "assistant")
 SPECIAL = (END_OF_TEXT, PADDING, END_OF_TURN, *(f"<|{role}|>" for role in ROLES))
 

@@ -18,6 +18,8 @@ from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 RotaryTables = tuple[Array, Array]
 """cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
+TablesOfBases = dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]
+"""Base → (the longest text that they are for, tables of cos and sin), shortest first."""
 
 
 def split_layers(params: Params, prefix: str) -> list[Params]:
@@ -33,26 +35,37 @@ def split_layers(params: Params, prefix: str) -> list[Params]:
 class Decoder:
     """A forward pass; holds no weights."""
 
-    score, pooling = "score", "last"  # a judge's head, and the token of a text at which it is read
+    score = "score"  # a judge's head
+    pooling = "last"  # the token of a text at which it is read
     decoder_start_token_id: int | None = None  # what is written goes on from the prompt
-    layers, table = "model.layers.", "model.embed_tokens"
+    layers = "model.layers."
+    table = "model.embed_tokens"
 
     def __init__(self, cfg: DecoderConfig) -> None:
         self.cfg = cfg
-        self.head = Head(f"{self.table}.weight" if cfg.tie_word_embeddings else "lm_head.weight")
+        if cfg.tie_word_embeddings:
+            self.head = Head(f"{self.table}.weight")
+        else:
+            self.head = Head("lm_head.weight")
         # made here, by numpy: where a compiler traces a forward it would make them in its own
         # arithmetic
         self._tables = self._made()
         self._root = np.array(cfg.hidden_size**0.5, np.float32)
 
-    def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
-        """Base → (the longest text that they are for, tables of cos and sin), shortest first."""
-        cfg, out = self.cfg, dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]()
-        for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)} - {0.0}:
-            room = cfg.max_position_embeddings
+    def _made(self) -> TablesOfBases:
+        """The tables of all bases of rotation that the layers have."""
+        cfg = self.cfg
+        room = cfg.max_position_embeddings
+        bases = {cfg.theta(i) for i in range(cfg.num_hidden_layers)}
+        out: TablesOfBases = {}
+        for theta in bases - {0.0}:
+            usual = rope.tables(cfg, room, theta)
             longer = rope.long_tables(cfg, room, theta)
-            out[theta] = [(longer[0] if longer else room, rope.tables(cfg, room, theta))]
-            out[theta] += [(room, longer[1])] if longer else []
+            if longer is None:
+                out[theta] = [(room, usual)]
+            else:
+                original, tables = longer
+                out[theta] = [(original, usual), (room, tables)]
         return out
 
     def hidden(
@@ -72,11 +85,16 @@ class Decoder:
         x = self._embed(ops, params, batch["ids"], batch["positions"])
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
+            wanted = None
+            if block is blocks[-1]:
+                wanted = at
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
             # gradient of zero
-            wanted = at if block is blocks[-1] else None
             body = partial(self._block, ops, self.cfg.window(i), segments, turns[i], wanted)
-            x = (ops.checkpoint(body) if checkpoint else body)(block, x)
+            if checkpoint:
+                x = ops.checkpoint(body)(block, x)
+            else:
+                x = body(block, x)
         return self._final_norm(ops, params, x)
 
     def prompt_width(self, width: int) -> int:
@@ -91,25 +109,30 @@ class Decoder:
         `lengths` (B,) hide it from the tokens decoded after."""
         turns = self._turns(ops, positions, lengths)
         x = self._embed(ops, params, ids, positions)
-        keys, values = [], []
+        keys: list[Array] = []
+        values: list[Array] = []
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
             q, k, v = self._qkv(ops, block, x, turns[i])
             keys.append(k)
             values.append(v)
             a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i))
-            x = self._after_attention(ops, block, x, a, at if block is blocks[-1] else None)
+            if block is blocks[-1]:
+                x = self._after_attention(ops, block, x, a, at)
+            else:
+                x = self._after_attention(ops, block, x, a)
         return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
-        """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
+        """One token per row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
         # rows that are done go on being decoded until the next look, past the end of the table
         # where need be
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
         turns = self._turns(ops, at, cache.lengths + 1)
         x = self._embed(ops, params, ids, at)
-        keys, values = [], []
+        keys: list[Array] = []
+        values: list[Array] = []
         lengths = cache.lengths + 1
         for i, block in enumerate(split_layers(params, self.layers)):
             q, k, v = self._qkv(ops, block, x, turns[i])
@@ -149,16 +172,18 @@ class Decoder:
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         made: dict[float, RotaryTables] = {}
         for theta, (near, *longer) in self._tables.items():
-            cos, sin = (ops.take(ops.constant(t), at) for t in near[1])
+            reach, (near_cos, near_sin) = near
+            cos = ops.take(ops.constant(near_cos), at)
+            sin = ops.take(ops.constant(near_sin), at)
             b, t, c = cos.shape
-            for _, tables in longer:
-                ends = ops.max(positions, -1) + 1 if lengths is None else lengths
-                beyond = (ends > near[0]).reshape(-1, 1, 1)
-                cos, sin = (
-                    ops.where(beyond, ops.take(ops.constant(far), at), one)
-                    for one, far in zip((cos, sin), tables, strict=True)
-                )
-            made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
+            for _, (far_cos, far_sin) in longer:
+                ends = lengths
+                if ends is None:
+                    ends = ops.max(positions, -1) + 1
+                beyond = (ends > reach).reshape(-1, 1, 1)
+                cos = ops.where(beyond, ops.take(ops.constant(far_cos), at), cos)
+                sin = ops.where(beyond, ops.take(ops.constant(far_sin), at), sin)
+            made[theta] = (cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c))
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
     def _block(
@@ -181,24 +206,21 @@ class Decoder:
         cfg = self.cfg
         b, t, _ = x.shape
         h = self._norm(ops, block, "input_layernorm", x)
-        q = ops.linear(block, "self_attn.q_proj", h).reshape(
-            b, t, cfg.num_attention_heads, cfg.head_dim
-        )
-        k = ops.linear(block, "self_attn.k_proj", h).reshape(
-            b, t, cfg.num_key_value_heads, cfg.head_dim
-        )
-        v = ops.linear(block, "self_attn.v_proj", h).reshape(
-            b, t, cfg.num_key_value_heads, cfg.head_dim
-        )
+        q = ops.linear(block, "self_attn.q_proj", h)
+        k = ops.linear(block, "self_attn.k_proj", h)
+        v = ops.linear(block, "self_attn.v_proj", h)
+        q = q.reshape(b, t, cfg.num_attention_heads, cfg.head_dim)
+        k = k.reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
+        v = v.reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
         if cfg.qk_norm:
-            q, k = (
-                self._norm(ops, block, "self_attn.q_norm", q),
-                self._norm(ops, block, "self_attn.k_norm", k),
-            )
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+            q = self._norm(ops, block, "self_attn.q_norm", q)
+            k = self._norm(ops, block, "self_attn.k_norm", k)
+        q = q.swapaxes(1, 2)
+        k = k.swapaxes(1, 2)
+        v = v.swapaxes(1, 2)
         if turn:
-            return (ops.rope(q, *turn), ops.rope(k, *turn), v)
-        return (q, k, v)
+            return ops.rope(q, *turn), ops.rope(k, *turn), v
+        return q, k, v
 
     def _after_attention(
         self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None
@@ -209,7 +231,8 @@ class Decoder:
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:
-            x, a = (ops.take(every.reshape(b * t, -1), at) for every in (x, a))
+            x = ops.take(x.reshape(b * t, -1), at)
+            a = ops.take(a.reshape(b * t, -1), at)
         a = ops.linear(block, "self_attn.o_proj", a)
         if not self.cfg.sandwich:
             x = x + a
@@ -228,18 +251,18 @@ class GPT2(Decoder):
     and values.
     """
 
-    layers, table = "transformer.h.", "transformer.wte"
+    layers = "transformer.h."
+    table = "transformer.wte"
 
-    def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
+    def _made(self) -> TablesOfBases:
         return {}  # its positions are learned
 
     def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         width = self.cfg.hidden_size
-        return ops.embed(params, self.table, ids, width) + ops.embed(
-            params, "transformer.wpe", at, width
-        )
+        x = ops.embed(params, self.table, ids, width)
+        return x + ops.embed(params, "transformer.wpe", at, width)
 
     def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
         return self._norm(ops, params, "transformer.ln_f", x)
@@ -257,12 +280,12 @@ class GPT2(Decoder):
     ) -> tuple[Array, Array, Array]:
         b, t, d = x.shape
         every = ops.linear(block, "attn.c_attn", self._norm(ops, block, "ln_1", x))
-        q, k, v = (
-            every[:, :, n * d : (n + 1) * d]
-            .reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
-            .swapaxes(1, 2)
-            for n in range(3)
-        )
+        parts: list[Array] = []
+        for start in (0, d, 2 * d):
+            part = every[:, :, start : start + d]
+            part = part.reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
+            parts.append(part.swapaxes(1, 2))
+        q, k, v = parts
         return q, k, v
 
     def _after_attention(
@@ -271,7 +294,8 @@ class GPT2(Decoder):
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:
-            x, a = (ops.take(every.reshape(b * t, -1), at) for every in (x, a))
+            x = ops.take(x.reshape(b * t, -1), at)
+            a = ops.take(a.reshape(b * t, -1), at)
         x = x + ops.linear(block, "attn.c_proj", a)
         h = ops.linear(block, "mlp.c_fc", self._norm(ops, block, "ln_2", x))
         return x + ops.linear(block, "mlp.c_proj", activation(ops, self.cfg.hidden_act, h))

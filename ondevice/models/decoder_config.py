@@ -35,7 +35,8 @@ _GPT2 = {
     "layer_norm_epsilon": "rms_norm_eps",
     "activation_function": "hidden_act",
 }
-_WRITES, _JUDGES = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification"
+_WRITES = ("ForCausalLM", "LMHeadModel")
+_JUDGES = "ForSequenceClassification"
 _CANNOT: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),

@@ -39,9 +39,8 @@ class Pair(NamedTuple):
     @property
     def delta(self) -> HostArray:
         """(outputs, inputs): what it adds to the weight."""
-        made: HostArray = np.float32(self.scale) * (
-            self.b.astype(np.float32) @ self.a.astype(np.float32)
-        )
+        product = self.b.astype(np.float32) @ self.a.astype(np.float32)
+        made: HostArray = np.float32(self.scale) * product
         return made
 
 
@@ -70,13 +69,14 @@ def is_adapter(name: str) -> bool:
 
 def adapted_modules(params: Iterable[str], adapter: str = "") -> list[str]:
     """The modules that have this adapter, or any."""
-    return list(
-        dict.fromkeys(
-            name.partition(_A)[0]
-            for name in params
-            if _A in name and name.endswith(_A + adapter if adapter else "")
-        )
-    )
+    ending = ""
+    if adapter:
+        ending = _A + adapter
+    found: dict[str, None] = {}
+    for name in params:
+        if _A in name and name.endswith(ending):
+            found[name.partition(_A)[0]] = None
+    return list(found)
 
 
 def by_module(params: Mapping[str, Array]) -> dict[str, Params]:
@@ -101,28 +101,26 @@ def init_lora(
     out: Params = {}
     for name, (outputs, inputs) in modules.items():
         a = normal(seed, f"{what} {name}", (rank, inputs), (3 * inputs) ** -0.5)
-        out |= lora_tensors(
-            name, Pair(a, np.zeros((outputs, rank), np.float32), scale), TRAINED, backend
-        )
+        b = np.zeros((outputs, rank), np.float32)
+        out |= lora_tensors(name, Pair(a, b, scale), TRAINED, backend)
     return out
 
 
 def lora_tensors(name: str, pair: Pair, adapter: str, backend: Backend) -> Params:
     """A module's adapter as tensors of the flat dict, float32."""
     parts = {"lora_A": pair.a, "lora_B": pair.b, "lora_scale": np.asarray(pair.scale)}
-    return {
-        f"{name}.{part}.{adapter}": backend.array(np.asarray(value, np.float32))
-        for part, value in parts.items()
-    }
+    out: Params = {}
+    for part, value in parts.items():
+        out[f"{name}.{part}.{adapter}"] = backend.array(np.asarray(value, np.float32))
+    return out
 
 
 def pairs(params: Params, backend: Backend, adapter: str) -> Iterator[tuple[str, Pair]]:
     """(module, its adapter) of all that have one of this name."""
     for name in adapted_modules(params, adapter):
-        a, b, scale = (
-            backend.numpy(params[f"{name}.{part}.{adapter}"])
-            for part in ("lora_A", "lora_B", "lora_scale")
-        )
+        a = backend.numpy(params[f"{name}.lora_A.{adapter}"])
+        b = backend.numpy(params[f"{name}.lora_B.{adapter}"])
+        scale = backend.numpy(params[f"{name}.lora_scale.{adapter}"])
         yield name, Pair(a, b, float(scale))
 
 
@@ -135,25 +133,29 @@ def concat_lora(first: Pair | None, second: Pair | None) -> Pair:
         assert found is not None
         return found
     ratio = np.float32(first.scale / second.scale)
-    b = np.concatenate([first.b if ratio == 1 else first.b * ratio, second.b], 1)
-    return Pair(np.concatenate([first.a, second.a]), b, second.scale)
+    first_b = first.b
+    if ratio != 1:
+        first_b = first.b * ratio
+    a = np.concatenate([first.a, second.a])
+    b = np.concatenate([first_b, second.b], 1)
+    return Pair(a, b, second.scale)
 
 
 def concat_all_lora(params: Params, backend: Backend) -> dict[str, Pair]:
     """Module → the one adapter that adds what its inherited and its trained one add."""
-    first, second = (dict(pairs(params, backend, adapter)) for adapter in (INHERITED, TRAINED))
-    return {
-        name: concat_lora(first.get(name), second.get(name)) for name in adapted_modules(params)
-    }
+    first = dict(pairs(params, backend, INHERITED))
+    second = dict(pairs(params, backend, TRAINED))
+    names = adapted_modules(params)
+    return {name: concat_lora(first.get(name), second.get(name)) for name in names}
 
 
 def matching_modules(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Those of `names` that a pattern means: the last parts of a name (q_proj, self_attn.q_proj),
     or all of it with *, ? and [] (model.layers.1?.mlp.*)."""
-    return [
-        name
-        for name in names
-        if any(
-            name == p or name.endswith(f".{p}") or fnmatch.fnmatchcase(name, p) for p in patterns
-        )
-    ]
+    return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if name == pattern or name.endswith(f".{pattern}"):
+        return True
+    return fnmatch.fnmatchcase(name, pattern)

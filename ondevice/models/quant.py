@@ -27,17 +27,18 @@ def packed(
     outputs, inputs = weight.shape
     most = np.float32(2**bits - 1)
     groups = weight.astype(np.float32).reshape(outputs, -1, group_size)
-    low, high = groups.min(-1), groups.max(-1)
+    low = groups.min(-1)
+    high = groups.max(-1)
     below = np.abs(low) > np.abs(high)
     scales = np.maximum((high - low) / most, np.float32(1e-7))
     scales = np.where(below, scales, -scales)
     edge = np.where(below, low, high)
     steps = np.rint(edge / scales)
-    scales = _rounded(np.where(steps != 0, edge / np.where(steps != 0, steps, 1), scales), dtype)
-    biases = _rounded(np.where(steps != 0, edge, 0), dtype)
-    q = np.clip(np.rint((groups - biases[..., None]) / scales[..., None]), 0, most).astype(
-        np.uint32
-    )
+    some = steps != 0
+    scales = _rounded(np.where(some, edge / np.where(some, steps, 1), scales), dtype)
+    biases = _rounded(np.where(some, edge, 0), dtype)
+    values = np.rint((groups - biases[..., None]) / scales[..., None])
+    q = np.clip(values, 0, most).astype(np.uint32)
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     words = np.bitwise_or.reduce(q.reshape(outputs, -1, 32 // bits) << shifts, -1)
     return words, scales, biases
@@ -59,20 +60,19 @@ def unpacked(
     words: NDArray[np.uint32], scales: HostArray, biases: HostArray, inputs: int
 ) -> Floats:
     """The matrix (outputs, inputs) that `packed` stands for."""
-    outputs, bits = words.shape[0], 32 * words.shape[1] // inputs
-    q = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & np.uint32(2**bits - 1)
+    outputs = words.shape[0]
+    bits = 32 * words.shape[1] // inputs
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    q = (words[..., None] >> shifts) & np.uint32(2**bits - 1)
     grouped = q.reshape(outputs, scales.shape[1], -1).astype(np.float32)
-    made: Floats = (
-        (grouped * scales[..., None] + biases[..., None])
-        .astype(np.float32)
-        .reshape(outputs, inputs)
-    )
+    values = grouped * scales[..., None] + biases[..., None]
+    made: Floats = values.astype(np.float32).reshape(outputs, inputs)
     return made
 
 
 def dequantised(params: Params, module: str, inputs: int, backend: Backend) -> Floats:
     """A quantised module's matrix on the host."""
-    words, scales, biases = (
-        backend.numpy(params[f"{module}.{part}"]) for part in ("weight", "scales", "biases")
-    )
+    words = backend.numpy(params[f"{module}.weight"])
+    scales = backend.numpy(params[f"{module}.scales"])
+    biases = backend.numpy(params[f"{module}.biases"])
     return unpacked(words.view(np.uint32), scales, biases, inputs)

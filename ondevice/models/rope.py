@@ -45,15 +45,19 @@ def frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> 
 def _yarn(base: NDArray[np.float64], theta: float, s: dict[str, Any]) -> NDArray[np.float64]:
     """Frequencies that turn often within the original context are kept, those that do not turn once
     are divided by the factor, those between are blended."""
-    dim, original = 2 * len(base), float(s["original_max_position_embeddings"])
+    dim = 2 * len(base)
+    original = float(s["original_max_position_embeddings"])
 
     def place(turns: float) -> float:
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = place(float(s.get("beta_fast") or 32)), place(float(s.get("beta_slow") or 1))
+    low = place(float(s.get("beta_fast") or 32))
+    high = place(float(s.get("beta_slow") or 1))
     if s.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, dim - 1)
     blend = np.clip((np.arange(len(base)) - low) / ((high - low) or 0.001), 0, 1)
     made: NDArray[np.float64] = base / float(s["factor"]) * blend + base * (1 - blend)
     return made
@@ -80,7 +84,8 @@ def attention_factor(scaling: dict[str, Any] | None) -> float:
             return 0.1 * by * math.log(factor) + 1
         return 1.0
 
-    one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    one = scaling.get("mscale")
+    every = scaling.get("mscale_all_dim")
     if one and every:
         return grown(float(one)) / grown(float(every))
     return grown(1)
@@ -88,12 +93,15 @@ def attention_factor(scaling: dict[str, Any] | None) -> float:
 
 def _llama3(base: NDArray[np.float64], s: dict[str, Any]) -> NDArray[np.float64]:
     """Long wavelengths are divided by the factor, short ones kept, those between interpolated."""
-    factor, old = float(s["factor"]), float(s["original_max_position_embeddings"])
-    low, high = float(s["low_freq_factor"]), float(s["high_freq_factor"])
+    factor = float(s["factor"])
+    old = float(s["original_max_position_embeddings"])
+    low = float(s["low_freq_factor"])
+    high = float(s["high_freq_factor"])
     wave = 2 * math.pi / base
     smooth = (old / wave - low) / (high - low)
     between = (1 - smooth) * base / factor + smooth * base
-    return np.where(wave < old / high, base, np.where(wave > old / low, base / factor, between))
+    longer = np.where(wave > old / low, base / factor, between)
+    return np.where(wave < old / high, base, longer)
 
 
 @lru_cache(maxsize=8)
@@ -101,14 +109,16 @@ def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[
     said = json.loads(scaling)
     angles = np.outer(np.arange(positions), frequencies(head_dim, theta, said).astype(np.float32))
     factor = np.float32(attention_factor(said))
-    return np.cos(angles).astype(np.float32) * factor, np.sin(angles).astype(np.float32) * factor
+    cos = np.cos(angles).astype(np.float32) * factor
+    sin = np.sin(angles).astype(np.float32) * factor
+    return cos, sin
 
 
 def tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[Table, Table]:
     """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays
     each time. Scaling is of the config's own theta only: Gemma's local layers have another, and
     none."""
-    scaling = cfg.rope_scaling if theta == cfg.rope_theta else None
+    scaling = _scaling_of(cfg, theta)
     return _tables(positions, cfg.head_dim, theta, json.dumps(scaling, sort_keys=True))
 
 
@@ -118,13 +128,18 @@ def long_tables(
     """(the longest text that `tables` are for, the tables of longer ones), where the two differ:
     under longrope.
     """
-    scaling = cfg.rope_scaling if theta == cfg.rope_theta else None
+    scaling = _scaling_of(cfg, theta)
     if scaling is None or scaling.get("rope_type") != "longrope":
         return None
     longer = {**scaling, "short_factor": scaling["long_factor"]}
-    return int(scaling["original_max_position_embeddings"]), _tables(
-        positions, cfg.head_dim, theta, json.dumps(longer, sort_keys=True)
-    )
+    original = int(scaling["original_max_position_embeddings"])
+    return original, _tables(positions, cfg.head_dim, theta, json.dumps(longer, sort_keys=True))
+
+
+def _scaling_of(cfg: DecoderConfig, theta: float) -> dict[str, Any] | None:
+    if theta == cfg.rope_theta:
+        return cfg.rope_scaling
+    return None
 
 
 def plain_tables(positions: int, head_dim: int, theta: float) -> tuple[Table, Table]:

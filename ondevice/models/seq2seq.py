@@ -25,28 +25,31 @@ OFFSET = 2  # BART's table of positions begins with two rows that are none
 class Seq2Seq:
     """A forward pass; holds no weights."""
 
-    score, pooling = "", "last"  # it has no judge's head
+    score = ""  # it has no judge's head
+    pooling = "last"
 
     def __init__(self, cfg: Seq2SeqConfig) -> None:
         self.cfg = cfg
         # made here, by numpy: where a compiler traces a forward it would make them in its own
         # arithmetic. Beyond the longest distance all are in one bucket
         self._reach = cfg.relative_attention_max_distance
-        self._buckets = {
-            side: distance_buckets(
-                self._reach, side == "encoder", cfg.relative_attention_num_buckets, self._reach
-            )
-            for side in ("encoder", "decoder")
-            if cfg.relative
-        }
+        self._buckets: dict[str, NDArray[np.int32]] = {}
+        if cfg.relative:
+            buckets = cfg.relative_attention_num_buckets
+            for side in ("encoder", "decoder"):
+                both = side == "encoder"
+                self._buckets[side] = distance_buckets(self._reach, both, buckets, self._reach)
         # what is written follows this token, not the prompt
         self.decoder_start_token_id: int | None = cfg.decoder_start_token_id
         if cfg.relative:
             self._sides = ("encoder.block.", "decoder.block.")
-            scale = cfg.hidden_size**-0.5 if cfg.scale_decoder_outputs else 1.0
-            self.head = Head(
-                "shared.weight" if cfg.tie_word_embeddings else "lm_head.weight", scale=scale
-            )
+            scale = 1.0
+            if cfg.scale_decoder_outputs:
+                scale = cfg.hidden_size**-0.5
+            weight = "lm_head.weight"
+            if cfg.tie_word_embeddings:
+                weight = "shared.weight"
+            self.head = Head(weight, scale=scale)
         else:
             self._sides = ("model.encoder.layers.", "model.decoder.layers.")
             self.head = Head("model.shared.weight", "final_logits_bias")
@@ -69,23 +72,31 @@ class Seq2Seq:
         bias = self._bias(ops, params, "decoder", x.shape[1])
         blocks = split_layers(params, self._sides[1])
         for block in blocks:
+            wanted = None
+            if block is blocks[-1]:
+                wanted = at
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
             # gradient of zero
-            body = partial(self._decoder_block, ops, lengths, at if block is blocks[-1] else None)
-            x = (ops.checkpoint(body) if checkpoint else body)(block, x, source, *bias)
+            body = partial(self._decoder_block, ops, lengths, wanted)
+            if checkpoint:
+                x = ops.checkpoint(body)(block, x, source, *bias)
+            else:
+                x = body(block, x, source, *bias)
         return self._final_norm(ops, params, "decoder", x)
 
     def encoded(
         self, ops: Ops, params: Params, ids: Array, lengths: Array, checkpoint: bool = False
     ) -> Array:
         """(B, S, D) of sources that are padded at the right."""
-        x = self._embed(
-            ops, params, "encoder", ids, ops.constant(_places(ids.shape[1])).reshape(1, -1)
-        )
+        positions = ops.constant(_places(ids.shape[1])).reshape(1, -1)
+        x = self._embed(ops, params, "encoder", ids, positions)
         bias = self._bias(ops, params, "encoder", ids.shape[1])
         for block in split_layers(params, self._sides[0]):
             body = partial(self._encoder_block, ops, lengths)
-            x = (ops.checkpoint(body) if checkpoint else body)(block, x, *bias)
+            if checkpoint:
+                x = ops.checkpoint(body)(block, x, *bias)
+            else:
+                x = body(block, x, *bias)
         return self._final_norm(ops, params, "encoder", x)
 
     # decoding
@@ -103,24 +114,28 @@ class Seq2Seq:
         first = ids[:, :1] * 0
         x = self._embed(ops, params, "decoder", first + self.cfg.decoder_start_token_id, first)
         bias = self._bias(ops, params, "decoder", 1)
-        keys, values, fixed = [], [], list[Array]()
+        keys: list[Array] = []
+        values: list[Array] = []
+        fixed: list[Array] = []
         for block in split_layers(params, self._sides[1]):
             q, k, v = self._self_qkv(ops, block, x)
             keys.append(k)
             values.append(v)
             cross = self._cross_kv(ops, block, source)
             fixed += cross
-            a = ops.attention(q, k, v, scale=self._scale, bias=bias[0] if bias else None)
+            a = ops.attention(q, k, v, scale=self._scale, bias=_first(bias))
             x = self._written(ops, block, x, a, cross, lengths, None)
         x = self._final_norm(ops, params, "decoder", x).reshape(ids.shape[0], -1)
         return x, Cache(keys, values, lengths * 0 + 1, [*fixed, lengths])
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
-        """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
+        """One token per row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         x = self._embed(ops, params, "decoder", ids, at.reshape(-1, 1))
         bias = self._row_bias(ops, params, cache.lengths, cache.keys[0].shape[2])
-        keys, values, held = [], [], cache.lengths + 1
+        keys: list[Array] = []
+        values: list[Array] = []
+        held = cache.lengths + 1
         for i, block in enumerate(split_layers(params, self._sides[1])):
             q, k, v = self._self_qkv(ops, block, x)
             keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
@@ -190,7 +205,7 @@ class Seq2Seq:
             scale=self._scale,
             causal=False,
             lengths=lengths,
-            bias=bias[0] if bias else None,
+            bias=_first(bias),
         )
         return self._fed(ops, block, self._added(ops, block, "self", x, _joined(a)))
 
@@ -205,7 +220,7 @@ class Seq2Seq:
         *bias: Array,
     ) -> Array:
         q, k, v = self._self_qkv(ops, block, x)
-        a = ops.attention(q, k, v, scale=self._scale, bias=bias[0] if bias else None)
+        a = ops.attention(q, k, v, scale=self._scale, bias=_first(bias))
         return self._written(ops, block, x, a, self._cross_kv(ops, block, source), lengths, at)
 
     def _written(
@@ -223,18 +238,21 @@ class Seq2Seq:
         q = self._heads(ops, block, "cross", "q", self._before(ops, block, "cross", x))
         a = _joined(ops.attention(q, *cross, scale=self._scale, causal=False, lengths=lengths))
         if at is not None:
-            x, a = (ops.take(every.reshape(-1, every.shape[-1]), at) for every in (x, a))
+            x = ops.take(x.reshape(-1, x.shape[-1]), at)
+            a = ops.take(a.reshape(-1, a.shape[-1]), at)
         return self._fed(ops, block, self._added(ops, block, "cross", x, a))
 
     def _self_qkv(self, ops: Ops, block: Params, x: Array) -> tuple[Array, Array, Array]:
         h = self._before(ops, block, "self", x)
-        q, k, v = (self._heads(ops, block, "self", part, h) for part in "qkv")
+        q = self._heads(ops, block, "self", "q", h)
+        k = self._heads(ops, block, "self", "k", h)
+        v = self._heads(ops, block, "self", "v", h)
         return q, k, v
 
     def _cross_kv(self, ops: Ops, block: Params, source: Array) -> tuple[Array, Array]:
-        return self._heads(ops, block, "cross", "k", source), self._heads(
-            ops, block, "cross", "v", source
-        )
+        k = self._heads(ops, block, "cross", "k", source)
+        v = self._heads(ops, block, "cross", "v", source)
+        return k, v
 
     def _heads(self, ops: Ops, block: Params, kind: str, part: str, x: Array) -> Array:
         """(B, H, T, C) of a projection."""
@@ -245,16 +263,21 @@ class Seq2Seq:
     def _name(self, kind: str, part: str) -> str:
         """The relative name of one of an attention's matrices (q, k, v, o) or of its norm."""
         if self.cfg.relative:
-            layer, module = (
-                ("layer.0", "SelfAttention") if kind == "self" else ("layer.1", "EncDecAttention")
-            )
+            if kind == "self":
+                layer = "layer.0"
+                module = "SelfAttention"
+            else:
+                layer = "layer.1"
+                module = "EncDecAttention"
             if part == "norm":
                 return f"{layer}.layer_norm"
             return f"{layer}.{module}.{part}"
         module = "self_attn" if kind == "self" else "encoder_attn"
         if part == "norm":
             return f"{module}_layer_norm"
-        return f"{module}.{'out' if part == 'o' else part}_proj"
+        if part == "o":
+            return f"{module}.out_proj"
+        return f"{module}.{part}_proj"
 
     def _before(self, ops: Ops, block: Params, kind: str, x: Array) -> Array:
         if self.cfg.relative:
@@ -273,17 +296,21 @@ class Seq2Seq:
             h = ops.linear(block, "fc2", ops.gelu(ops.linear(block, "fc1", x)))
             return ops.layer_norm(block, "final_layer_norm", x + h, self.cfg.norm_eps)
         last = "layer.2" if "layer.2.layer_norm.weight" in block else "layer.1"
-        h, part = (
-            ops.rms_norm(block, f"{last}.layer_norm", x, self.cfg.norm_eps),
-            f"{last}.DenseReluDense.",
-        )
+        h = ops.rms_norm(block, f"{last}.layer_norm", x, self.cfg.norm_eps)
+        part = f"{last}.DenseReluDense."
         if self.cfg.gated:
-            h = ops.gelu(ops.linear(block, part + "wi_0", h), approximate=True) * ops.linear(
-                block, part + "wi_1", h
-            )
+            gate = ops.gelu(ops.linear(block, part + "wi_0", h), approximate=True)
+            h = gate * ops.linear(block, part + "wi_1", h)
         else:
             h = ops.maximum(ops.linear(block, part + "wi", h), 0.0)
         return x + ops.linear(block, part + "wo", h)
+
+
+def _first(bias: tuple[Array, ...]) -> Array | None:
+    """The bias of the scores, where there is one."""
+    if bias:
+        return bias[0]
+    return None
 
 
 def _joined(a: Array) -> Array:
@@ -318,10 +345,8 @@ def distance_buckets(reach: int, both: bool, buckets: int, longest: int) -> NDAr
     else:
         distance = np.maximum(-distance, 0)
     exact = buckets // 2
-    grown = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-        math.log(longest / exact)
-    )
+    ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    grown = np.log(ratio) / np.float32(math.log(longest / exact))
     far = exact + (grown * np.float32(buckets - exact)).astype(np.int64)
-    return (base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(
-        np.int32
-    )
+    found = base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))
+    return found.astype(np.int32)

@@ -34,25 +34,16 @@ def from_file(
     Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model
     does not use.
     """
-    params = prefixed(params, cfg)
-    params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
+    params = _with_new_norms(prefixed(params, cfg))
     out: Params = {}
     for name, shape in shapes(cfg).items():
         if name not in params and backbone_only and is_head(name):
             continue
         if name not in params:
-            told = cfg.raw.get("architectures")
-            raise UserError(
-                f"lacks the tensor {name}",
-                where=where,
-                hint="is the download whole?"
-                + (
-                    f" config.json says that it is a {told[0]}"
-                    if isinstance(told, list) and told
-                    else ""
-                ),
-            )
-        module, found = name.removesuffix(".weight"), params[name]
+            hint = "is the download whole?" + _architecture_of(cfg)
+            raise UserError(f"lacks the tensor {name}", where=where, hint=hint)
+        module = name.removesuffix(".weight")
+        found = params[name]
         if f"{module}.scales" in params:
             out |= _packed(params, module, shape, where)
             continue
@@ -63,10 +54,23 @@ def from_file(
                 f"{name} has shape {tuple(found.shape)}, config.json says {shape}", where=where
             )
         out[name] = found
-    extra = [n for n in params if n not in out and not _SPARE.search(n)]
-    if extra:
-        raise UserError(f"holds {extra[0]}, which a {cfg.model_type} model has not", where=where)
+    for name in params:
+        if name not in out and not _SPARE.search(name):
+            raise UserError(f"holds {name}, which a {cfg.model_type} model has not", where=where)
     return out
+
+
+def _with_new_norms(params: Mapping[str, Array]) -> Params:
+    """The tensors, those of norms by the names that files have them by today."""
+    return {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
+
+
+def _architecture_of(cfg: ModelConfig) -> str:
+    """For people: what config.json says the model is; empty where it says nothing."""
+    named = cfg.raw.get("architectures")
+    if isinstance(named, list) and named:
+        return f" config.json says that it is a {named[0]}"
+    return ""
 
 
 # What stands before all names but the head's, where a file is not of the body alone.
@@ -79,13 +83,13 @@ def prefixed(params: Mapping[str, Array], cfg: ModelConfig) -> Mapping[str, Arra
     prefix = _BODY.get(cfg.model_type)
     if prefix is None or any(name.startswith(prefix) for name in params):
         return params
-    named = {
-        name if name in (SCORE, "lm_head.weight") else prefix + name: p
-        for name, p in params.items()
-    }
-    if (
-        cfg.model_type == "bart" and "model.shared.weight" in named
-    ):  # its bias is 0 until someone sets it
+    named: Params = {}
+    for name, tensor in params.items():
+        if name not in (SCORE, "lm_head.weight"):
+            name = prefix + name
+        named[name] = tensor
+    if cfg.model_type == "bart" and "model.shared.weight" in named:
+        # its bias is 0 until someone sets it
         named.setdefault("final_logits_bias", named["model.shared.weight"][None, :, 0] * 0)
     return named
 
@@ -97,18 +101,17 @@ def is_head(name: str) -> bool:
 
 def _packed(params: Mapping[str, Array], module: str, shape: tuple[int, ...], where: str) -> Params:
     """The parts of a matrix that is quantised as MLX does it. Raises UserError for another way."""
-    parts = {
-        f"{module}.{part}": params.get(f"{module}.{part}")
-        for part in ("weight", "scales", "biases")
-    }
-    missing = [name for name, p in parts.items() if p is None]
-    if missing:
-        raise UserError(
-            f"lacks the tensor {missing[0]}",
-            where=where,
-            hint="only affine quantisation is known here",
-        )
-    weight, scales, biases = (tuple(p.shape) for p in parts.values() if p is not None)
+    parts: Params = {}
+    for part in ("weight", "scales", "biases"):
+        name = f"{module}.{part}"
+        if name not in params:
+            raise UserError(
+                f"lacks the tensor {name}",
+                where=where,
+                hint="only affine quantisation is known here",
+            )
+        parts[name] = params[name]
+    weight, scales, biases = [tuple(tensor.shape) for tensor in parts.values()]
     bits = 32 * weight[-1] / shape[-1]
     groups = scales[-1]
     if bits not in BITS:
@@ -117,36 +120,37 @@ def _packed(params: Mapping[str, Array], module: str, shape: tuple[int, ...], wh
             where=where,
             hint=f"known: {', '.join(map(str, BITS))}",
         )
-    if (
-        len(shape) != 2
-        or weight[0] != shape[0]
-        or scales != biases
-        or scales[0] != shape[0]
-        or shape[1] % groups
-    ):
+    fits = (
+        len(shape) == 2
+        and weight[0] == scales[0] == shape[0]
+        and scales == biases
+        and shape[1] % groups == 0
+    )
+    if not fits:
         raise UserError(
             f"{module} has shapes {weight}, {scales}, {biases}, config.json says {shape}",
             where=where,
         )
-    return {name: p for name, p in parts.items() if p is not None}
+    return parts
 
 
 def transposed(params: Mapping[str, Array]) -> Params:
     """The tensors in the direction that a file has them in, or back."""
-    return {
-        name: p.swapaxes(0, 1) if is_transposed(name) and len(p.shape) == 2 else p
-        for name, p in params.items()
-    }
+    out: Params = {}
+    for name, tensor in params.items():
+        if is_transposed(name) and len(tensor.shape) == 2:
+            tensor = tensor.swapaxes(0, 1)
+        out[name] = tensor
+    return out
 
 
 def to_file(params: Mapping[str, Array]) -> Params:
     """The tensors as a file has them. GPT-2's stand there without the prefix, as in OpenAI's own:
     mlx-lm knows no other names; transformers knows both, where no head stands beside them."""
-    bare = "lm_head.weight" not in params and SCORE not in params
-    return {
-        name.removeprefix("transformer.") if bare else name: p
-        for name, p in transposed(params).items()
-    }
+    tensors = transposed(params)
+    if "lm_head.weight" in params or SCORE in params:
+        return tensors
+    return {name.removeprefix("transformer."): p for name, p in tensors.items()}
 
 
 # Not the model's own: rotary and position buffers and masks of old files, copies of tied heads
