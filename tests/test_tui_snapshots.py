@@ -27,7 +27,7 @@ from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import push_process, run_status
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens import rate, stage_page
+from ondevice_tui.screens import rate_queue, stage_page
 from ondevice_tui.screens.chat_pane import Pane
 from ondevice_tui.screens.start import StartScreen
 from test_tui_push import PLAN
@@ -63,7 +63,7 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     for module in (run_status, stage_page):
         monkeypatch.setattr(module, "clock", lambda: START + 7300)
-    monkeypatch.setattr(rate, "rater_name", lambda: "vera")
+    monkeypatch.setattr(rate_queue, "rater_name", lambda: "vera")
 
     async def plan(values: dict[str, Any]) -> dict[str, Any]:
         return PLAN

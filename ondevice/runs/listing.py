@@ -57,15 +57,20 @@ def _run(path: Path) -> dict[str, Any] | None:
         stages = [stage_state(stage) for stage in run.stages()]
         if not stages and not is_run(run):
             return None
-        return {
-            "run": path.name,
-            "path": str(path),
-            "began": began_at(run, stages),
-            "stages": stages,
-            "ratings": has_ratings(run),
-        }
+        return run_record(run, stages)
     except Exception as problem:  # whatever it is, the other runs are listed, and it is told
         return unreadable(path, problem)
+
+
+def run_record(run: RunFolder, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run that could be read, with the states of its stages."""
+    return {
+        "run": run.path.name,
+        "path": str(run.path),
+        "began": began_at(run, stages),
+        "stages": stages,
+        "ratings": has_ratings(run),
+    }
 
 
 def is_run(run: RunFolder) -> bool:

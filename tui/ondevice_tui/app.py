@@ -1,8 +1,9 @@
 """The terminal UI: `ondevice` without arguments.
 
-It holds no model and trains nothing. Stages are processes of their own (`runner`), it reads what
-they write (`tail`, `road`), and models are talked to through `ondevice worker` (`model`). So it may
-be closed, killed or lost with its terminal at any moment, and opened again.
+It holds no model and trains nothing. Stages are processes of their own (`stage_processes`), it
+reads what they write (`event_reader`, `run_reader`), and models are talked to through `ondevice
+worker` (`worker_client`). So it may be closed, killed or lost with its terminal at any moment, and
+opened again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any, ClassVar
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.theme import Theme
 from textual.worker import WorkerFailed
 
 from ondevice.common import processes
@@ -31,43 +31,12 @@ from ondevice_tui.remembered import Remembered
 from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.page import Page, of_textual
 from ondevice_tui.screens.road import RoadScreen
+from ondevice_tui.themes import DARK, LIGHT
 from ondevice_tui.trouble import Steady, write_trouble
 
 SOON_S = 0.5  # after the start: the first screen stands
 BETWEEN_S = 0.02  # between two modules that are imported ahead: keys have their turn
 LOOK_S = 1.0  # between two looks at the folder of runs
-
-# Okabe and Ito's hues: told apart with any colour vision. No state is told by colour alone.
-DARK = Theme(
-    name="ondevice-dark",
-    dark=True,
-    primary="#56B4E9",
-    secondary="#009E73",
-    accent="#56B4E9",
-    warning="#E69F00",
-    error="#F0784A",
-    success="#2FBF91",
-    foreground="#D8DEE4",
-    background="#0F1418",
-    surface="#151B21",
-    panel="#1D252D",
-    variables={"muted": "#8B98A5"},
-)
-LIGHT = Theme(
-    name="ondevice-light",
-    dark=False,
-    primary="#0072B2",
-    secondary="#00785A",
-    accent="#0072B2",
-    warning="#9A6700",
-    error="#B5420A",
-    success="#00785A",
-    foreground="#1B2127",
-    background="#FAFBFC",
-    surface="#F0F3F5",
-    panel="#E2E7EB",
-    variables={"muted": "#5B6670"},
-)
 
 
 def later(module: str, name: str) -> Callable[[], Screen[Any]]:
@@ -167,10 +136,8 @@ class OndeviceApp(Steady, App[str]):
 
     def on_mount(self) -> None:
         if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
-            self.theme = (
-                self.remembered.get("theme", lambda name: name in self.available_themes)
-                or DARK.name
-            )
+            theme = self.remembered.get("theme", lambda name: name in self.available_themes)
+            self.theme = theme or DARK.name
             self.watch(self, "theme", lambda name: self.keep("theme", name), init=False)
         if self.remembered.trouble:
             self.say(self.remembered.trouble, bad=True)
@@ -183,7 +150,8 @@ class OndeviceApp(Steady, App[str]):
     def _import_ahead(self) -> None:
         """One module, then the next a moment later, so that the first key that opens a screen waits
         for none. Here and in no thread: see `imports`."""
-        if left := imports.waiting():
+        left = imports.waiting()
+        if left:
             imports.load(left[0])
             self.set_timer(BETWEEN_S, self._import_ahead)
 
@@ -211,17 +179,12 @@ class OndeviceApp(Steady, App[str]):
             self._reading = False
 
     def on_runs_read(self, message: RunsRead) -> None:
-        self.runs, self.runs_trouble = message.runs, message.trouble
+        self.runs = message.runs
+        self.runs_trouble = message.trouble
         for child in self.started:
             child.look(self._state_of(child.run))
         if self.chosen is None or not self.chosen.is_dir():
-            busy = [
-                run
-                for run in self.runs
-                if any(stage["state"] == "training" for stage in run["stages"])
-            ]
-            first = next(iter(busy or self.runs), None)
-            self.chosen = Path(first["path"]) if first else None
+            self.chosen = _first_choice(message.runs)
         self.tell_page()
 
     def tell_page(self) -> None:
@@ -241,13 +204,20 @@ class OndeviceApp(Steady, App[str]):
         return None
 
     def _state_of(self, path: Path) -> dict[str, Any] | None:
-        return next((run for run in self.runs or () if Path(run["path"]) == path), None)
+        for run in self.runs or ():
+            if Path(run["path"]) == path:
+                return run
+        return None
 
     @property
     def starting(self) -> set[str]:
         """Stages of the chosen run whose process was started here and has not begun them."""
-        here = [child for child in self.started if child.run == self.chosen]
-        return {stage for child in here if (stage := child.starts(self.run_state))}
+        found = set()
+        for child in self.started:
+            if child.run == self.chosen:
+                found.add(child.starts(self.run_state))
+        found.discard("")
+        return found
 
     @property
     def run_folder(self) -> RunFolder | None:
@@ -256,29 +226,29 @@ class OndeviceApp(Steady, App[str]):
         return None
 
     def choose(self, run: Path, stage: str = "") -> None:
-        self.chosen, self.stage = run, stage
+        self.chosen = run
+        self.stage = stage
 
     def training(self) -> list[tuple[str, str]]:
         """(run, stage) of whatever trains now."""
-        return [
-            (run["run"], stage["stage"])
-            for run in self.runs or ()
-            for stage in run["stages"]
-            if stage["state"] == "training"
-        ]
+        found = []
+        for run in self.runs or ():
+            for stage in run["stages"]:
+                if stage["state"] == "training":
+                    found.append((run["run"], stage["stage"]))
+        return found
 
     # what this machine is
 
     async def _ask_doctor(self) -> None:
         """In a process of its own: it loads the array libraries to see whether they work. An app
         that is closed before the answer comes does not wait for it."""
-        quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
         doctor = await processes.start_async(
             processes.command("ondevice", "doctor", "--json"),
             processes.Access.OWN,
-            stdin=quiet,
-            stdout=pipe,
-            stderr=quiet,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
         )
         try:
             said, _ = await doctor.communicate()
@@ -299,11 +269,7 @@ class OndeviceApp(Steady, App[str]):
     def start(self, words: Sequence[str], run: Path) -> bool:
         """Runs `ondevice WORDS…` as a process of its own and makes `run` the chosen one. False
         where it could not, or where one that does the same is only just starting."""
-        stage = words[0] if words[0] in STAGES else ""
-        if any(
-            child.run == run and not child.begun and (not stage or child.stage in ("", stage))
-            for child in self.started
-        ):
+        if self._is_starting(words[0], run):
             self.say("it is starting already: loading takes some seconds")
             return False
         try:
@@ -312,30 +278,43 @@ class OndeviceApp(Steady, App[str]):
             self.say(f"could not start: {problem}", bad=True)
             return False
         self.started.append(child)
-        self.choose(run, words[0] if words[0] not in ("run", "runs") else "")
+        stage = words[0]
+        if stage in ("run", "runs"):
+            stage = ""
+        self.choose(run, stage)
         self.say(f"started: {child.what}")
         self.look()
         return True
 
+    def _is_starting(self, verb: str, run: Path) -> bool:
+        """Whether a process that does the same in this run has been started and has not begun."""
+        for child in self.started:
+            same = verb not in STAGES or child.stage in ("", verb)
+            if child.run == run and not child.begun and same:
+                return True
+        return False
+
     def on_child_ended(self, message: ChildEnded) -> None:
-        if message.code in (0, 130):
-            self.say(f"{'done' if message.code == 0 else 'stopped, saved'}: {message.what}")
+        if message.code == 0:
+            self.say(f"done: {message.what}")
+        elif message.code == 130:
+            self.say(f"stopped, saved: {message.what}")
         else:
             why = message.tail or "(it said nothing)"
             self.say(f"{message.what}\nended with code {message.code}:\n{why}", bad=True)
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """A toast. The one place that makes them: text is made inert, and read as no markup."""
-        self.notify(
-            sanitize(text, limit=1500),
-            severity="error" if bad else "information",
-            markup=False,
-            timeout=15 if bad else 5,
-        )
+        shown = sanitize(text, limit=1500)
+        if bad:
+            self.notify(shown, severity="error", markup=False, timeout=15)
+        else:
+            self.notify(shown, markup=False, timeout=5)
 
     def keep(self, name: str, value: Any) -> None:
         """Remembers what a person chose, for the next time the app is opened."""
-        if trouble := self.remembered.keep(name, value):
+        trouble = self.remembered.keep(name, value)
+        if trouble:
             self.say(f"{name.replace('_', ' ')} is not remembered: {trouble}", bad=True)
 
     # errors that nobody foresaw
@@ -355,9 +334,8 @@ class OndeviceApp(Steady, App[str]):
     def _handle_exception(self, error: Exception) -> None:
         """What Textual ends the app at. A worker that failed, or a timer of ours, takes nothing
         else with it; a screen that cannot be made or drawn does."""
-        cause = error.error if isinstance(error, WorkerFailed) else None
-        if self.survives and cause is not None:
-            self.tell_trouble("a task in the background", cause)
+        if self.survives and isinstance(error, WorkerFailed) and error.error is not None:
+            self.tell_trouble("a task in the background", error.error)
         else:
             super()._handle_exception(error)
 
@@ -369,14 +347,19 @@ class OndeviceApp(Steady, App[str]):
 
     def action_copy_or_tell(self) -> None:
         """ctrl+c: copies what is selected; where nothing is, says how to leave."""
-        if selected := self.screen.get_selected_text():
+        selected = self.screen.get_selected_text()
+        if selected:
             self.copy_to_clipboard(selected)
+        elif getattr(self.screen, "TYPES", False):
+            self.say("ctrl+q closes the app; what trains goes on")
         else:
-            key = "ctrl+q" if getattr(self.screen, "TYPES", False) else "q"
-            self.say(f"{key} closes the app; what trains goes on")
+            self.say("q closes the app; what trains goes on")
 
     def action_light(self) -> None:
-        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+        if self.current_theme.dark:
+            self.theme = LIGHT.name
+        else:
+            self.theme = DARK.name
 
     def action_explain(self) -> None:
         from ondevice_tui.screens.help import HelpScreen
@@ -385,13 +368,10 @@ class OndeviceApp(Steady, App[str]):
             self.push_screen(HelpScreen(self.screen))
 
     def action_leave(self) -> None:
-        busy = self.training()
-        self.exit(
-            "".join(
-                f"{run}: {stage} goes on training; `ondevice` shows it again\n"
-                for run, stage in busy
-            )
-        )
+        told = ""
+        for run, stage in self.training():
+            told += f"{run}: {stage} goes on training; `ondevice` shows it again\n"
+        self.exit(told)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key of the screen that is open, and the app's own."""
@@ -407,6 +387,16 @@ class OndeviceApp(Steady, App[str]):
         for command in super().get_system_commands(screen):
             if command.title in ("Theme", "Screenshot"):
                 yield command
+
+
+def _first_choice(runs: Sequence[dict[str, Any]]) -> Path | None:
+    """The run that is shown where none was chosen: the first that trains, else the first."""
+    for run in runs:
+        if any(stage["state"] == "training" for stage in run["stages"]):
+            return Path(run["path"])
+    if runs:
+        return Path(runs[0]["path"])
+    return None
 
 
 def own_bindings(screen: Screen[Any]) -> list[tuple[Binding, Any]]:
@@ -426,11 +416,20 @@ def machine_line(report: dict[str, Any]) -> str:
     name = report["auto"]["backend"]
     found = report["backends"].get(name) or {}
     memory = report["memory"]
-    size = [f"{memory[key] / 2**30:.1f}" if memory[key] else "?" for key in ("available", "total")]
-    return (
-        f"{name or 'no backend'} · {found.get('device') or 'no device'} · {report['cores']} cores · "
-        f"{size[0]} of {size[1]} GB free · disk {report['disk']['free'] / 2**30:.0f} GB"
-    )
+    parts = [
+        name or "no backend",
+        found.get("device") or "no device",
+        f"{report['cores']} cores",
+        f"{_gigabytes(memory['available'])} of {_gigabytes(memory['total'])} GB free",
+        f"disk {report['disk']['free'] / 2**30:.0f} GB",
+    ]
+    return " · ".join(parts)
+
+
+def _gigabytes(size: int | None) -> str:
+    if not size:
+        return "?"
+    return f"{size / 2**30:.1f}"
 
 
 def main() -> int:

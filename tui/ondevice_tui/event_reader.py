@@ -24,7 +24,6 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from ondevice.runs.events import read_at
-from ondevice.runs.folder import StageFolder
 from ondevice_tui.messages import StageNews
 from ondevice_tui.series import Series
 
@@ -295,28 +294,3 @@ def texts_at(path: Path, offset: int) -> dict[str, Any] | None:
         return read_at(path, offset)
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def log_tail(path: Path, lines: int = 12) -> str:
-    """The end of a log, for a person."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(os.fstat(file.fileno()).st_size - (1 << 14), 0))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(
-        [line.rsplit("\r", 1)[-1] for line in text.split("\n") if line.strip()][-lines:]
-    )
-
-
-def stage_log(stage: StageFolder) -> Path | None:
-    """The log of the process that ran this stage, where a process of ours did: the stage's own, or
-    the whole run's.
-    """
-    found = [
-        path
-        for path in (stage.path.with_suffix(".log"), stage.path.parent / "run.log")
-        if path.is_file()
-    ]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)

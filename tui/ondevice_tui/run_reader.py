@@ -3,32 +3,28 @@ again, and a run in which nothing goes on is looked at every ten seconds only.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ondevice.common.clock import clock, ticks
-from ondevice.common.errors import UserError
-from ondevice.config.load import read_yaml
-from ondevice.config.recipe import STAGES
+from ondevice.common.clock import ticks
+from ondevice.runs.contents import Votes, recipe_stages, votes_of_people
 from ondevice.runs.folder import RunFolder, StageFolder
-from ondevice.runs.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
-from ondevice_tui.event_reader import log_tail
+from ondevice.runs.listing import is_run, run_paths, run_record, stage_state, unreadable
+from ondevice.runs.logs import unstarted_stages
 from ondevice_tui.trouble import write_trouble
 
 T = TypeVar("T")
-LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program that holds them
 REST_S = 10.0  # between two looks at a run that is not chosen and in which nothing trains
-SILENT_S = 60.0  # a process that has begun no stage and said nothing for so long is taken for dead
 
 
-class Votes(NamedTuple):
-    """What a run's ratings hold. `given`: votes of people; `pending`: pairs on which no person has
-    voted; repeats count in neither. `trouble`: why they cannot be read."""
+class Look(NamedTuple):
+    """One look at a run: when (in ticks), the folder's stamp before it, and what was found."""
 
-    given: int
-    pending: int
-    trouble: str
+    at: float
+    stamp: Any
+    run: dict[str, Any] | None
 
 
 class RunsReader:
@@ -40,9 +36,7 @@ class RunsReader:
         self.folder = folder
         self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
         self._wrong: dict[Path, str] = {}  # what was told of runs that cannot be read
-        self._looked: dict[
-            Path, tuple[float, Any, dict[str, Any] | None]
-        ] = {}  # run → (when, stamp, what was found)
+        self._looks: dict[Path, Look] = {}  # of each run the newest
 
     def read(self, chosen: Path | None = None) -> list[dict[str, Any]]:
         """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": people's, "pending":
@@ -57,33 +51,45 @@ class RunsReader:
         """
         paths = run_paths(self.folder)
         there = set(paths)
-        self._looked = {path: known for path, known in self._looked.items() if path in there}
-        resting = {
-            path: ticks() - self._looked[path][0]
-            for path in paths
-            if path != chosen and self._rests(path)
-        }
-        few = sorted(resting, key=resting.__getitem__, reverse=True)[
-            : len(resting) // int(REST_S) + 1
-        ]
+        self._looks = {path: look for path, look in self._looks.items() if path in there}
+        for path in self._due(paths, chosen):
+            stamp = _stamp(path)  # before the look: what changes meanwhile is looked at again
+            self._looks[path] = Look(ticks(), stamp, self._run(path))
+        found = []
         for path in paths:
-            rested = resting.get(path, REST_S)
-            if rested >= REST_S or (
-                path in few and rested >= REST_S / 2
-            ):  # some ahead: not all in one second
-                stamp = _stamp(path)  # before the look: what changes meanwhile is looked at again
-                self._looked[path] = ticks(), stamp, self._run(path)
-        found = [run for path in paths if (run := self._looked[path][2]) is not None]
-        return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
+            run = self._looks[path].run
+            if run is not None:
+                found.append(run)
+        return sorted(found, key=itemgetter("began", "run"), reverse=True)
+
+    def _due(self, paths: list[Path], chosen: Path | None) -> list[Path]:
+        """The runs to be looked at now: those in which something may have changed, those that have
+        rested for REST_S, and a few of the others ahead of time, so that they do not all come in
+        one second."""
+        now = ticks()
+        rested: dict[Path, float] = {}  # seconds since the look, of those that rest
+        for path in paths:
+            if path != chosen and self._rests(path):
+                rested[path] = now - self._looks[path].at
+        longest_first = sorted(rested, key=rested.__getitem__, reverse=True)
+        ahead = set(longest_first[: len(rested) // int(REST_S) + 1])
+        due = []
+        for path in paths:
+            seconds = rested.get(path, REST_S)
+            if seconds >= REST_S or (path in ahead and seconds >= REST_S / 2):
+                due.append(path)
+        return due
 
     def _rests(self, path: Path) -> bool:
         """Whether nothing went on in this run when it was looked at, and nothing was added to its
         folder since.
         """
-        known = self._looked.get(path)
-        if known is None or known[1] != _stamp(path):
+        look = self._looks.get(path)
+        if look is None or look.stamp != _stamp(path):
             return False
-        return known[2] is None or all(stage["state"] != "training" for stage in known[2]["stages"])
+        if look.run is None:
+            return True
+        return all(stage["state"] != "training" for stage in look.run["stages"])
 
     def _run(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -97,12 +103,8 @@ class RunsReader:
                 return None
             votes = self._votes(path)
             read = {
-                "run": path.name,
-                "path": str(path),
-                "began": began_at(run, stages),
-                "stages": stages,
+                **run_record(run, stages),
                 "recipe": recipe,
-                "ratings": has_ratings(run),
                 "votes": votes.given,
                 "pending": votes.pending,
                 "ratings_trouble": votes.trouble,
@@ -128,7 +130,8 @@ class RunsReader:
         """What `make` gave when the stamp last changed."""
         known = self._known.get((what, path))
         if known is None or known[0] != stamp:
-            known = self._known[what, path] = stamp, make()
+            known = (stamp, make())
+            self._known[what, path] = known
         found: T = known[1]
         return found
 
@@ -156,53 +159,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def votes_of_people(run: Path) -> Votes:
-    """Raises nothing: what cannot be read is looked at again once the database has changed."""
-    from ondevice.preferences.database import Ratings
-
-    try:
-        with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:
-            # "" votes on nothing
-            pairs = {waiting.item for waiting in ratings.waiting("") if waiting.kind != "repeat"}
-            voted = [
-                vote.item
-                for vote in ratings.live_votes(simulated=False)
-                if vote.outcome is not None and vote.item in pairs
-            ]
-            return Votes(len(voted), len(pairs.difference(voted)), "")
-    except UserError as problem:
-        return Votes(0, 0, problem.message)
-
-
-def unstarted_stages(run: RunFolder, begun: list[str], recipe: list[str]) -> dict[str, str]:
-    """Stages whose process has left a log and nothing else, with its last line. A recipe's log
-    counts for its first stage."""
-    first = next((name for name in recipe if name in STAGES), "init")
-    found: dict[str, str] = {}
-    for stage, log in [
-        *((name, run.path / f"{name}.log") for name in STAGES),
-        (first, run.path / "run.log"),
-    ]:
-        stamp = _stamp(log)
-        if stamp is None or stage in begun or (log.name == "run.log" and begun):
-            continue
-        if stamp[0]:
-            found[stage] = log_tail(log, 1).strip() or "it said nothing"
-        elif clock() - stamp[1] / 1e9 > SILENT_S:
-            found[stage] = "it said nothing"
-    return found
-
-
-def recipe_stages(run: RunFolder) -> list[str]:
-    """The stages that the run's recipe names; none where it has no recipe or a damaged one."""
-    if not run.recipe.is_file():
-        return []
-    try:
-        stages = read_yaml(run.recipe).get("stages")
-    except UserError:
-        return []
-    if isinstance(stages, Mapping):
-        return [str(name) for name in stages]
-    return []

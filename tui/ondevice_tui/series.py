@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BUCKETS = 4096  # 200 kB per series; a terminal is a few hundred columns wide
+NOTHING = (math.inf, -math.inf, 0.0, 0, 0)  # a bucket's low, high, sum, count, gaps at first
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -45,7 +46,7 @@ class Series:
         # point opens one
         self._in_last = 1
         # the newest bucket's low, high, sum, count, gaps
-        self._open = (math.inf, -math.inf, 0.0, 0, 0)
+        self._open = NOTHING
 
     def __len__(self) -> int:
         return len(self._x)
@@ -57,7 +58,7 @@ class Series:
             if len(self._x) == self.limit:
                 self._merge()
             self._begin(x)
-            low, high, total, count, gaps = math.inf, -math.inf, 0.0, 0, 0
+            low, high, total, count, gaps = NOTHING
         self._in_last += 1
         self.points += 1
         if value is None or not math.isfinite(value):

@@ -27,8 +27,8 @@ from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.logs import log_tail
 from ondevice_tui import access
-from ondevice_tui.event_reader import log_tail
 
 
 @dataclass

@@ -15,8 +15,8 @@ from ondevice.common.progress import numbers_line
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.listing import TAIL
+from ondevice.runs.logs import log_tail, stage_log
 from ondevice_tui import stage_processes
-from ondevice_tui.event_reader import log_tail, stage_log
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 

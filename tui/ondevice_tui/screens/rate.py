@@ -1,17 +1,16 @@
 """Rate: a prompt, two to four answers without names, one key. A vote is on disk before the next
 ones are shown.
 
-What happens beside the voting is elsewhere: how answers stand (`widgets/answers`), undo and redo
-(`rate_undo`), notes and flags (`rate_marks`), the lines around the answers (`rate_messages`),
-further pairs and the reward model's doubts (`live_sampling`), small cards (`rate_cards`), where
-pairs come from (`sample_pairs`), what votes are worth (`vote_statistics`).
+What happens beside the voting is elsewhere: which item is next (`rate_queue`), how answers stand
+(`widgets/answers`), undo and redo (`rate_undo`), notes and flags (`rate_marks`), the lines around
+the answers (`rate_messages`), further pairs and the reward model's doubts (`live_sampling`), small
+cards (`rate_cards`), where pairs come from (`sample_pairs`), what votes are worth
+(`vote_statistics`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -22,38 +21,21 @@ from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
 from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.rating_queue import rating_order
-from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, said
-from ondevice_tui.live_sampling import Pairing, rater_name
-from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.run_status import ago
 from ondevice_tui.screens.confirm import Details, ask
 from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
-from ondevice_tui.screens.rate_marks import MarkingPage
 from ondevice_tui.screens.rate_messages import all_rated, no_pairs, top_parts
+from ondevice_tui.screens.rate_queue import REPEAT_SHARE, QueuePage
 from ondevice_tui.screens.rate_undo import Restored, Undone, UndoneVotes, store_again, undo_newest
-from ondevice_tui.screens.rating_page import RETRY_S
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 if TYPE_CHECKING:
     from ondevice_tui.screens.sample_pairs import Found
 
-REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
 
-
-@dataclass(frozen=True)
-class Look:
-    """What the database says at one moment: what waits for this rater, in order, the first of it,
-    and how far they are."""
-
-    waiting: list[int]
-    item: Item | None
-    progress: Progress
-
-
-class RateScreen(MarkingPage):
+class RateScreen(QueuePage):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \
@@ -155,18 +137,9 @@ least; p says why this one."""
         super().__init__()
         self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
-        self.pairing = Pairing(
-            lambda: self.ratings,
-            lambda: self.rater,
-            lambda: self.ui.run_folder,
-            self._news,
-            lambda told: self.ui.say(told),
-        )
         self._shown_at = 0.0
         self._warned = False  # that the end of an answer was not read
-        self._skipped: set[int] = set()
         self._paces: list[float] = []
-        self._said: tuple[str, str] = ("", "")
         self._known = -1  # a vote of another window, which the next key replaces
         self._undone = UndoneVotes()
 
@@ -185,40 +158,7 @@ least; p says why this one."""
     def answers(self) -> Answers:
         return self.query_one(Answers)
 
-    # the database
-
-    def entered(self) -> None:
-        self._failed_at = -RETRY_S
-        self._open()
-        self.show()
-        self.run_worker(self.pairing.run(), group="pairing", exclusive=True)
-
-    def left(self) -> None:
-        self.workers.cancel_group(self, "pairing")
-        self._close()
-
-    def on_unmount(self) -> None:
-        self.pairing.kill()
-        self._close()
-
-    def runs_changed(self) -> None:
-        """Another run, or its first pairs: looked at every second while there is nothing to rate."""
-        run = self.ui.run_folder
-        wanted = ratings_file(run.path) if run is not None else None
-        if self.ratings is not None and self.ratings.path != wanted:
-            self._close()
-            self.trouble = ""
-            self.pairing.forget()
-            self.pairing.begin(None)
-            self._failed_at = -RETRY_S
-        if self.ratings is None:
-            self._open()
-        if self.item is None:
-            self.next()
-
-    def _open(self, *, create: bool = False) -> None:
-        self.rater = self.rater or self.ui.remembered.get("rater", _is_name) or rater_name()
-        super()._open(create=create)
+    # the queue
 
     def begun(self) -> None:
         self._forget_undone()
@@ -228,48 +168,6 @@ least; p says why this one."""
         self.ranking = []
         super()._not_saved(problem)
 
-    def look(self, ratings: Ratings) -> Look:
-        """On the database's thread."""
-        found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
-        waiting = [i for i in found if i not in self._skipped]
-        first = None
-        if waiting:
-            first = ratings.item(waiting[0])
-        return Look(waiting, first, ratings.progress(self.rater))
-
-    def next(self, told: str = "") -> None:
-        """Looks for the next item of the queue, and shows it or why there is none; `told` stands
-        beneath it.
-        """
-        if self.ratings is None:
-            self._show_next(None)
-        elif not self.busy:
-            self._do(self.look, lambda found: self._show_next(found, told), self._not_read)
-
-    def _not_read(self, problem: UserError) -> None:
-        """It is looked for again at the next look at the runs."""
-        if isinstance(problem, Damaged | Replaced):
-            self._leave_database(str(problem))
-            return
-        self.item = None
-        self.trouble = str(problem)
-        self.show()
-
-    def _show_next(self, found: Look | None, told: str = "") -> None:
-        self.item = None
-        self.progress = None
-        if found is not None:
-            self.item = found.item
-            self.progress = found.progress
-            self.trouble = ""
-        self._begin_vote()
-        self._said = ("", "")
-        self.show()
-        if told and self.item is not None:
-            self._show_told(told)
-        elif told:
-            self.ui.say(told)
-
     def _begin_vote(self) -> None:
         """Nothing is picked, said or known of the item that is shown now."""
         self.ranking = []
@@ -277,32 +175,6 @@ least; p says why this one."""
         self._warned = False
         self._known = -1
         self._shown_at = ticks()
-
-    def _news(self) -> None:
-        """Something has happened behind: pairs are there, or it has something to say."""
-        if self.ratings is None or not self.composed:
-            return
-        if self.item is None:
-            self.next()
-        else:
-            rater = self.rater
-            begun = self.ratings.do(lambda found: found.progress(rater))
-            self.run_worker(
-                partial(self._count_anew, self.ratings, begun),
-                group="ratings-count",
-                exclusive=True,
-            )
-
-    async def _count_anew(self, ratings: RatingsThread, begun: Awaitable[Progress]) -> None:
-        try:
-            progress = await begun
-        except UserError as problem:
-            self._show_told(str(problem), "$error")
-            return
-        if self.ratings is ratings:
-            self.progress = progress
-            self._show_top()
-            self._show_told(*self._said)
 
     # what is shown
 
@@ -646,7 +518,3 @@ least; p says why this one."""
             self._show_told(
                 "a and b do nothing here: ← → or 1 2 say which is better, x that all are bad, i who rates"
             )
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value.strip()) <= 200

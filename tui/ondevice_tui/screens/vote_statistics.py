@@ -108,7 +108,7 @@ def _agreement(found: Mapping[str, Any]) -> list[Content]:
         )
     if len(rows) == 1:
         rows.append(
-            content(" No pair was rated by two people yet: a gives another name.", "$muted")
+            content(" No pair was rated by two people yet: i gives another name.", "$muted")
         )
     return [*rows, content("")]
 

@@ -1,0 +1,56 @@
+"""What a run's folder holds besides its stages: the stages of its recipe, and people's votes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ondevice.common.errors import UserError
+from ondevice.config.load import read_yaml
+from ondevice.runs.folder import RunFolder
+
+LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program that holds them
+
+
+class Votes(NamedTuple):
+    """What a run's ratings hold. `given`: votes of people; `pending`: pairs on which no person has
+    voted; repeats count in neither. `trouble`: why they cannot be read."""
+
+    given: int
+    pending: int
+    trouble: str
+
+
+def votes_of_people(run: Path) -> Votes:
+    """Raises nothing: what cannot be read is looked at again once the database has changed."""
+    # here: it loads SQLite, and most runs have no votes
+    from ondevice.preferences.database import Ratings
+
+    try:
+        with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:
+            # "" votes on nothing
+            pairs = set()
+            for waiting in ratings.waiting(""):
+                if waiting.kind != "repeat":
+                    pairs.add(waiting.item)
+            voted = []
+            for vote in ratings.live_votes(simulated=False):
+                if vote.outcome is not None and vote.item in pairs:
+                    voted.append(vote.item)
+            return Votes(len(voted), len(pairs.difference(voted)), "")
+    except UserError as problem:
+        return Votes(0, 0, problem.message)
+
+
+def recipe_stages(run: RunFolder) -> list[str]:
+    """The stages that the run's recipe names; none where it has no recipe or a damaged one."""
+    if not run.recipe.is_file():
+        return []
+    try:
+        stages = read_yaml(run.recipe).get("stages")
+    except UserError:
+        return []
+    if isinstance(stages, Mapping):
+        return [str(name) for name in stages]
+    return []

@@ -1,0 +1,163 @@
+"""The queue of the rating screen: which item is rated next, and the pairs that are sampled beside the
+rating."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Item, Progress, Ratings
+from ondevice.preferences.rating_queue import rating_order
+from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
+from ondevice_tui.live_sampling import Pairing, rater_name
+from ondevice_tui.ratings_thread import RatingsThread
+from ondevice_tui.screens.rate_marks import MarkingPage
+from ondevice_tui.screens.rating_page import RETRY_S
+
+# of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
+REPEAT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the database says at one moment: what waits for this rater, in order, the first of it,
+    and how far they are."""
+
+    waiting: list[int]
+    item: Item | None
+    progress: Progress
+
+
+class QueuePage(MarkingPage):
+    """A rating screen that goes from one item of the queue to the next. A subclass begins a vote on
+    an item (`_begin_vote`) and shows how far the rater is (`_show_top`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairing = Pairing(
+            lambda: self.ratings,
+            lambda: self.rater,
+            lambda: self.ui.run_folder,
+            self._news,
+            lambda told: self.ui.say(told),
+        )
+        self._skipped: set[int] = set()
+        self._said: tuple[str, str] = ("", "")  # the line beneath the answers, and its style
+
+    def _begin_vote(self) -> None:
+        raise NotImplementedError
+
+    def _show_top(self) -> None:
+        raise NotImplementedError
+
+    # the database
+
+    def entered(self) -> None:
+        self._failed_at = -RETRY_S
+        self._open()
+        self.show()
+        self.run_worker(self.pairing.run(), group="pairing", exclusive=True)
+
+    def left(self) -> None:
+        self.workers.cancel_group(self, "pairing")
+        self._close()
+
+    def on_unmount(self) -> None:
+        self.pairing.kill()
+        self._close()
+
+    def runs_changed(self) -> None:
+        """Another run, or its first pairs: looked at every second while there is nothing to rate."""
+        run = self.ui.run_folder
+        wanted = None
+        if run is not None:
+            wanted = ratings_file(run.path)
+        if self.ratings is not None and self.ratings.path != wanted:
+            self._close()
+            self.trouble = ""
+            self.pairing.forget()
+            self.pairing.begin(None)
+            self._failed_at = -RETRY_S
+        if self.ratings is None:
+            self._open()
+        if self.item is None:
+            self.next()
+
+    def _open(self, *, create: bool = False) -> None:
+        self.rater = self.rater or self.ui.remembered.get("rater", _is_name) or rater_name()
+        super()._open(create=create)
+
+    def look(self, ratings: Ratings) -> Look:
+        """On the database's thread."""
+        found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
+        waiting = [i for i in found if i not in self._skipped]
+        first = None
+        if waiting:
+            first = ratings.item(waiting[0])
+        return Look(waiting, first, ratings.progress(self.rater))
+
+    def next(self, told: str = "") -> None:
+        """Looks for the next item of the queue, and shows it or why there is none; `told` stands
+        beneath it.
+        """
+        if self.ratings is None:
+            self._show_next(None)
+        elif not self.busy:
+            self._do(self.look, lambda found: self._show_next(found, told), self._not_read)
+
+    def _not_read(self, problem: UserError) -> None:
+        """It is looked for again at the next look at the runs."""
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(str(problem))
+            return
+        self.item = None
+        self.trouble = str(problem)
+        self.show()
+
+    def _show_next(self, found: Look | None, told: str = "") -> None:
+        self.item = None
+        self.progress = None
+        if found is not None:
+            self.item = found.item
+            self.progress = found.progress
+            self.trouble = ""
+        self._begin_vote()
+        self._said = ("", "")
+        self.show()
+        if told and self.item is not None:
+            self._show_told(told)
+        elif told:
+            self.ui.say(told)
+
+    def _news(self) -> None:
+        """Something has happened behind: pairs are there, or it has something to say."""
+        if self.ratings is None or not self.composed:
+            return
+        if self.item is None:
+            self.next()
+        else:
+            rater = self.rater
+            begun = self.ratings.do(lambda found: found.progress(rater))
+            self.run_worker(
+                partial(self._count_anew, self.ratings, begun),
+                group="ratings-count",
+                exclusive=True,
+            )
+
+    async def _count_anew(self, ratings: RatingsThread, begun: Awaitable[Progress]) -> None:
+        try:
+            progress = await begun
+        except UserError as problem:
+            self._show_told(str(problem), "$error")
+            return
+        if self.ratings is ratings:
+            self.progress = progress
+            self._show_top()
+            self._show_told(*self._said)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value.strip()) <= 200
