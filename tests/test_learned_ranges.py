@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -107,28 +108,43 @@ def call(name: str = "get_weather", arguments: Any = None) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def forms_of(chat: Spoken) -> Iterator[Spoken]:
+    """The chat, then with "" where a call has no content: a template may write a null as "None"."""
+    yield chat
+    if any("content" in message and message["content"] is None for message in chat.messages):
+        yield Spoken(
+            [{**message, "content": message.get("content") or ""} for message in chat.messages],
+            chat.tools,
+        )
+
+
 def only_answers_are_learned(row: ChatRow, chat: Spoken, tokenizer: Tokenizer, oracle: Any) -> bool:
     """Asserts that the row's ids are transformers' of a beginning of the chat, and that the learned
     ones stand in its answers alone, from where the prompt for each ends. False where the oracle
     cannot tell."""
     template, length = tokenizer.chat_template or "", len(chat.messages)
-    texts = {
-        until: render(template, tokenizer.named, chat, until=until)
-        for until in range(length, 0, -1)
-        if until == length or chat.messages[until - 1]["role"] == "assistant"
-    }
-    if None in texts.values():
-        return False  # some are written only in another form of the messages
-    found = {
-        until: oracle(text, add_special_tokens=False, return_offsets_mapping=True)
-        for until, text in texts.items()
-    }
     ids = row.ids.tolist()
-    [until, *_] = [
-        until
-        for until, encoded in found.items()
-        if ids in (encoded["input_ids"], [*encoded["input_ids"], tokenizer.eos_id])
-    ]
+    for form in forms_of(chat):
+        texts = {
+            until: render(template, tokenizer.named, form, until=until)
+            for until in range(length, 0, -1)
+            if until == length or form.messages[until - 1]["role"] == "assistant"
+        }
+        if None in texts.values():
+            return False  # some are written only in another form of the messages
+        found = {
+            until: oracle(text, add_special_tokens=False, return_offsets_mapping=True)
+            for until, text in texts.items()
+        }
+        same = [
+            until
+            for until, encoded in found.items()
+            if ids in (encoded["input_ids"], [*encoded["input_ids"], tokenizer.eos_id])
+        ]
+        if same:
+            chat = form
+            break
+    until = same[0]
     text, places = texts[until] or "", answers_in(template, tokenizer.named, chat, until)
     if places is None or marks_itself(template):
         return False

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.preferences.database import Item, Progress, Ratings
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
+from ondevice.preferences.votes import Item, Progress
 from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.rate_marks import MarkingPage
