@@ -152,7 +152,7 @@ def print_help(verb: Verb, cls: type | None) -> None:
     if cls is None:
         print(f"usage: {prog} [-h] [--json]\n\n{verb.help}")
         return
-    import tyro
+    import tyro  # 60 ms
 
     try:
         tyro.cli(cls, prog=prog, args=["--help"], config=(tyro.conf.UseAppendAction,))

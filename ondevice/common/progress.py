@@ -111,9 +111,9 @@ class Progress:
             self._gone = True  # the terminal closed (SIGHUP): training finishes its step and saves without it
 
     def _start_bar(self) -> None:
-        from rich.console import Console
+        from rich.console import Console  # up to 90 ms
         from rich.progress import BarColumn, Progress, TextColumn
-        from rich.table import Column
+        from rich.table import Column  # up to 90 ms
 
         def text(format: str, ratio: int | None = None) -> TextColumn:
             return TextColumn(format, markup=False, table_column=Column(no_wrap=True, ratio=ratio))

@@ -122,7 +122,7 @@ def apply_set(mapping: dict[str, Any], assignment: str) -> None:
     """`a.b=c` changes mapping["a"]["b"] in place; the value is read as YAML, folders on the way are
     made.
     """
-    import yaml
+    import yaml  # 20 ms
 
     path, equals, text = assignment.partition("=")
     keys = [key.strip().replace("-", "_") for key in path.split(".")]
@@ -166,7 +166,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """As `read_yaml`, from text; `where` names it in errors."""
-    import yaml
+    import yaml  # 20 ms
 
     class OnceLoader(yaml.SafeLoader):
         """Safe, and a key that stands twice in one mapping is an error: YAML would silently take
@@ -206,7 +206,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
     """YAML text that `parse_yaml` reads back to the same mapping, keys in their order."""
-    import yaml
+    import yaml  # 20 ms
 
     text: str = yaml.safe_dump(_plain(mapping), sort_keys=False, allow_unicode=True, width=120)
     return text

@@ -285,7 +285,7 @@ def _decoded(file: Path) -> Iterator[str]:
 
 def _parquet(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet as parquet  # 190 ms
     except ImportError as error:
         raise UserError(
             "Parquet files need pyarrow", where=str(file), hint=install_hint("data")

@@ -83,7 +83,7 @@ def context_of(cfg: DecoderConfig) -> int:
 def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, name: str) -> int:
     """`dtype`: f32, f16 or q8_0. Returns how many matrices stay float16 in a q8_0 file, since their
     rows are no whole number of blocks."""
-    import gguf
+    import gguf  # 180 ms
 
     cfg = config_of(model.cfg, str(model.folder))
     writer = gguf.GGUFWriter(file, ARCHITECTURES[cfg.model_type])
@@ -114,7 +114,7 @@ def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, 
 def read(file: Path, model: Model, backend: Backend) -> Model:
     """The model as the file has it: weights unpacked to float32 and the sizes that it states; the
     tokenizer is `model`'s."""
-    import gguf
+    import gguf  # 180 ms
 
     assert isinstance(model.cfg, DecoderConfig)
     reader = gguf.GGUFReader(file)
@@ -132,7 +132,7 @@ def read(file: Path, model: Model, backend: Backend) -> Model:
 
 def _describe(writer: Any, cfg: DecoderConfig, dtype: str, name: str) -> None:
     """What the model is, as the keys of its architecture."""
-    import gguf
+    import gguf  # 180 ms
 
     kinds = gguf.LlamaFileType
     writer.add_name(name)
@@ -224,7 +224,7 @@ def _type(shape: tuple[int, ...], dtype: str) -> str:
 
 
 def _add(writer: Any, name: str, value: Floats, kind: str) -> None:
-    import gguf
+    import gguf  # 180 ms
 
     if kind == "F16" and float(np.abs(value).max(initial=0)) > float(np.finfo(np.float16).max):
         raise UserError(
@@ -240,7 +240,7 @@ def _add(writer: Any, name: str, value: Floats, kind: str) -> None:
 
 
 def _architecture(cfg: DecoderConfig) -> Any:
-    import gguf
+    import gguf  # 180 ms
 
     return getattr(gguf.MODEL_ARCH, ARCHITECTURES[cfg.model_type].upper())
 

@@ -80,7 +80,7 @@ class Words:
 
 def words_of(tokenizer: Tokenizer, vocab_size: int, where: str) -> Words:
     """Raises UserError for a tokenizer of another kind, or one whose rules llama.cpp does not know."""
-    from gguf import TokenType
+    from gguf import TokenType  # 180 ms
 
     described = json.loads(tokenizer.inner.to_str())
     model = described["model"]

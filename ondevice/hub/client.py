@@ -96,9 +96,9 @@ class Hub:
     Unheard, nothing else that the client might."""
 
     def __init__(self, kind: Kind = "model", *, bars: bool = False) -> None:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi  # up to 190 ms
         from huggingface_hub.utils.logging import set_verbosity_error
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars  # up to 190 ms
 
         if not bars:
             disable_progress_bars()
@@ -125,7 +125,7 @@ class Hub:
 
     def create(self, repo: str, private: bool) -> None:
         """Makes the repository where it is not there yet."""
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError  # up to 190 ms
 
         with _heard(repo):
             try:
@@ -147,7 +147,7 @@ class Hub:
     def files(self, repo: str, commit: str) -> list[RemoteFile]:
         """Every file of a commit. Raises UserError for an entry that is neither a file nor a folder
         of files: a symbolic link or a submodule."""
-        from huggingface_hub.hf_api import RepoFile
+        from huggingface_hub.hf_api import RepoFile  # up to 190 ms
 
         with _heard(repo):
             entries = list(
@@ -190,7 +190,7 @@ class Hub:
         """One commit on top of `parent`, or Conflict; returns its id. Tried once: after Unheard,
         `find` tells.
         """
-        from huggingface_hub import CommitOperationDelete
+        from huggingface_hub import CommitOperationDelete  # up to 190 ms
 
         operations = [
             *(CommitOperationDelete(path) for path in removed),
@@ -245,13 +245,13 @@ class Hub:
             )
 
     def address(self, repo: str) -> str:
-        from huggingface_hub import constants
+        from huggingface_hub import constants  # up to 190 ms
 
         return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{repo}"
 
     def _addition(self, file: Sending) -> Any:
         """The client's operation: one and the same for every try, since it knows what has arrived."""
-        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub import CommitOperationAdd  # up to 190 ms
 
         if file.path not in self._operations:
             self._operations[file.path] = CommitOperationAdd(file.path, file.source)
@@ -290,7 +290,7 @@ def given_up(repo: str, trouble: NoReply) -> UserError:
 
 def logged_in() -> bool:
     """Whether the client has a token; the token itself is not looked at."""
-    from huggingface_hub import get_token
+    from huggingface_hub import get_token  # up to 190 ms
 
     return get_token() is not None
 
@@ -299,7 +299,7 @@ def cached_card(data_set: str) -> str:
     """The text of a data set's card where the client's cache has it, the newest; empty otherwise.
     Nobody is asked.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants  # up to 190 ms
 
     kept = Path(constants.HF_HUB_CACHE) / f"datasets--{data_set.replace('/', '--')}" / "snapshots"
     cards = sorted(kept.glob("*/README.md"), key=lambda card: card.stat().st_mtime)
@@ -325,7 +325,7 @@ def git_blob_of(file: Path) -> str:
 @contextmanager
 def _heard(where: str) -> Iterator[None]:
     """The seam: whatever the client raises, as one of ours."""
-    from huggingface_hub import get_session
+    from huggingface_hub import get_session  # up to 190 ms
 
     get_session().timeout = SILENCE_S  # of the client's shared session; it may have been made anew
     try:
@@ -342,7 +342,7 @@ def _heard(where: str) -> Iterator[None]:
 
 def _translated(error: BaseException, where: str) -> Exception | None:
     """None: it is none of the client's or the network's."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors  # up to 190 ms
 
     cause: BaseException | None = error
     while cause is not None:  # an upload's failure comes wrapped
@@ -392,7 +392,7 @@ def _status(error: Any) -> int:
 
 def _refused(error: Any, where: str) -> Exception:
     """What the Hub's answer means for a person."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors  # up to 190 ms
 
     status = _status(error)
     said = redacted(" ".join((getattr(error, "server_message", None) or str(error)).split()))[:300]

@@ -70,9 +70,9 @@ def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> lis
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:
     """Two columns, or one answer under the other where the terminal is narrow; all of it inert."""
-    from rich.console import Console
+    from rich.console import Console  # up to 90 ms
     from rich.padding import Padding
-    from rich.table import Table
+    from rich.table import Table  # up to 90 ms
     from rich.text import Text
 
     width = width or shutil.get_terminal_size((100, 24)).columns

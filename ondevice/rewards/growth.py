@@ -21,7 +21,7 @@ def grows(expression: Any) -> bool:
 def _bits(node: Any) -> float:
     """An upper bound of the bits of the numerator and the denominator of the largest number in
     `node`, multiplied out; a letter has none, and neither has 1, whose powers do not grow."""
-    import sympy
+    import sympy  # 250 ms
 
     if isinstance(node, sympy.Rational):
         largest = max(abs(node.p), node.q)
@@ -56,7 +56,7 @@ def _of_factorial(size: float) -> float:
 
 def _size(node: Any) -> float:
     """An upper bound of |node|, infinite where it is beyond a float; a letter counts as 1."""
-    import sympy
+    import sympy  # 250 ms
 
     if isinstance(node, (sympy.Number, sympy.NumberSymbol)):
         try:

@@ -85,7 +85,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 def _same_latex(given: str | None, right: str) -> float:
     """math-verify's verdict, but for an answer whose numbers grow beyond all bounds when they are
     multiplied out: 0. Raises ValueError where the right answer's do, or where it cannot be read."""
-    from math_verify import verify
+    from math_verify import verify  # 300 ms
 
     wanted = _parsed(right)
     if wanted is None:
@@ -101,7 +101,7 @@ def _parsed(text: str) -> list[Any] | None:
     """What math-verify reads in LaTeX; None where that is nothing, or holds a number that is too
     large to compute.
     """
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import LatexExtractionConfig, parse  # 300 ms
 
     from ondevice.rewards.growth import grows
 
@@ -116,7 +116,7 @@ def _matches(text: str, pattern: str) -> float:
 
 
 def _fits(text: str | None, schema: str) -> float:
-    from jsonschema.validators import validator_for
+    from jsonschema.validators import validator_for  # 80 ms
     from referencing import Registry
 
     wanted = json_text.loads(schema)

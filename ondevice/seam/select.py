@@ -21,7 +21,7 @@ _MODULES = {"mlx": ("ondevice_mlx", "mlx"), "torch": ("ondevice_torch", "torch")
 
 def available() -> dict[str, str | None]:
     """Backend → version of its library, None where it is not installed. Imports neither."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, version  # 35 ms
 
     found: dict[str, str | None] = {}
     for name, (_, library) in _MODULES.items():
