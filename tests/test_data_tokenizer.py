@@ -199,3 +199,17 @@ def test_a_real_text_comes_back() -> None:
     assert tokenizer.decode(ids) == text
     assert len(ids) < len(text) / 2.2
     assert tokenizer.token_bytes(np.array(ids)).sum() == len(text.encode())
+
+
+def test_a_copy_that_ends_texts_otherwise_keeps_what_the_template_is_told() -> None:
+    template = "{% for m in messages %}{{ m.content if think else '' }}{% endfor %}"
+    tokenizer = Tokenizer(
+        small_tokenizer().inner,
+        small_tokenizer().config,
+        template,
+        more_templates={"tool_use": template},
+        template_kwargs={"think": True},
+    )
+    for copy in (tokenizer.with_eos("<|end|>"), tokenizer.ending_as(small_tokenizer())):
+        assert copy.more_templates == {"tool_use": template}
+        assert copy.template_kwargs == {"think": True}

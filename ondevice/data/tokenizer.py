@@ -286,16 +286,12 @@ class Tokenizer:
                 ours = self.inner.token_to_id(word)
             if ours is not None:
                 stops.append(ours)
-        return Tokenizer(self.inner, self.config, self.chat_template, stops)
+        return self._copy(stops=stops)
 
     def with_eos(self, word: str) -> Tokenizer:
         """A copy whose end-of-text token is `word`; what ended texts before still does."""
-        return Tokenizer(
-            self.inner,
-            {**self.config, "eos_token": word},
-            self.chat_template,
-            [*self._stops, self.eos_id],
-        )
+        config = {**self.config, "eos_token": word}
+        return self._copy(config=config, stops=[*self._stops, self.eos_id])
 
     def padded_apart(self) -> Tokenizer:
         """A copy that pads with a token which ends no text, where there is one. Whoever takes the
