@@ -25,7 +25,7 @@ _OTHER_FAMILIES = rf"\[(?!(?:{'|'.join(FAMILIES_OF_CI)})\])"
 NIGHTLY = (
     Nightly(
         "test_minute.py",
-        r"mlx",
+        r"mlx|both_backends",
         "the recipe on MLX: CI runs it whole on torch, and ten steps of each stage on both",
     ),
     Nightly(

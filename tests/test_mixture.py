@@ -295,7 +295,7 @@ def test_what_is_held_out_of_one_source_is_not_learned_from_another(
         "held_problems": 6,
     }
     assert (
-        "6 prompts are left out because they are held out too"
+        "6 problems are left out because they are held out too"
         in (tmp_path / "grpo/events.jsonl").read_text()
     )
     od.sample(
