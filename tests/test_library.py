@@ -23,7 +23,7 @@ from library_models import LIBRARY
 from ondevice.common.errors import UserError
 from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.inference.beam_search import beam_search
-from ondevice.inference.library_generator import generator_of
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, adapted_modules

@@ -21,8 +21,8 @@ from ondevice.data.messages import BadRow
 from ondevice.data.readers import Part
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.text_inputs import text_ids
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.fixed_prompts import encode_prompt
-from ondevice.inference.library_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.seam.protocols import Backend

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ondevice.common.errors import UserError
-from ondevice.seam.library import Library
+from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 

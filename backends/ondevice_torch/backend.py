@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ondevice.common.errors import UserError
-from ondevice.seam.library import Library
+from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 

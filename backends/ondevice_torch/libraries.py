@@ -1,4 +1,4 @@
-"""A transformers model behind our face (`ondevice/models/library.py`). Read beside
+"""A transformers model behind our face (`ondevice/models/external_library.py`). Read beside
 `ondevice_mlx/libraries.py`.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ondevice.common.errors import UserError
-from ondevice.models.library import odd_head, scale_of, unknown
+from ondevice.models.external_library import odd_head, scale_of, unknown
 from ondevice.models.lora import add_adapters, by_module
 from ondevice.models.model_folder import weight_files
 from ondevice.seam.head import Head

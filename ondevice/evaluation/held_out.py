@@ -21,7 +21,7 @@ from ondevice.data.builtin.scoring import score
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import context_length
 from ondevice.data.masked_lm import MaskedSource
-from ondevice.inference.library_generator import generator_of
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.models.network import is_masked_lm

@@ -18,7 +18,7 @@ from ondevice.data.rows import Reading
 from ondevice.datasets.prompts import thought_opening
 from ondevice.datasets.spec import check_rejected
 from ondevice.inference.chat import chat_ids
-from ondevice.inference.library_generator import generator_of
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.rewards.answers import final_answer

@@ -21,7 +21,7 @@ from ondevice.data.batches import TextSource, tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.model import Model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.state_dict import quantised

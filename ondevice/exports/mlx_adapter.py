@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.common.errors import UserError
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, concat_all_lora, lora_tensors
 from ondevice.models.model import Adapter, Model

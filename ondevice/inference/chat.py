@@ -21,8 +21,8 @@ from ondevice.data.messages import BadRow
 from ondevice.data.truncation import cut_where
 from ondevice.inference import conversations
 from ondevice.inference.beam_search import Search, beam_search
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.generator import Completion, Generator
-from ondevice.inference.library_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.generation_config import left_out, settings_of
 from ondevice.models.load import load_generative

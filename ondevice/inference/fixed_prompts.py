@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.fill_mask import fill_all
-from ondevice.inference.library_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.models.network import is_masked_lm

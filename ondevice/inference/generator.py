@@ -28,8 +28,8 @@ from ondevice.data.completion_batches import context_length
 from ondevice.data.truncation import truncated
 from ondevice.inference.next_token import Sampling, draw
 from ondevice.models.encoder import Encoder
+from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.kv_cache import Cache
-from ondevice.models.library import LibraryNetwork
 from ondevice.models.model import Model
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend

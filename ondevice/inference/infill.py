@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.inference.beam_search import Search, beam_search
-from ondevice.inference.library_generator import generator_of
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.models.network import objective

@@ -19,7 +19,7 @@ from ondevice.data.rows import AS_IS, Reading
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.spec import corpus_of, plain_rows
 from ondevice.inference.chat import chat_ids, open_model, sampling
-from ondevice.inference.library_generator import generator_of
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model, require_chat_template
 from ondevice.runs.resolve import find_model

@@ -54,8 +54,8 @@ from ondevice.inference.chat import (
     trained_kwargs,
     with_kwargs,
 )
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.generator import Generator
-from ondevice.inference.library_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.models.model import Model, require_generative

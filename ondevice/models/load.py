@@ -13,8 +13,8 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.hub import snapshot
 from ondevice.models import peft
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.generation_config import GENERATION, generation_of
-from ondevice.models.library_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted_modules, lora_tensors
 from ondevice.models.model import Adapter, Model, merged, require_generative, with_whole_tensors
 from ondevice.models.model_folder import _need_folder, base_folder, is_adapter_folder, weight_files

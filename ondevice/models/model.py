@@ -12,7 +12,7 @@ from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
-from ondevice.models.library import LibraryNetwork
+from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.lora import concat_all_lora, is_adapter
 from ondevice.models.network import is_generative, network
 from ondevice.models.quant import dequantised

@@ -10,8 +10,8 @@ from typing import Protocol
 from ondevice.models.decoder import Decoder, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library import LibraryNetwork
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
+from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig

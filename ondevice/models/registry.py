@@ -12,7 +12,7 @@ from ondevice.common.errors import UserError
 from ondevice.models.decoder_config import FAMILIES as DECODERS
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import ENCODERS, EncoderConfig
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.seq2seq_config import SEQ2SEQ, Seq2SeqConfig
 
 ModelConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig | LibraryConfig

@@ -14,8 +14,8 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.models import peft
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.generation_config import GENERATION
-from ondevice.models.library_config import LibraryConfig
 from ondevice.models.lora import concat_all_lora
 from ondevice.models.model import Model
 from ondevice.models.network import is_generative

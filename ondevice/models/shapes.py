@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensor_names import is_embedding

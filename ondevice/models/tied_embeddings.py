@@ -11,7 +11,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.state_dict import prefixed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ondevice.data.completion_batches import Row
-from ondevice.inference.library_generator import generator_of
+from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.seam.ops import Params

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ondevice.seam.library import Library
+from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Array, Batch, HostArray, Loss, Ops, Params
 
 

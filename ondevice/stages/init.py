@@ -25,7 +25,7 @@ from ondevice.data.tokenizer_training import SENTINELS, train_tokenizer
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.spec import DataSpec, builtin_in
 from ondevice.models.encoder_config import ENCODERS
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
 from ondevice.models.model import Model
 from ondevice.models.registry import ModelConfig, parse_config
 from ondevice.models.seq2seq_config import SEQ2SEQ

@@ -9,14 +9,14 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.models.base_config import CommonConfig
-from ondevice.seam.library import Library
+from ondevice.seam.external_library import Library
 
 _CONTEXT = 2048  # where the config names none, as those of recurrent models
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryConfig(CommonConfig):
-    """`lib` is there once the folder is loaded (`models/library.py`)."""
+    """`lib` is there once the folder is loaded (`models/external_library.py`)."""
 
     tie_word_embeddings: bool = False
     lib: Library | None = field(default=None, compare=False, repr=False)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ondevice.inference.generator import Completion, Generator, Reader, Row, column
 from ondevice.inference.next_token import Sampling
-from ondevice.models.library import LibraryNetwork
+from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.model import Model
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend

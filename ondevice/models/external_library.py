@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.external_config import LibraryConfig
+from ondevice.seam.external_library import Library
 from ondevice.seam.head import Head
-from ondevice.seam.library import Library
 from ondevice.seam.ops import Array, Ops, Params
 
 SCALES = ("logit_scale", "lm_head_multiplier")
