@@ -44,15 +44,15 @@ LOOP: dict[str, Any] = {
 }
 STAGES: dict[str, dict[str, Any]] = {
     "reward": {
-        "batch_size": 4,
-        "accumulate": 2,
+        "batch_size": 8,
+        "micro_batch": 4,
         "sequence_length": CONTEXT,
         "steps": 12,
         "eval_batches": 1,
     },
     "dpo": {
-        "batch_size": 4,
-        "accumulate": 2,
+        "batch_size": 8,
+        "micro_batch": 4,
         "sequence_length": CONTEXT,
         "steps": 12,
         "eval_batches": 1,
@@ -62,7 +62,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8,
         "epochs": 2,
         "minibatches": 2,
-        "batch_size": 2,
+        "micro_batch": 2,
+        "sft_batch": 4,
         "steps": 6,
         "sft_coef": 0.1,
         "target_kl": 0.02,
@@ -73,7 +74,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "group_size": 4,
         "max_new_tokens": 8,
         "updates": 2,
-        "batch_size": 5,
+        "micro_batch": 5,
         "beta": 0.05,
         "steps": 6,
         "rewards": ("length", "truncated"),

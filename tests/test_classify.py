@@ -36,13 +36,13 @@ from test_resume import curve, same, weights
 
 LOOP: dict[str, Any] = {
     "steps": 10,
-    "batch_size": 4,
+    "batch_size": 8,
     "sequence_length": 24,
     "learning_rate": 3e-3,
     "eval_every": 5,
     "save_every": 4,
     "device": "cpu",
-    "accumulate": 2,
+    "micro_batch": 4,
 }
 FOOD, COLOURS = ["pears", "apples", "bread", "rice"], ["red", "green", "blue", "pink"]
 

@@ -229,18 +229,17 @@ def test_a_batch_follows_from_its_step_and_each_epoch_hides_others(
                 corrupt=corrupt,
                 start=1,
                 sequence_length=40,
-                batch_size=3,
-                accumulate=2,
+                batch_size=6,
                 longest=99,
             )
             for _ in range(2)
         )
         other.batch(0)
-        for a, b in zip(one.batch(3), other.batch(3), strict=True):
+        for a, b in zip(one.batch(3, 3), other.batch(3, 3), strict=True):
             assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-        first, later = (one._collate([(epoch, 0)]) for epoch in (0, 1))
+        first, later = (one._collate([(epoch, 0)], 1) for epoch in (0, 1))
         assert not np.array_equal(first["source_ids"], later["source_ids"])
-        assert sum(len(list(s.eval_batches(None))) for s in (one,)) == -(-one.rows // 3)
+        assert sum(len(list(s.eval_batches(None, 3))) for s in (one,)) == -(-one.rows // 3)
 
 
 def test_more_spans_than_sentinels_and_missing_tokens_are_named() -> None:
@@ -283,8 +282,8 @@ SMALL: dict[str, Any] = {
 }
 LOOP: dict[str, Any] = {
     "steps": 8,
-    "batch_size": 2,
-    "accumulate": 2,
+    "batch_size": 4,
+    "micro_batch": 2,
     "sequence_length": 48,
     "learning_rate": 3e-3,
     "eval_every": 4,

@@ -197,7 +197,7 @@ def test_stages_hold_out_what_a_folder_holds_out(stage: str, model: Path, tmp_pa
         str(data),
         out=str(tmp_path / "run"),
         steps=1,
-        batch_size=2,
+        micro_batch=2,
         backend="torch",
         device="cpu",
         **settings,

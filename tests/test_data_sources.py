@@ -85,7 +85,7 @@ def learned(batch: dict[str, Any]) -> list[tuple[tuple[int, ...], int]]:
 
 
 def epoch(source: Any) -> list[dict[str, Any]]:
-    count = source.batch_size * source.accumulate
+    count = source.batch_size
     assert source.rows % count == 0
     return [batch for step in range(source.rows // count) for batch in source.batch(step)]
 
@@ -149,8 +149,7 @@ def test_chat_batches_depend_on_seed_and_step_alone(packing: bool) -> None:
         return ChatSource(
             chat_rows(50),
             sequence_length=40,
-            batch_size=3,
-            accumulate=2,
+            batch_size=6,
             seed=seed,
             packing=packing,
         )
@@ -165,13 +164,13 @@ def test_chat_batches_depend_on_seed_and_step_alone(packing: bool) -> None:
     assert not same(one.batch(7), forward[7])  # nobody else's arrays
     assert not all(same(source(6).batch(step), one.batch(step)) for step in steps)
     # epochs differ
-    assert len({batch["ids"].tobytes() for step in steps for batch in one.batch(step)}) == 60
+    assert len({batch["ids"].tobytes() for step in steps for batch in one.batch(step, 3)}) == 60
 
 
 def test_the_denominator_counts_the_targets_of_the_whole_step() -> None:
-    source = ChatSource(chat_rows(50), sequence_length=40, batch_size=2, accumulate=3, packing=True)
+    source = ChatSource(chat_rows(50), sequence_length=40, batch_size=6, packing=True)
     for step in range(5):
-        batches = source.batch(step)
+        batches = source.batch(step, 2)
         total = sum(batch["weights"].sum() for batch in batches)
         assert len(batches) == 3 and all(batch["denominator"] == total for batch in batches)
         assert len({float(batch["weights"].sum()) for batch in batches}) > 1
@@ -248,13 +247,13 @@ def test_isolated_documents_begin_at_the_end_token_before() -> None:
 
 def test_text_batches_depend_on_seed_and_step_alone() -> None:
     def source(seed: int = 0) -> TextSource:
-        return TextSource(stream(500), sequence_length=8, batch_size=3, accumulate=2, seed=seed)
+        return TextSource(stream(500), sequence_length=8, batch_size=6, seed=seed)
 
     one, two = source(), source()
     steps = list(range(40))  # several epochs
-    forward = {step: one.batch(step) for step in steps}
-    assert all(same(two.batch(step), forward[step]) for step in reversed(steps))
-    assert not same(source(1).batch(0), forward[0])
+    forward = {step: one.batch(step, 3) for step in steps}
+    assert all(same(two.batch(step, 3), forward[step]) for step in reversed(steps))
+    assert not same(source(1).batch(0, 3), forward[0])
     assert len({batch["ids"][0].tobytes() for step in range(8) for batch in forward[step]}) > 10
     last = [batch for step in steps for batch in forward[step] if not batch["weights"].all()]
     assert (

@@ -66,7 +66,9 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "clip_high": (0.3, {"updates": 2}),
     "reward_timeout": (5.0, {"reward_file": "reward.py"}),
     "sample_every": (5, None),
-    "accumulate": (2, None),
+    "batch_size": (2, None),
+    "partition": (32, {"loss_type": "bnpo"}),
+    "sft_batch": (8, {"sft_coef": 1.0}),
     "eval_batches": (3, None),
     "continue_from": ("runs/x", None),
     "columns": (("prompt=ask",), {"data": "x.jsonl"}),
@@ -136,8 +138,8 @@ def test_refused_from_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "--lora-rank: has no effect: there is no adapter (give --adapter lora too)"
         in capsys.readouterr().err
     )
-    assert cli.main(["grpo", "m", "--set", "accumulate=2"]) == 2
-    assert "--accumulate: has no effect" in capsys.readouterr().err
+    assert cli.main(["grpo", "m", "--set", "batch_size=2"]) == 2
+    assert "--batch-size: has no effect" in capsys.readouterr().err
     with pytest.raises(UserError, match="gamma: has no effect"):
         od.dpo("m", "p.jsonl", gamma=1.0)
     with pytest.raises(UserError, match="gamma: has no effect"):

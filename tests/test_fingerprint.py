@@ -29,10 +29,10 @@ def of(files: Path, stage: str, out: Path, **changes: Any) -> dict[str, Any]:
     return fingerprint_of(cfg, CorpusConfig(), RunFolder(out).stage(stage), False)
 
 
-def refused(before: dict[str, Any], now: dict[str, Any], out: Path) -> str:
+def refused(before: dict[str, Any], now: dict[str, Any], out: Path, stage: str = "grpo") -> str:
     """What is said where an unfinished stage is to go on with other settings; empty where it may."""
     try:
-        compare(before, now, RunFolder(out).stage("grpo"), "has a checkpoint", "give another --out")
+        compare(before, now, RunFolder(out).stage(stage), "has a checkpoint", "give another --out")
     except UserError as error:
         return error.message
     return ""
@@ -62,8 +62,9 @@ def test_what_is_measured_counts_where_a_measurement_decides(
     """
     for field in ("save_every", "eval_batches"):
         one, other = (of(files, "dpo", tmp_path, **decides, **{field: value}) for value in (2, 3))
-        assert refused(one, other, tmp_path) == f"has a checkpoint, with {field} 2, not 3"
+        said = f"has a checkpoint, with {field} 2, not 3"
+        assert refused(one, other, tmp_path, "dpo") == said
         older = {name: value for name, value in one.items() if name != field}
-        assert not refused(older, other, tmp_path)
+        assert not refused(older, other, tmp_path, "dpo")
         plain = [of(files, "dpo", tmp_path, **{field: value}) for value in (2, 3)]
         assert plain[0] == plain[1]

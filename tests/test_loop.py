@@ -69,15 +69,19 @@ class Scripted:
     nothing is said.
     """
 
+    batch_size = 1
+
     def __init__(self, held: Iterable[float] = (), factors: dict[int, float] | None = None) -> None:
         self.held, self.factors = list(held), factors or {}
         self.asked: list[int] = []
 
-    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+    def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
         self.asked.append(step)
         return [numbers(self.factors.get(step, 1.0))]
 
-    def eval_batches(self, limit: int) -> list[dict[str, np.ndarray]]:
+    def eval_batches(
+        self, limit: int, micro_batch: int | None = None
+    ) -> list[dict[str, np.ndarray]]:
         return [numbers(self.held.pop(0) if self.held else 1.0)]
 
 
@@ -245,7 +249,7 @@ class Steered(Scripted):
 
     def plan_step(self, step: int, params: Any, number: int) -> StepPlan:
         self.memory += 0.5
-        return StepPlan([[numbers(self.memory)]], {"memory": self.memory}, 1)
+        return StepPlan([lambda micro_batch: [numbers(self.memory)]], 1, {"memory": self.memory}, 1)
 
     def finished(self, step: int) -> str:
         return ""
@@ -299,7 +303,7 @@ def test_a_stop_saves_the_step_and_going_on_ends_the_same(
     stage: Stage, tmp_path: Path, backend: Backend
 ) -> None:
     class Stopping(Scripted):
-        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
             if step == 4:  # asked for ahead, while step 3 is running
                 stage.folder.stop.touch()
             return super().batch(step)
@@ -317,7 +321,7 @@ def test_a_save_file_asks_for_a_checkpoint_and_changes_nothing_else(
     stage: Stage, tmp_path: Path, backend: Backend
 ) -> None:
     class Asking(Scripted):
-        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
             if step == 4:  # asked for ahead, while step 3 is running
                 stage.folder.save.touch()
             return super().batch(step)
@@ -367,7 +371,7 @@ def test_steps_that_teach_nothing_are_told_at_once_and_again_where_they_go_on(st
 
 
 class Masked(Scripted):
-    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+    def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
         return [{**batch, "weights": np.zeros(1, np.float32)} for batch in super().batch(step)]
 
 

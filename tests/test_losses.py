@@ -22,7 +22,7 @@ from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.rl.micro_batches import micro_batches, repeat_per_token
 from ondevice.rl.rollout import Sampled
 from ondevice.seam.protocols import Backend
-from ondevice.stages.dpo import pair_batch, sides_of
+from ondevice.stages.dpo import crossed_rows, pair_batch, sides_of
 from ondevice.stages.grpo import set_denominators
 from ondevice.stages.reward import score_batch
 from ondevice.training.losses import (
@@ -297,8 +297,10 @@ class Pairs:
             TokenPair(Row([1, 2], [3] * c), Row([1, 2], [3] * r))
             for c, r in zip(chosen, rejected, strict=True)
         ]
-        self.pairs, self.sides = pairs, sides_of(pairs, kind)
-        rows = [len(row.completion) for side in self.sides for row in side]
+        self.pairs, self.sides = pairs, sides_of(pairs)
+        # KTO's drift is told by rows of their own
+        crossed = [crossed_rows(pairs)] if kind == "kto" else []
+        rows = [len(row.completion) for side in [*self.sides, *crossed] for row in side]
         self.given = drawn(rows, seed=3)
 
     def batches(self, size: int) -> list[tuple[dict[str, Array], list[int]]]:
@@ -313,14 +315,28 @@ class Pairs:
 
         def make(group: Sequence[int], rows: Any, size: int) -> dict[str, Array]:
             groups.append(list(group))
-            return pair_batch(group, rows, size, sides=self.sides, reference=reference)
+            losses = 2.0 if self.kind == "kto" else 1.0
+            batch = pair_batch(
+                group, rows, size, sides=self.sides, reference=reference, losses=losses
+            )
+            if self.kind == "kto":
+                batch["drift"] = self.drift()
+            return batch
 
-        source = PairSource(self.pairs, batch_size=size, seed=0, make=make, accumulate=n // size)
-        made = source.batch(0)
+        source = PairSource(self.pairs, batch_size=n, seed=0, make=make)
+        made = source.batch(0, size)
         return [
             (batch, [side * n + i for side in range(len(self.sides)) for i in group])
             for batch, group in zip(made, groups, strict=True)
         ]
+
+    def drift(self) -> Array:
+        """KTO's, by hand."""
+        mismatched = range(2 * len(self.pairs), 3 * len(self.pairs))
+        ratios = [
+            float(self.given["logps"][i].sum() - self.given["ref"][i].sum()) for i in mismatched
+        ]
+        return np.asarray(max(0.0, float(np.mean(ratios))), np.float32)
 
     def ours(self, backend: Backend, size: int, **settings: float) -> tuple[float, list[Array]]:
         total, slopes = 0.0, [np.zeros(len(row)) for row in self.given["logps"]]
@@ -455,8 +471,8 @@ def test_orpo_by_hand(backend: Backend) -> None:
     ids=["no drift", "drift", "weighed"],
 )
 def test_kto_is_trls(backend: Backend, shift: float, weights: tuple[float, float]) -> None:
-    """TRL takes 2P single completions and its drift from mismatched ones; ours are P pairs and P
-    mismatched rows.
+    """TRL takes 2P single completions and its drift from mismatched ones of the batch; ours are P
+    pairs, however they are cut, and the drift of the whole step.
     """
     pytest.importorskip("trl")
     import trl_oracles as oracle
@@ -482,10 +498,14 @@ def test_kto_is_trls(backend: Backend, shift: float, weights: tuple[float, float
         undesirable_weight=weights[1],
     )
     assert (drift > 0) == (shift > 0)
-    loss, got = pairs.ours(backend, 4, beta=0.3, desirable=weights[0], undesirable=weights[1])
-    np.testing.assert_allclose(loss, want, **CLOSE)
-    np.testing.assert_allclose(squared(got[:8], slope.shape[1]), slope, **CLOSE)
-    assert not any(row.any() for row in got[8:])
+    assert float(pairs.drift()) == pytest.approx(float(drift), rel=1e-5)
+    for size in (4, 2, 1):
+        loss, got = pairs.ours(
+            backend, size, beta=0.3, desirable=weights[0], undesirable=weights[1]
+        )
+        np.testing.assert_allclose(loss, want, **CLOSE)
+        np.testing.assert_allclose(squared(got[:8], slope.shape[1]), slope, **CLOSE)
+        assert not any(row.any() for row in got[8:])
 
 
 def hand(backend: Backend, kind: str, c: float, r: float, **settings: float) -> float:
@@ -509,7 +529,9 @@ def hand(backend: Backend, kind: str, c: float, r: float, **settings: float) -> 
         sides=pairs.sides,
         reference=np.full((len(pairs.sides), 1), -1.0, np.float32),
     )
-    batch.pop("losses", None)
+    batch.pop("losses")
+    if kind == "kto":
+        batch["drift"] = pairs.drift()
     logps = np.zeros(len(batch["weights"]), np.float32)
     for n, side in enumerate(range(len(pairs.sides))):
         logps[2 * n], logps[2 * n + 1] = (

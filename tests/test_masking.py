@@ -165,14 +165,14 @@ def test_rows_hold_every_piece_once_between_its_marks(
 def test_a_batch_follows_from_its_step_and_each_epoch_hides_others(
     stream: np.ndarray, tokenizer: Tokenizer
 ) -> None:
-    one, other = source(stream, tokenizer, accumulate=2), source(stream, tokenizer, accumulate=2)
+    one, other = source(stream, tokenizer), source(stream, tokenizer)
     other.batch(0)
-    for a, b in zip(one.batch(5), other.batch(5), strict=True):
+    for a, b in zip(one.batch(5, 2), other.batch(5, 2), strict=True):
         assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-        total = sum(float(x["weights"].sum()) for x in one.batch(5))
+        total = sum(float(x["weights"].sum()) for x in one.batch(5, 2))
         assert float(a["denominator"]) == total > 0
     row = 1
-    first, again, later = (one._collate([(epoch, row)]) for epoch in (0, 0, 1))
+    first, again, later = (one._collate([(epoch, row)], 1) for epoch in (0, 0, 1))
     assert np.array_equal(first["ids"], again["ids"])
     assert not np.array_equal(first["index"], later["index"])
     assert not tokenizer.is_special[first["targets"][first["weights"] > 0]].any()
@@ -215,8 +215,8 @@ SMALL: dict[str, Any] = {
 }
 LOOP: dict[str, Any] = {
     "steps": 12,
-    "batch_size": 2,
-    "accumulate": 2,
+    "batch_size": 4,
+    "micro_batch": 2,
     "sequence_length": 32,
     "optimizer": "muon",
     "learning_rate": 3e-3,

@@ -29,7 +29,7 @@ from ondevice.preferences.pairs import held_out
 from ondevice.rewards.scorer import Scores
 from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
-from ondevice.stages.dpo import sides_of
+from ondevice.stages.dpo import crossed_rows, sides_of
 from ondevice.stages.grpo import reward_metrics
 from small_stages import settings
 
@@ -265,9 +265,9 @@ def test_a_prompt_longer_than_the_room_is_left_out_and_counted(
 
 def test_ktos_mismatched_completion_is_of_another_prompt() -> None:
     pairs = [TokenPair(Row([ask], [n]), Row([ask], [9])) for n, ask in enumerate([1, 1, 2, 1, 1])]
-    assert [row.completion for row in sides_of(pairs, "kto")[2]] == [[2], [2], [3], [2], [2]]
+    assert [row.completion for row in crossed_rows(pairs)] == [[2], [2], [3], [2], [2]]
     alike = [TokenPair(Row([1], [n]), Row([1], [9])) for n in range(3)]  # nothing else is to be had
-    assert [row.completion for row in sides_of(alike, "kto")[2]] == [[1], [2], [0]]
+    assert [row.completion for row in crossed_rows(alike)] == [[1], [2], [0]]
 
 
 def test_of_few_pairs_one_prompts_are_held_out_and_of_one_prompt_none(
@@ -295,10 +295,10 @@ def test_what_ktos_mismatched_rows_hold_is_no_longer_than_the_longest_pair() -> 
         TokenPair(Row([1] * 50, [2] * 3), Row([1] * 50, [2] * 2)),
         TokenPair(Row([1], [2] * 40), Row([1], [3])),
     ]
-    sides = sides_of(pairs, "kto")
-    assert [row.length for row in sides[2]] == [53, 4]
-    assert sides[2][0].prompt == [1] * 50 and sides[2][1].completion == [2] * 3
-    assert len(sides_of(pairs, "sigmoid")) == 2
+    crossed = crossed_rows(pairs)
+    assert [row.length for row in crossed] == [53, 4]
+    assert crossed[0].prompt == [1] * 50 and crossed[1].completion == [2] * 3
+    assert len(sides_of(pairs)) == 2
 
 
 # ---- numbers that are none ------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def pair_batches(make: Callable[[list[TokenPair]], Any], step: int) -> list[Weig
         TokenPair(c, Row(c.prompt, r.completion), 1 + n % 2)
         for n, (c, r) in enumerate(zip(found[:8], found[8:], strict=True))
     ]
-    return PairSource(pairs, batch_size=4, seed=0, make=make(pairs), accumulate=2).batch(0)
+    return PairSource(pairs, batch_size=8, seed=0, make=make(pairs)).batch(0, 4)
 
 
 def reward_batches(step: int, reads: str = "last") -> list[Weights]:
@@ -109,7 +109,7 @@ def reward_batches(step: int, reads: str = "last") -> list[Weights]:
 
 def dpo_batches(kind: str, step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     def make(pairs: list[TokenPair]) -> Any:
-        sides = sides_of(pairs, kind)
+        sides = sides_of(pairs)
         sums = [
             [part.sum() for part in logps_of(near(models.weights(cfg)), side, cfg)]
             for side in sides
@@ -121,7 +121,10 @@ def dpo_batches(kind: str, step: int, cfg: ModelConfig = CFG) -> list[Weights]:
             start=network(cfg).decoder_start_token_id,
         )
 
-    return pair_batches(make, step)
+    batches = pair_batches(make, step)
+    if kind == "kto":
+        return [{**batch, "drift": np.float32(0.1 * step)} for batch in batches]
+    return batches
 
 
 def sampled(step: int) -> tuple[list[Sampled], Any]:

@@ -35,14 +35,18 @@ class Ruining:
     """A trainer whose update ruins its first tensor where the batch says so."""
 
     def __init__(self, backend: Backend, inner: Any) -> None:
-        self.backend, self.inner = backend, inner
+        self.backend, self.inner, self.ruins = backend, inner, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def step(self, batches: Any, lr: float) -> dict[str, float]:
-        out: dict[str, float] = self.inner.step(batches, lr)
-        if any(float(batch["factor"]) == RUINS for batch in batches):
+    def gradient(self, batches: Any) -> None:
+        self.ruins = any(float(batch["factor"]) == RUINS for batch in batches)
+        self.inner.gradient(batches)
+
+    def update(self, lr: float) -> dict[str, float]:
+        out: dict[str, float] = self.inner.update(lr)
+        if self.ruins:
             name, value = next(iter(self.inner.trainable.items()))
             spoilt = self.backend.array(np.full(value.shape, np.nan, np.float32))
             if self.backend.name == "torch":
@@ -67,7 +71,7 @@ class Shifted(Scripted):
         super().__init__(factors=factors)
         self.without = without
 
-    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+    def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
         return super().batch(step + (step >= self.without))
 
 
@@ -187,7 +191,7 @@ def test_ten_steps_without_a_finite_gradient_go_back_to_before_what_led_there(st
     batches = {**FACTORS, **bad}
 
     class Healed(Scripted):
-        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
             if step == 15:
                 self.factors = FACTORS
             return super().batch(step)
@@ -247,7 +251,7 @@ def test_a_stopped_runs_checkpoint_is_a_way_back_too(stage: Stage) -> None:
     """A stop does not measure; it is measured when it is gone back to."""
 
     class Stopping(Scripted):
-        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        def batch(self, step: int, micro_batch: int | None = None) -> list[dict[str, np.ndarray]]:
             if step == 4:
                 stage.folder.stop.touch()
             return super().batch(step)

@@ -37,8 +37,8 @@ SMALL: dict[str, Any] = {
 }
 LOOP: dict[str, Any] = {
     "steps": STEPS,
-    "batch_size": 2,
-    "accumulate": 2,
+    "batch_size": 4,
+    "micro_batch": 2,
     "sequence_length": 32,
     "optimizer": "muon",
     "learning_rate": 3e-3,

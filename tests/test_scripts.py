@@ -49,7 +49,7 @@ stages:
          num_key_value_heads: 1, max_position_embeddings: 256}
   sft: {steps: 2, batch_size: 2, sequence_length: 64, eval_every: 0, save_every: 0}
   sample: {prompts: 4, max_new_tokens: 8}
-  grpo: {steps: 1, prompts: 2, group_size: 2, batch_size: 4, max_new_tokens: 8, eval_every: 0, save_every: 0}
+  grpo: {steps: 1, prompts: 2, group_size: 2, max_new_tokens: 8, eval_every: 0, save_every: 0}
 """
 
 

@@ -187,7 +187,7 @@ def test_rows_that_are_counted(tmp_path: Path) -> None:
             ratings.add("b", f"Question {n}?", [Response("yes"), Response("no")], seed=0)
         ratings.vote(1, "ann", "s", "ranked", [0])
         ratings.vote(2, "ann", "s", "tie")
-    values = {"data": str(pairs), "out": str(votes), "batch_size": 4, "accumulate": 2, "prompts": 5}
+    values = {"data": str(pairs), "out": str(votes), "batch_size": 8, "prompts": 5}
     assert epochs.count(pairs) == 2 and epochs.source_of(values) == (
         pairs,
         pairs.stat().st_mtime_ns,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ondevice.common.errors import UserError
+from ondevice.common.physical_memory import physical_memory
 from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
@@ -108,7 +110,26 @@ class MLXBackend:
         return x
 
     def memory(self) -> Memory:
-        return Memory(mx.get_active_memory(), mx.get_peak_memory())
+        total = physical_memory() or 0
+        if self.device == "gpu":
+            total = int(mx.device_info()["max_recommended_working_set_size"])
+        return Memory(mx.get_active_memory(), mx.get_peak_memory(), total)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        if isinstance(error, MemoryError):  # std::bad_alloc
+            return True
+        # of the allocator, and of a command buffer on the GPU
+        texts = (
+            "Unable to allocate",
+            "Attempting to allocate",
+            "Insufficient Memory",
+            "OutOfMemory",
+        )
+        return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+    def free_memory(self) -> None:
+        gc.collect()
+        mx.clear_cache()
 
     def sync(self) -> None:
         mx.synchronize()
@@ -138,8 +159,10 @@ class MLXTrainer:
         # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
         # resume
         self.backend, self.trainable, self.frozen = backend, dict(sorted(trainable.items())), frozen
-        self.optimizer = Optimizer(self.trainable, optim, backend.ops)
+        self.optimizer = Optimizer(self.trainable, optim, backend.ops, compiled)
         self._traces = 0
+        self._grads: dict[str, mx.array] = {}
+        self._totals: dict[str, list[mx.array]] = {}
 
         def whole(
             trainable: dict[str, mx.array],
@@ -150,45 +173,55 @@ class MLXTrainer:
             value, metrics = loss(backend.ops, {**trainable, **frozen}, arrays)  # type: ignore[arg-type]
             return value, _together(metrics)  # type: ignore[arg-type]
 
-        def update(params: Any, grads: Any, state: Any, step: mx.array, lr: mx.array) -> Any:
-            self._traces += 1
-            return self.optimizer.update(params, grads, state, step, lr)
-
-        # parameters, state, rate and step are arguments: whatever a compiled function captures is a
-        # constant
+        # parameters are arguments: whatever a compiled function captures is a constant
         self._gradient = mx.value_and_grad(whole)
-        self._update: Callable[..., Any] = update
         if compiled:
-            self._gradient, self._update = mx.compile(self._gradient), mx.compile(update)
+            self._gradient = mx.compile(self._gradient)
 
     def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
-        grads: dict[str, mx.array] = {}
-        totals: dict[str, list[mx.array]] = {}
-        for batch in batches:
-            arrays = {k: mx.array(np.asarray(v)) for k, v in batch.items()}
-            (_, metrics), new = self._gradient(self.trainable, self.frozen, arrays)
-            grads = {n: grads[n] + g for n, g in new.items()} if grads else new
-            for n, name in enumerate(sorted(metrics)):
-                totals.setdefault(name, []).append(metrics[name][n])
-            if len(batches) > 1:  # else the graphs of all micro-batches would be alive together
-                mx.eval(grads, totals)
-        step = mx.array(self.optimizer.steps + 1, mx.int32)
-        new_params, state, norm, finite = self._update(
-            self.trainable, grads, self.optimizer.state, step, mx.array(lr)
-        )
-        sums = {n: mx.sum(mx.stack(pairs), 0) for n, pairs in totals.items()}
-        size = self._size(new_params)
-        mx.eval(new_params, state, norm, finite, sums, size)
-        self.trainable, self.optimizer.state = new_params, state
-        done = bool(finite.item())
-        self.optimizer.steps += done
+        self.gradient(batches)
+        return self.update(lr)
+
+    def gradient(self, batches: Sequence[Batch]) -> None:
+        try:
+            for batch in batches:
+                arrays = {k: mx.array(np.asarray(v)) for k, v in batch.items()}
+                (_, metrics), new = self._gradient(self.trainable, self.frozen, arrays)
+                self._add(new)
+                for n, name in enumerate(sorted(metrics)):
+                    self._totals.setdefault(name, []).append(metrics[name][n])
+                # else the graphs of all micro-batches would be alive together
+                mx.eval(self._grads, self._totals)
+        except BaseException:
+            self._forget_gradient()
+            raise
+
+    def _add(self, new: dict[str, mx.array]) -> None:
+        if not self._grads:
+            self._grads = new
+            return
+        for name in new:
+            self._grads[name] = self._grads[name] + new[name]
+
+    def _forget_gradient(self) -> None:
+        self._grads = {}
+        self._totals = {}
+
+    def update(self, lr: float) -> dict[str, float]:
+        sums = {n: mx.sum(mx.stack(pairs), 0) for n, pairs in self._totals.items()}
+        grads = self._grads
+        self._forget_gradient()
+        # they are taken over, so that each can be freed when its tensor has been updated
+        norm, done = self.optimizer.update(self.trainable, grads, lr)
+        size = self._size(self.trainable)
+        mx.eval(sums, size)
         pairs = {n: s.tolist() for n, s in sums.items()}
         out = {n: total / count if count else float("nan") for n, (total, count) in pairs.items()}
         # finite weights can be so large that their sum is not
         ruined = done and not bool(mx.isfinite(size).item()) and bool(self.not_finite())
         return {
             **out,
-            "grad_norm": float(norm.item()),
+            "grad_norm": norm,
             "skipped": 0.0 if done else 1.0,
             "ruined": float(ruined),
         }
@@ -215,4 +248,4 @@ class MLXTrainer:
         self.optimizer.steps = int(metadata["steps"])
 
     def traces(self) -> int:
-        return self._traces
+        return self._traces + self.optimizer.traces

@@ -1,7 +1,14 @@
-"""One update of parameters in MLX, pure: clip, AdamW from the library, Muon from the shared code."""
+"""One update of parameters in MLX: clip, AdamW from the library, Muon from the shared code.
+
+The gradient's norm is known before anything changes, and then the tensors are updated a group at a
+time, each in the place of the old one: beside parameters, gradients and state there is never more
+than a group's (`GROUP_BYTES`). All in one graph would hold the old and the new ones of every tensor
+together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -12,13 +19,17 @@ from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import MLXOps
 
+GROUP_BYTES = 64 << 20  # of parameters that are updated together
+
 
 class Optimizer:
     """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon),
     float32.
     """
 
-    def __init__(self, params: dict[str, mx.array], settings: OptimSettings, ops: MLXOps) -> None:
+    def __init__(
+        self, params: dict[str, mx.array], settings: OptimSettings, ops: MLXOps, compiled: bool
+    ) -> None:
         self.settings, self.ops = settings, ops
         self.muon = [n for n in params if n in settings.muon_names]
         self.rest = [n for n in params if n not in settings.muon_names]
@@ -29,68 +40,139 @@ class Optimizer:
             self.state[f"{n}.exp_avg"] = mx.zeros_like(params[n])
             self.state[f"{n}.exp_avg_sq"] = mx.zeros_like(params[n])
         self.steps = 0
+        self.traces = 0
+        self._adamw: dict[float, Callable[..., Any]] = {}
+        for decay in {settings.weight_decay, 0.0}:
+            one = self._adamw_of(decay)
+            # every tensor of one number of dimensions goes through one trace
+            self._adamw[decay] = mx.compile(one, shapeless=True) if compiled else one
+        self._muon = mx.compile(self._muon_update) if compiled else self._muon_update
 
     def update(
+        self, params: dict[str, mx.array], grads: dict[str, mx.array], lr: float
+    ) -> tuple[float, bool]:
+        """Changes `params` and the state, and empties `grads`. Returns the gradient's global norm
+        and whether it was finite; if not, nothing changes.
+        """
+        norm = mx.sqrt(sum((mx.sum(mx.square(g)) for g in grads.values()), mx.array(0.0)))
+        value = float(norm.item())
+        if not value < float("inf"):
+            return value, False
+        self.steps += 1
+        scale = mx.array(1.0)
+        if self.settings.clip_norm > 0:
+            scale = mx.minimum(1.0, self.settings.clip_norm / (norm + 1e-6))
+        rate = mx.array(lr)
+        self._update_adamw(params, grads, scale, rate)
+        if self.muon:
+            self._update_muon(params, grads, scale, rate)
+        return value, True
+
+    def _update_adamw(
         self,
         params: dict[str, mx.array],
         grads: dict[str, mx.array],
-        state: dict[str, mx.array],
-        step: mx.array,
-        lr: mx.array,
-    ) -> tuple[dict[str, mx.array], dict[str, mx.array], mx.array, mx.array]:
-        """(new parameters, new state, global norm, finite); where it is not finite, the old ones
-        come back.
+        scale: mx.array,
+        rate: mx.array,
+    ) -> None:
+        step = mx.array(self.steps, mx.int32)
+        for names in _groups(self.rest, params):
+            for n in names:
+                decay = self.settings.decay(n, params[n].ndim)
+                first, second = f"{n}.exp_avg", f"{n}.exp_avg_sq"
+                params[n], self.state[first], self.state[second] = self._adamw[decay](
+                    params[n],
+                    grads.pop(n),
+                    self.state[first],
+                    self.state[second],
+                    scale,
+                    step,
+                    rate,
+                )
+            mx.eval(
+                [
+                    (params[n], self.state[f"{n}.exp_avg"], self.state[f"{n}.exp_avg_sq"])
+                    for n in names
+                ]
+            )
+
+    def _adamw_of(self, decay: float) -> Callable[..., Any]:
+        """One tensor's update under this decay: (parameter, gradient, both moments, scale of the
+        gradient, number of the step, rate) to (parameter, both moments).
         """
         s = self.settings
-        norm = mx.sqrt(sum((mx.sum(mx.square(g)) for g in grads.values()), mx.array(0.0)))
-        finite = mx.isfinite(norm)
-        if s.clip_norm > 0:
-            scale = mx.minimum(1.0, s.clip_norm / (norm + 1e-6))
-            grads = {n: g * scale for n, g in grads.items()}
-        new: dict[str, mx.array] = {}
-        fresh: dict[str, mx.array] = {}
-        self._adamw(params, grads, state, step, lr, new, fresh)
-        if self.muon:
-            self._muon(params, grads, state, lr * s.muon_ratio, new, fresh)
-        kept = {n: mx.where(finite, new[n], p) for n, p in params.items()}
-        held = {n: mx.where(finite, fresh[n], old) for n, old in state.items()}
-        return kept, held, norm, finite
 
-    def _adamw(
-        self,
-        params: dict[str, mx.array],
-        grads: dict[str, mx.array],
-        state: dict[str, mx.array],
-        step: mx.array,
-        lr: mx.array,
-        new: dict[str, mx.array],
-        fresh: dict[str, mx.array],
-    ) -> None:
-        s = self.settings
-        for decay in {s.weight_decay, 0.0}:
+        def update(
+            param: mx.array,
+            grad: mx.array,
+            first: mx.array,
+            second: mx.array,
+            scale: mx.array,
+            step: mx.array,
+            rate: mx.array,
+        ) -> tuple[mx.array, mx.array, mx.array]:
+            self.traces += 1
             library = optim.AdamW(
                 0.0, betas=[s.beta1, s.beta2], eps=s.eps, weight_decay=decay, bias_correction=True
             )
-            library.state["step"], library.state["learning_rate"] = step, lr
-            for n in self.rest:
-                if s.decay(n, params[n].ndim) != decay:
-                    continue
-                held: dict[str, Any] = {"m": state[f"{n}.exp_avg"], "v": state[f"{n}.exp_avg_sq"]}
-                new[n] = library.apply_single(grads[n], params[n], held)
-                fresh[f"{n}.exp_avg"], fresh[f"{n}.exp_avg_sq"] = held["m"], held["v"]
+            library.state["step"], library.state["learning_rate"] = step, rate
+            held: dict[str, Any] = {"m": first, "v": second}
+            new = library.apply_single(grad * scale, param, held)
+            return new, held["m"], held["v"]
 
-    def _muon(
+        return update
+
+    def _update_muon(
         self,
         params: dict[str, mx.array],
         grads: dict[str, mx.array],
-        state: dict[str, mx.array],
-        lr: mx.array,
-        new: dict[str, mx.array],
-        fresh: dict[str, mx.array],
+        scale: mx.array,
+        rate: mx.array,
     ) -> None:
-        for n in self.muon:
-            old = state[f"{n}.momentum"]
-            fresh[f"{n}.momentum"] = old + (1 - MOMENTUM) * (grads[n] - old)
-        looked = [grads[n] + MOMENTUM * (fresh[f"{n}.momentum"] - grads[n]) for n in self.muon]
-        for n, update in zip(self.muon, muon_updates(self.ops, looked), strict=True):  # type: ignore[arg-type]
-            new[n] = params[n] * (1 - lr * self.settings.weight_decay) - lr * update
+        """All of Muon's matrices together: those of one shape are made orthogonal as one array."""
+        new, momentum = self._muon(
+            [params[n] for n in self.muon],
+            [grads.pop(n) for n in self.muon],
+            [self.state[f"{n}.momentum"] for n in self.muon],
+            scale,
+            rate * self.settings.muon_ratio,
+        )
+        mx.eval(new, momentum)
+        for n, param, buffer in zip(self.muon, new, momentum, strict=True):
+            params[n], self.state[f"{n}.momentum"] = param, buffer
+
+    def _muon_update(
+        self,
+        params: list[mx.array],
+        grads: list[mx.array],
+        momentum: list[mx.array],
+        scale: mx.array,
+        rate: mx.array,
+    ) -> tuple[list[mx.array], list[mx.array]]:
+        self.traces += 1
+        scaled = [grad * scale for grad in grads]
+        buffers = []
+        looked = []
+        for grad, old in zip(scaled, momentum, strict=True):
+            buffers.append(old + (1 - MOMENTUM) * (grad - old))
+            looked.append(grad + MOMENTUM * (buffers[-1] - grad))
+        updates = muon_updates(self.ops, looked)  # type: ignore[arg-type]
+        kept = 1 - rate * self.settings.weight_decay
+        new = []
+        for param, change in zip(params, updates, strict=True):
+            new.append(param * kept - rate * change)
+        return new, buffers
+
+
+def _groups(names: list[str], params: dict[str, mx.array]) -> Iterator[list[str]]:
+    """The names in their order, in groups of about `GROUP_BYTES` of parameters."""
+    group: list[str] = []
+    held = 0
+    for name in names:
+        group.append(name)
+        held += params[name].nbytes
+        if held >= GROUP_BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group

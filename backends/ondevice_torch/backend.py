@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ondevice.common.errors import UserError
+from ondevice.common.physical_memory import physical_memory
 from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
@@ -137,12 +139,31 @@ class TorchBackend:
 
     def memory(self) -> Memory:
         if self.device == "cuda":
-            return Memory(torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            return Memory(torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), total)
         if self.device == "mps":
-            return Memory(torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory())
+            return Memory(
+                torch.mps.current_allocated_memory(),
+                torch.mps.driver_allocated_memory(),
+                torch.mps.recommended_max_memory(),
+            )
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return Memory(peak, peak)
+        return Memory(peak, peak, physical_memory() or 0)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        # the CPU's allocator and MPS raise a plain RuntimeError
+        texts = ("can't allocate memory", "not enough memory", "out of memory")
+        return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+    def free_memory(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device == "mps":
+            torch.mps.empty_cache()
 
     def sync(self) -> None:
         if self.device == "cuda":
@@ -172,6 +193,7 @@ class TorchTrainer:
         }
         self.frozen = frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
+        self._totals: dict[str, list[Tensor]] = {}
         self._traces = 0
 
         def whole(arrays: Mapping[str, Tensor]) -> Any:
@@ -179,19 +201,33 @@ class TorchTrainer:
 
         self._loss = torch.compile(whole) if compiled else whole
 
-    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
-        totals: dict[str, list[Tensor]] = {}
-        for batch in batches:
-            value, metrics = self._loss(
-                {k: self.backend.array(np.asarray(v)) for k, v in batch.items()}
-            )
-            value.backward()
-            for name, (total, count) in metrics.items():
-                pair = torch.stack((total.detach().float(), count.detach().float()))
-                totals.setdefault(name, []).append(pair)
-        norm, finite = self.optimizer.update(lr)
+    def gradient(self, batches: Sequence[Batch]) -> None:
+        try:
+            for batch in batches:
+                value, metrics = self._loss(
+                    {k: self.backend.array(np.asarray(v)) for k, v in batch.items()}
+                )
+                value.backward()
+                for name, (total, count) in metrics.items():
+                    pair = torch.stack((total.detach().float(), count.detach().float()))
+                    self._totals.setdefault(name, []).append(pair)
+        except BaseException:
+            self._forget_gradient()
+            raise
+
+    def _forget_gradient(self) -> None:
+        self._totals = {}
         for p in self.trainable.values():
             p.grad = None
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
+        self.gradient(batches)
+        return self.update(lr)
+
+    def update(self, lr: float) -> dict[str, float]:
+        totals = self._totals
+        norm, finite = self.optimizer.update(lr)
+        self._forget_gradient()
         names = list(totals)
         sums = [torch.stack(totals[n]).sum(0) for n in names]
         *flat, size = torch.cat([*sums, self._size()[None]]).tolist()

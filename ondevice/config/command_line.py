@@ -47,10 +47,20 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
         if token in ("-h", "--help"):
             line.help = True
         elif token.startswith("-") and len(token) > 1 and not _is_number(token):
+            _refuse_gone(cls, token)
             _take_flag(verb, kinds, line, token, rest)
         else:
             _place(verb, line, words, token)
     return line
+
+
+def _refuse_gone(cls: type | None, token: str) -> None:
+    """Raises UserError for the flag of an earlier version, naming what took its place."""
+    gone: Mapping[str, str] = getattr(cls, "gone", {})
+    name = token.partition("=")[0]
+    key = name.lstrip("-").replace("-", "_")
+    if key in gone:
+        raise UserError("is gone", where=name, hint=gone[key])
 
 
 def make_config(verb: Verb, cls: type, line: Line) -> Any:

@@ -37,7 +37,10 @@ def from_mapping(
     fields = {
         field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init
     }
+    gone: Mapping[str, str] = getattr(cls, "gone", {})
     for key in mapping:
+        if key in gone:
+            raise UserError("is gone", where=join(where, str(key)), hint=gone[key])
         if key not in fields:
             raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), fields))
     for name, field in fields.items():
@@ -224,7 +227,22 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
             return convert(value, kind, where)
         except UserError:
             continue  # the next kind may take it; the last one's error is the person's
-    return convert(value, wanted[-1], where)
+    try:
+        return convert(value, wanted[-1], where)
+    except UserError as error:
+        words = [str(word) for kind in wanted for word in _words_of(kind)]
+        if not words:
+            raise
+        raise UserError(
+            error.message.replace("expected ", f"expected {', '.join(words)} or ", 1),
+            where=error.where,
+            hint=error.hint,
+        ) from None
+
+
+def _words_of(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal; empty for every other kind."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
 def _convert_scalar(value: Any, kind: Any, where: str) -> Any:

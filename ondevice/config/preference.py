@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
-from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
+from ondevice.config.stages import RowsAtOnce, RowsConfig, StageConfig, TuningConfig
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
@@ -47,19 +47,21 @@ class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
     """Draw among the likeliest tokens that together have this probability."""
     max_new_tokens: int = 64
     """Longest response in tokens."""
-    batch_size: int = 256
-    """Responses written at the same time."""
+    decode_batch: RowsAtOnce = "auto"
+    """Responses written at the same time. auto: as many as suit the machine, 256 at most."""
     chat_template_kwargs: str = ""
     """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in
     a recipe also as keys and values. A row's own column of this name wins."""
 
     gives = "ratings"
+    gone = {"batch_size": "give --decode-batch, responses written at the same time"}
 
     def check(self) -> None:
         super().check()
         self.check_rows()
         self._at_least(0, "prompts", "top_k")
-        self._at_least(1, "max_new_tokens", "batch_size")
+        self._at_least(1, "max_new_tokens")
+        self._check_rows_at_once("decode_batch")
         self._above(0, "top_p")
         check_temperature(self.temperature, greedy=False)
         self._between(0, 1, "top_p")
@@ -126,7 +128,7 @@ class PairsConfig(TuningConfig):
     sequence_length: int = 256
     """Longest prompt and response together; longer pairs are left out and counted."""
     batch_size: int = 16
-    """Pairs of one micro-batch."""
+    """Pairs that one optimizer step learns from."""
 
     def check(self) -> None:
         super().check()
@@ -218,20 +220,25 @@ class RolloutConfig(TuningConfig):
     """Longest completion in tokens."""
     temperature: float = 1.0
     """Sampling temperature; completions are scored at the same one."""
-    rollout_batch: int = 256
-    """Completions written at the same time."""
-    batch_size: int = 64
-    """Completions of one micro-batch."""
+    decode_batch: RowsAtOnce = "auto"
+    """Completions written at the same time. auto: as many as suit the machine, 256 at most. Halved
+    where memory runs out.
+    """
 
+    gone = {
+        **TuningConfig.gone,
+        "rollout_batch": "give --decode-batch, completions written at the same time",
+    }
     without_effect = {
         "continue_from": _OTHER_START,
-        "accumulate": "all micro-batches of a rollout are added before an update",
+        "batch_size": "a step learns from all completions of its prompts",
         "eval_batches": "it is measured on 64 held-out prompts",
     }
 
     def check(self) -> None:
         super().check()
-        self._at_least(1, "prompts", "max_new_tokens", "rollout_batch")
+        self._at_least(1, "prompts", "max_new_tokens")
+        self._check_rows_at_once("decode_batch")
         check_temperature(self.temperature, greedy=False)
 
 
@@ -295,6 +302,10 @@ class PPOConfig(RolloutConfig):
         "builtin", lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too"
     )
     """These chats: a file, a folder, or builtin[:RECIPE]."""
+    sft_batch: int = only(
+        16, lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too"
+    )
+    """Rows of chats beside each update."""
     most_kl: float = 50.0
     """The stage stops with a diagnosis where the distance to the reference (nats a completion)
     passes this.
@@ -302,7 +313,7 @@ class PPOConfig(RolloutConfig):
 
     def check(self) -> None:
         super().check()
-        self._at_least(1, "epochs", "minibatches")
+        self._at_least(1, "epochs", "minibatches", "sft_batch")
         if self.minibatches > self.prompts:
             raise UserError(
                 f"{self.prompts} completions do not fill {self.minibatches} parts",
@@ -351,8 +362,15 @@ class GRPOConfig(RolloutConfig):
     """Peak rate of AdamW."""
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo"] = "dapo"
     """What divides what: tokens of the whole rollout (dapo), each completion by its length (grpo),
-    tokens of the micro-batch (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a
+    tokens of a partition (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a
     completion."""
+    partition: int = only(
+        64,
+        lambda cfg: cfg.loss_type == "bnpo",
+        "only bnpo divides by the tokens of a part of the rollout",
+        "give --loss-type bnpo too",
+    )
+    """Completions of a part of the rollout over whose tokens bnpo takes its mean."""
     scale_rewards: Literal["group", "batch", "none"] = only(
         "group",
         lambda cfg: cfg.loss_type != "dr_grpo" or cfg.scale_rewards == "none",
@@ -390,7 +408,7 @@ class GRPOConfig(RolloutConfig):
     def check(self) -> None:
         super().check()
         self._at_least(2, "group_size")
-        self._at_least(1, "updates")
+        self._at_least(1, "updates", "partition")
         self._above(0, "clip", "clip_high", "reward_timeout")
         self._at_least(0, "beta")
         if self.reward_weights and len(self.judges()) != len(self.reward_weights):

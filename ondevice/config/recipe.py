@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.earlier import upgraded
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
 from ondevice.config.preference import (
     DPOConfig,
@@ -343,9 +344,10 @@ def _stages(
             raise UserError(f"unknown stage {name!r}", where=where, hint=nearest(str(name), STAGES))
         if not isinstance(settings, Mapping | None):
             raise UserError("expected keys and values", where=join(where, name))
-        filled = set(settings or {}) - touched[name] if name in touched else ()
+        settings = upgraded(name, settings or {})
+        filled = set(settings) - touched[name] if name in touched else ()
         made[name] = from_mapping(
-            STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name), filled=filled
+            STAGES[name], {**common, **settings, **wanted}, join(where, name), filled=filled
         )
         for setting in ("out", "resume"):
             if getattr(made[name], setting):

@@ -17,6 +17,8 @@ from ondevice.config.hub import check_repo_id
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
+RowsAtOnce = Literal["auto"] | int
+"""How many rows the device works on at once: a number, or as many as suit the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class StageConfig:
 
     gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
     without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why
+    gone = dict[str, str]()  # fields of earlier versions, and what to give in their place
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range, or that has no effect
@@ -51,6 +54,11 @@ class StageConfig:
             value = getattr(self, name)
             if value < low:
                 raise UserError(f"{value} is too small", where=name, hint=f"give {low} or more")
+
+    def _check_rows_at_once(self, name: str) -> None:
+        value = getattr(self, name)
+        if value != "auto" and value < 1:
+            raise UserError(f"{value} is too small", where=name, hint="give auto, or 1 or more")
 
     def _above(self, low: float, *names: str) -> None:
         for name in names:
@@ -136,9 +144,12 @@ class TrainingConfig(RowsConfig, StageConfig):
     limit: int = 0
     """Rows read of each source of the data at most, the first ones; 0: all."""
     batch_size: int = 16
-    """Rows of one micro-batch."""
-    accumulate: int = 1
-    """Micro-batches whose gradients are added before one optimizer step."""
+    """Rows that one optimizer step learns from."""
+    micro_batch: RowsAtOnce = "auto"
+    """Rows whose gradient is computed at once; those of one step are added up. Fewer take less
+    memory, and the result is the same within rounding. auto: as many as suit the machine. Halved
+    where memory runs out.
+    """
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for the blocks' matrices, AdamW for everything else."""
     learning_rate: float = 3e-4
@@ -215,10 +226,13 @@ class TrainingConfig(RowsConfig, StageConfig):
     )
     """The stage's result is the best checkpoint on held-out data, not the last."""
 
+    gone = {"accumulate": "give --batch-size, rows per step, and --micro-batch, rows at once"}
+
     def check(self) -> None:
         super().check()
         self.check_rows()
-        self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
+        self._at_least(1, "steps", "batch_size", "eval_batches")
+        self._check_rows_at_once("micro_batch")
         self._at_least(2, "keep")
         self._at_least(
             0,

@@ -5,7 +5,7 @@ Keys of a batch, all numpy: ids (B, T) int32; positions (B, T) int32, beginning 
 segment; segments (B, T) int32, 0 for padding, only where attention is kept inside examples; targets
 (K,) int32; index (K,) int32, the flat place b·T+t whose hidden state predicts the target; weights
 (K,) float32, 0 where K was padded; denominator () float32, the sum of the weights over the whole
-accumulation window, at least 1.
+step, at least 1.
 """
 
 from __future__ import annotations
@@ -34,43 +34,59 @@ from ondevice.data.tokenizer import Tokenizer
 class RowSource:
     """Rows by number, epochs in an order of their own. A subclass says what a row holds.
 
-    `rows`: how many there are in an epoch.
+    `rows`: how many there are in an epoch. `batch_size`: those that one optimizer step learns from.
+    How many of them the device works on at once is given with each question, and changes no row.
     """
 
-    def __init__(self, rows: int, batch_size: int, accumulate: int, seed: int, name: str) -> None:
-        assert rows > 0 and batch_size > 0 and accumulate > 0
-        self.rows, self.batch_size, self.accumulate, self.seed, self.name = (
-            rows,
-            batch_size,
-            accumulate,
-            seed,
-            name,
-        )
+    def __init__(self, rows: int, batch_size: int, seed: int, name: str) -> None:
+        assert rows > 0 and batch_size > 0
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.name = name
         # Two epochs: a step may end one and begin the next.
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, name, epoch, rows))
 
-    def batch(self, step: int) -> list[Batch]:
-        """The micro-batches of one optimizer step."""
-        count = self.batch_size * self.accumulate
-        places = np.arange(step * count, (step + 1) * count)
-        epochs, places = places // self.rows, places % self.rows
-        chosen = [
-            (int(epoch), int(self._order(int(epoch))[place]))
-            for epoch, place in zip(epochs, places, strict=True)
-        ]
-        groups = (chosen[n : n + self.batch_size] for n in range(0, count, self.batch_size))
-        return self._set_denominators([self._collate(group) for group in groups])
+    def batch(self, step: int, micro_batch: int | None = None) -> list[Batch]:
+        """One optimizer step, in batches of `micro_batch` rows; None: in one."""
+        chosen = self.rows_of_step(step)
+        size = self._rows_at_once(micro_batch)
+        batches = []
+        for start in range(0, len(chosen), size):
+            batches.append(self._collate(chosen[start : start + size], size))
+        return self._set_denominators(batches)
 
-    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Batches in a fixed order; the last one is filled up with empty rows, so that all have one
-        shape.
+    def rows_of_step(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, row) pairs that a step learns from."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        chosen = []
+        for epoch, place in zip(places // self.rows, places % self.rows, strict=True):
+            chosen.append((int(epoch), int(self._order(int(epoch))[place])))
+        return chosen
+
+    def eval_batches(
+        self, limit: int | None = None, micro_batch: int | None = None
+    ) -> Iterator[Batch]:
+        """`limit` times `batch_size` rows at most in a fixed order, in batches of `micro_batch`
+        rows; the last one is filled up with empty rows, so that all have one shape.
         """
+        size = self._rows_at_once(micro_batch)
+        chosen = self.eval_rows(limit)
+        for start in range(0, len(chosen), size):
+            group = [(0, row) for row in chosen[start : start + size]]
+            yield self._set_denominators([self._collate(group, size)])[0]
+
+    def eval_rows(self, limit: int | None = None) -> list[int]:
+        """The rows that `eval_batches` has."""
         count = self.rows if limit is None else min(self.rows, limit * self.batch_size)
-        order = self._eval_order()
-        chosen = order[np.linspace(0, self.rows, count, endpoint=False).astype(np.int64)]
-        for start in range(0, count, self.batch_size):
-            group = [(0, int(row)) for row in chosen[start : start + self.batch_size]]
-            yield self._set_denominators([self._collate(group)])[0]
+        places = np.linspace(0, self.rows, count, endpoint=False).astype(np.int64)
+        rows: list[int] = self._eval_order()[places].tolist()
+        return rows
+
+    def _rows_at_once(self, micro_batch: int | None) -> int:
+        if micro_batch is None:
+            return self.batch_size
+        return min(micro_batch, self.batch_size)
 
     def _eval_order(self) -> NDArray[np.int64]:
         """The rows in the order in which they are measured."""
@@ -80,10 +96,8 @@ class RowSource:
         """The batches, each with what the loss of the whole step is divided by."""
         return packing.set_denominator(batches)
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        """A micro-batch of `batch_size` rows from (epoch, row) pairs, fewer of them leaving rows
-        empty.
-        """
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
+        """A batch of `size` rows from (epoch, row) pairs, fewer of them leaving rows empty."""
         raise NotImplementedError
 
 
@@ -102,7 +116,6 @@ class TextSource(RowSource):
         *,
         sequence_length: int,
         batch_size: int,
-        accumulate: int = 1,
         seed: int = 0,
         isolate_documents: bool = False,
         eos: int | None = None,
@@ -118,12 +131,10 @@ class TextSource(RowSource):
             isolate_documents,
             eos,
         )
-        super().__init__(
-            -(-(len(tokens) - 1) // sequence_length), batch_size, accumulate, seed, "text"
-        )
+        super().__init__(-(-(len(tokens) - 1) // sequence_length), batch_size, seed, "text")
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        rows, width = self.batch_size, self.length
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
+        rows, width = size, self.length
         first = np.full(rows, len(self.tokens), np.int64)  # an empty row begins past the end
         first[: len(group)] = np.array([row for _, row in group], np.int64) * width
         places = first[:, None] + np.arange(width + 1)
@@ -159,7 +170,6 @@ class PackedSource(RowSource):
         width: int,
         packed: bool,
         batch_size: int,
-        accumulate: int,
         seed: int,
         name: str,
     ) -> None:
@@ -174,7 +184,7 @@ class PackedSource(RowSource):
         )
         self._name = f"{name} examples"
         self._plan_of = lru_cache(maxsize=2)(self._epoch_plan)
-        super().__init__(self._plan.rows, batch_size, accumulate, seed, f"{name} rows")
+        super().__init__(self._plan.rows, batch_size, seed, f"{name} rows")
 
     def _epoch_plan(self, epoch: int) -> Plan:
         if not self.packed:
@@ -211,7 +221,6 @@ class ChatSource(PackedSource):
         *,
         sequence_length: int,
         batch_size: int,
-        accumulate: int = 1,
         seed: int = 0,
         packing: bool = True,
         loss_on: Literal["assistant", "all"] = "assistant",
@@ -245,19 +254,18 @@ class ChatSource(PackedSource):
             sequence_length,
             packing,
             batch_size,
-            accumulate,
             seed,
             "chat",
         )
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         chosen, row_of, column, number = self._members(group)
         lengths = self._lengths[chosen]
         width = self.length if self.packed else min(self.length, packing.bucket(int(lengths.max())))
         source, destination, position = packing.lay_out(
             self._starts[chosen], lengths, row_of, column, width
         )
-        shape = (self.batch_size, width)
+        shape = (size, width)
         batch: Batch = {"ids": np.zeros(shape, np.int32), "positions": np.zeros(shape, np.int32)}
         batch["ids"].reshape(-1)[destination] = self._ids[source]
         batch["positions"].reshape(-1)[destination] = position
@@ -266,8 +274,8 @@ class ChatSource(PackedSource):
             batch["segments"].reshape(-1)[destination] = np.repeat(number, lengths)
         learned = np.ones(len(source), np.bool_) if self._mask is None else self._mask[source + 1]
         index = destination[learned]
-        size = packing.eighths(len(index), self.batch_size * width)
-        return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, size)}
+        room = packing.eighths(len(index), size * width)
+        return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, room)}
 
 
 def fitted_length(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, bool]:

@@ -141,7 +141,6 @@ class CompletionSource(RowSource):
         tokenizer: Tokenizer,
         sequence_length: int,
         batch_size: int,
-        accumulate: int = 1,
         seed: int = 0,
         skipped: int = 0,
     ) -> None:
@@ -162,13 +161,13 @@ class CompletionSource(RowSource):
         self._rows = rows
         self._most = sequence_length
         self._tokenizer = tokenizer
-        super().__init__(len(rows), batch_size, accumulate, seed, "completions")
+        super().__init__(len(rows), batch_size, seed, "completions")
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         rows: list[Row] = []
         for _, number in group:
             rows.append(fitted_row(self._rows[number], self._most, self._tokenizer))
-        batch = completion_batch(rows, self.batch_size, start=self.start)
+        batch = completion_batch(rows, size, start=self.start)
         del batch["member"]
         return batch
 

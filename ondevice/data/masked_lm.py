@@ -69,7 +69,6 @@ class MaskedSource(PackedSource):
         batch_size: int,
         share: float = 0.15,
         whole_words: bool = False,
-        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
         if tokenizer.mask_id is None:
@@ -96,11 +95,11 @@ class MaskedSource(PackedSource):
             raise UserError(
                 "too little text to learn from", where="data", hint="one token is the least"
             )
-        super().__init__(sizes + 2, sequence_length, True, batch_size, accumulate, seed, "masked")
+        super().__init__(sizes + 2, sequence_length, True, batch_size, seed, "masked")
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         chosen, row_of, column, number = self._members(group)
-        lengths, shape = self._lengths[chosen], (self.batch_size, self.length)
+        lengths, shape = self._lengths[chosen], (size, self.length)
         batch: Batch = {
             name: np.zeros(shape, np.int32) for name in ("ids", "positions", "segments")
         }

@@ -188,13 +188,12 @@ class PairSource(RowSource):
         batch_size: int,
         seed: int,
         make: Any,
-        accumulate: int = 1,
     ) -> None:
         self.pairs, self.make = pairs, make
-        super().__init__(len(pairs), batch_size, accumulate, seed, "pairs")
+        super().__init__(len(pairs), batch_size, seed, "pairs")
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        batch: Batch = self.make([row for _, row in group], self.pairs, self.batch_size)
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
+        batch: Batch = self.make([row for _, row in group], self.pairs, size)
         return batch
 
     def _eval_order(self) -> NDArray[np.int64]:

@@ -140,7 +140,6 @@ class CorruptedSource(RowSource):
         sequence_length: int,
         batch_size: int,
         longest: int,
-        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
         if len(tokens) < 2:
@@ -157,15 +156,15 @@ class CorruptedSource(RowSource):
         rows = len(tokens) // sequence_length
         if len(tokens) % sequence_length > 1:
             rows += 1
-        super().__init__(rows, batch_size, accumulate, seed, "corrupted")
+        super().__init__(rows, batch_size, seed, "corrupted")
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         rows = []
         for epoch, row in group:
             window = np.asarray(self.tokens[row * self.length : (row + 1) * self.length], np.int32)
             source, target = self.corrupt(window, generator(self.seed, "corrupt", epoch, row))
             rows.append(Row(shortened(source, self.longest), target))
-        batch = completion_batch(rows, self.batch_size, start=self.start)
+        batch = completion_batch(rows, size, start=self.start)
         del batch["member"]
         return batch
 

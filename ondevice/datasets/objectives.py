@@ -106,14 +106,13 @@ def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
                 "an encoder-decoder learns answers alone", where=name, hint="leave it out"
             )
 
-    def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
+    def source(chats: Iterable[ChatRow]) -> CompletionSource:
         answers, skipped = counted_answers(ChatRows.of(chats))
         return CompletionSource(
             answers,
             **common,
             start=start,
             tokenizer=model.tokenizer,
-            accumulate=accumulate,
             skipped=skipped,
         )
 

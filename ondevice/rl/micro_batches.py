@@ -1,4 +1,4 @@
-"""What PPO and GRPO share: dealing prompts, and cutting a rollout into updates of micro-batches."""
+"""What PPO and GRPO share: dealing prompts, rows at once, and cutting a rollout into micro-batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.rng import permutation
-from ondevice.config.preference import RolloutConfig
 from ondevice.data.completion_batches import completion_batch, group_by_length
 from ondevice.data.packing import Batch
+from ondevice.models.model import Model
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.context import Context
+from ondevice.runs.device_batch import choose_decode_batch
 
 Floats = NDArray[np.floating[Any]]
 
@@ -35,13 +36,14 @@ def prompt_indices(count: int, step: int, rows: int, seed: int, name: str) -> li
 def micro_batches(
     sampled: Sequence[Sampled],
     chosen: Sequence[int],
-    size: int,
+    size: int | None,
     tokens: Mapping[str, Sequence[Floats]],
     start: int | None = None,
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """The `chosen` completions as batches of `size` rows, like lengths together, with the numbers
-    of their rows. `tokens`: name → for every completion of the rollout one value per token; `start`
-    as for `completion_batch`."""
+    """The `chosen` completions as batches of `size` rows (None: in one), like lengths together,
+    with the numbers of their rows: in one order, whatever the size. `tokens`: name → for every
+    completion of the rollout one value per token; `start` as for `completion_batch`."""
+    size = min(size or len(chosen), len(chosen))
     for group in group_by_length([sampled[i].row.length for i in chosen], size):
         rows = [chosen[i] for i in group]
         own_tokens = {}
@@ -78,6 +80,11 @@ def held_out(ctx: Context) -> dict[str, Any]:
     return figures
 
 
-def micro_batch_size(cfg: RolloutConfig, completions: int) -> int:
-    """Rows of a micro-batch: no more than there are completions."""
-    return min(cfg.batch_size, completions)
+def decode_batch(ctx: Context, model: Model, context: int) -> int:
+    """How many rows of `context` tokens are written at once: what is in force, else what suits the
+    machine, which then is in force.
+    """
+    now = ctx.device_batch
+    if now.decode_batch is None:
+        now.decode_batch = choose_decode_batch(model, ctx.backend, context)
+    return now.decode_batch

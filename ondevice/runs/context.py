@@ -17,6 +17,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
 from ondevice.runs.callbacks import Callback
+from ondevice.runs.device_batch import DeviceBatch
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import StageFolder, StopRequest
 from ondevice.runs.recovery import ResultRecord
@@ -69,6 +70,8 @@ class Context:
     """Settings that are other ones than the checkpoint's: what they were, and are."""
     continued: checkpoint.Checkpoint | None = None
     """The finished stage's state from which this one goes on."""
+    device_batch: DeviceBatch = field(default_factory=DeviceBatch)
+    """How many rows the device works on at once; the loop keeps it."""
     callbacks: Sequence[Callback] = ()
     """What looks on while the stage trains."""
     taken: ResultRecord | None = None

@@ -18,6 +18,7 @@ from typing import Any
 
 from ondevice.common.distribution import install_hint, own_version
 from ondevice.common.errors import UserError
+from ondevice.common.physical_memory import physical_memory
 from ondevice.common.processes import output_of
 from ondevice.seam.select import available, choose, load_backend
 
@@ -49,7 +50,7 @@ def doctor() -> Report:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": _cores(),
-        "memory": {"total": _memory_total(), "available": memory_available()},
+        "memory": {"total": physical_memory(), "available": memory_available()},
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "backends": backends,
         "auto": _auto(backends),
@@ -135,7 +136,7 @@ def _hints(backends: dict[str, Report]) -> list[str]:
             "MLX multiplies float32 matrices many times faster on this CPU with OpenBLAS preloaded: "
             f"{first}LD_PRELOAD={library or 'libopenblas.so.0'} ondevice …"
         )
-    total, free = _memory_total(), shutil.disk_usage(Path.cwd()).free
+    total, free = physical_memory(), shutil.disk_usage(Path.cwd()).free
     if total is not None and total < 4 << 30:
         hints.append("under 4 GB of memory: begin with `ondevice run minute`")
     if free < 2 << 30:
@@ -164,18 +165,6 @@ def _cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory_total() -> int | None:
-    """The machine's memory, or a container's limit where that is lower."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return total
 
 
 def memory_available() -> int | None:

@@ -35,22 +35,36 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes held by this process or on its device, now and at most."""
+    """Bytes held by this process or on its device, now and at most; `total` are there in
+    all, 0 where that is not known.
+    """
 
     active: int
     peak: int
+    total: int
 
 
 class Trainer(Protocol):
     """Owns parameters and optimizer state on the device."""
 
-    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
-        """Adds the micro-batches' gradients, clips, updates; one synchronisation.
+    def gradient(self, batches: Sequence[Batch]) -> None:
+        """Adds the micro-batches' gradients. Parameters and state do not change, and where it
+        raises, nothing is kept of what was added: it can be asked again.
+        """
+        ...
+
+    def update(self, lr: float) -> dict[str, float]:
+        """Clips the gradient and updates with it. Where it raises, parameters and state may have
+        changed in part.
 
         Returns each metric's sum divided by its count, and `grad_norm`; where the gradient is not
         finite nothing changes and `skipped` is 1; where the update has made a parameter not finite
         `ruined` is 1.
         """
+        ...
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
+        """`gradient`, then `update`."""
         ...
 
     def not_finite(self) -> list[str]:
@@ -104,5 +118,13 @@ class Backend(Protocol):
         ...
 
     def memory(self) -> Memory: ...
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Whether the error says that the device or this process has no memory left."""
+        ...
+
+    def free_memory(self) -> None:
+        """Gives back what is cached and not in use."""
+        ...
+
     def sync(self) -> None: ...
     def versions(self) -> dict[str, str]: ...

@@ -58,7 +58,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         batch_size=cfg.batch_size,
         seed=cfg.seed,
     )
-    source, held = rows(found.train, accumulate=cfg.accumulate), rows(found.held)
+    source, held = rows(found.train), rows(found.held)
     if source.cut + held.cut:
         ctx.warn(
             f"{source.cut + held.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens"
@@ -163,20 +163,17 @@ class LabelledSource(RowSource):
         width: int,
         batch_size: int,
         seed: int,
-        accumulate: int = 1,
     ) -> None:
         self.reads = model.network.pooling
         self._texts, self._types, self.cut = text_inputs(rows, model, width)
         self._classes = np.array([numbers[row.label] for row in rows], np.int32)
-        super().__init__(len(rows), batch_size, accumulate, seed, "labelled")
+        super().__init__(len(rows), batch_size, seed, "labelled")
 
-    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+    def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         chosen = [row for _, row in group]
         types = None if self._types is None else [self._types[i] for i in chosen]
-        batch = text_batch([self._texts[i] for i in chosen], self.batch_size, self.reads, types)
-        batch |= packing.pad_targets(
-            self._classes[chosen], batch["read"][: len(chosen)], self.batch_size
-        )
+        batch = text_batch([self._texts[i] for i in chosen], size, self.reads, types)
+        batch |= packing.pad_targets(self._classes[chosen], batch["read"][: len(chosen)], size)
         del batch["index"]  # a text is read at `read`
         return batch
 
@@ -185,4 +182,4 @@ class Whole:
     """All of a source's rows, whatever the limit."""
 
     def __init__(self, source: LabelledSource) -> None:
-        self.eval_batches = lambda limit: source.eval_batches(None)
+        self.eval_batches = lambda limit, micro_batch=None: source.eval_batches(None, micro_batch)

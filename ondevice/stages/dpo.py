@@ -7,13 +7,15 @@ laptop the memory of a second model decides.
 Chosen: one objective of two sums of log-probabilities for the whole family (`PAIR_LOSSES` in
 `training/losses.py`), so that a further loss is one function of their difference. KTO, which knows
 no pairs, takes each prompt with another prompt's completion as its estimate of the distance, as TRL
-does. Left out: a reference that follows the policy (TR-DPO); it has to be computed at every step.
+does, but over all rows of a step (`Drift`). Left out: a reference that follows the policy (TR-DPO);
+it has to be computed at every step.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,12 +35,14 @@ from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_generative
 from ondevice.rl.rollout import Sampler, mean_kl, rows_of
 from ondevice.runs.context import Context, StageResult
+from ondevice.runs.device_batch import DeviceBatch
 from ondevice.seam.ops import Params
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.training.sequence_logprobs import Scorer
+from ondevice.training.step_source import BatchSource, Prefetcher, StepPlan, StepSource
 
 TOGETHER = 1000  # responses of which every token's figure is in memory at once
 MOST_GOOD = 4 / 3  # times that good completions are to count as much as bad ones, at most
@@ -49,16 +53,8 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
     _warn_of_pairs(found, cfg, ctx)
-    make_train = _batch_maker("train", found.train, found.judged, cfg, model, ctx)
-    make_held = _batch_maker("held", found.held, found.judged, cfg, model, ctx)
-    train = PairSource(
-        found.train,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-        make=make_train,
-        accumulate=cfg.accumulate,
-    )
-    held_out = PairSource(found.held, batch_size=cfg.batch_size, seed=cfg.seed, make=make_held)
+    train, drift = _source("train", found.train, found.judged, cfg, model, ctx)
+    held_out, held_drift = _source("held", found.held, found.judged, cfg, model, ctx)
     loss = partial(
         preference_loss,
         model=model.network,
@@ -71,8 +67,13 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         checkpoint=cfg.checkpointing,
     )
     unit = "completions" if found.judged else "pairs"
-    measure = heldout_metrics(loss, held_out, ctx, cfg, unit)
-    params = fit(model, loss, train, measure, ctx, cfg, sample=sampler(model, ctx))
+    source: BatchSource | StepSource = train
+    beside = None
+    if drift is not None and held_drift is not None:
+        source = DriftSource(train, cfg.steps, ctx.device_batch, drift)
+        beside = partial(_heldout_drift, held_drift, held_out.eval_rows(cfg.eval_batches))
+    measure = heldout_metrics(loss, held_out, ctx, cfg, unit, beside)
+    params = fit(model, loss, source, measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {
@@ -101,22 +102,80 @@ def _warn_of_pairs(found: PairData, cfg: DPOConfig, ctx: Context) -> None:
             ctx.warn(unbalanced)
 
 
-def _batch_maker(
+def _source(
     name: str, pairs: Sequence[TokenPair], judged: bool, cfg: DPOConfig, model: Model, ctx: Context
-) -> Callable[..., Batch]:
-    """`pair_batch` for the train or held-out pairs, with the reference's log-probabilities where
-    the loss takes them.
+) -> tuple[PairSource, Drift | None]:
+    """The train or held-out pairs, with the reference's log-probabilities where the loss takes
+    them, and for KTO what tells the policy's drift.
     """
-    sides = sides_of(pairs, cfg.loss_type, judged)
+    sides = sides_of(pairs, judged)
+    crossed = [crossed_rows(pairs)] if cfg.loss_type == "kto" else []
     reference = None
     if cfg.loss_type not in WITHOUT_REFERENCE:
-        reference = reference_logps(name, sides, cfg, model, ctx)
-    return partial(
+        reference = reference_logps(name, [*sides, *crossed], cfg, model, ctx)
+    make = partial(
         pair_batch,
         sides=sides,
         reference=reference,
         start=model.network.decoder_start_token_id,
+        losses=2.0 if crossed and not judged else 1.0,
     )
+    drift = None
+    if crossed:
+        assert reference is not None
+        drift = Drift(Scorer(model, ctx.backend), crossed[0], reference[len(sides)], ctx)
+    return PairSource(pairs, batch_size=cfg.batch_size, seed=cfg.seed, make=make), drift
+
+
+class Drift:
+    """How far the policy has moved away from the reference, as KTO estimates it: the mean, over the
+    rows of a step, of the log-ratio of completions to other prompts, and not below 0.
+
+    Of all rows of a step together: TRL takes the mean of each micro-batch, so that its loss follows
+    from the machine's memory.
+    """
+
+    def __init__(
+        self, scorer: Scorer, crossed: Sequence[Row], reference: NDArray[np.float32], ctx: Context
+    ) -> None:
+        self.scorer = scorer
+        self.crossed = crossed
+        self.reference = reference
+        self.ctx = ctx
+
+    def of(self, params: Params, rows: Sequence[int]) -> NDArray[np.float32]:
+        """() the drift, by the rows of these numbers."""
+        self.scorer.batch_size = self.ctx.device_batch.micro_batch or self.scorer.batch_size
+        each = self.scorer.logprobs(params, [self.crossed[i] for i in rows])
+        sums = np.array([row.sum(dtype=np.float64) for row in each])
+        return np.asarray(max(0.0, float((sums - self.reference[list(rows)]).mean())), np.float32)
+
+
+def _heldout_drift(
+    drift: Drift, rows: Sequence[int], params: Params
+) -> dict[str, NDArray[np.float32]]:
+    return {"drift": drift.of(params, rows)}
+
+
+class DriftSource(Prefetcher):
+    """Pairs or completions, each step's with the policy's drift at that step."""
+
+    def __init__(
+        self, pairs: PairSource, steps: int, device_batch: DeviceBatch, drift: Drift
+    ) -> None:
+        super().__init__(pairs, steps, device_batch)
+        self.pairs = pairs
+        self.drift = drift
+
+    def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
+        rows = [row for _, row in self.pairs.rows_of_step(number + self.first)]
+        now = self.drift.of(params(), rows)
+        plan = super().plan_step(step, params, number)
+
+        def cut(micro_batch: int | None) -> list[Batch]:
+            return [{**batch, "drift": now} for batch in plan.updates[0](micro_batch)]
+
+        return replace(plan, updates=[cut])
 
 
 def advice(good: int, bad: int, cfg: DPOConfig) -> str:
@@ -154,14 +213,19 @@ def kl_from_start(
     prompts = [list(map(int, pair.chosen.prompt)) for pair in held[:HELD]]
     sampled = sampler.draw(params, prompts, 1, stage="dpo held")
     rows = rows_of(sampled)
-    scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
+    scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     return mean_kl(scorer.logprobs(params, rows), scorer.logprobs(model.params, rows))
 
 
-def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> list[Sequence[Row]]:
-    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the next
-    pair of another prompt, no longer than the longest pair. Of completions that are `judged` one by
-    one there is one side, and this."""
+def _rows(cfg: DPOConfig, ctx: Context) -> int:
+    """Pairs that are scored at once, both sides of each."""
+    if ctx.device_batch.micro_batch is not None:
+        return ctx.device_batch.micro_batch
+    return cfg.batch_size if cfg.micro_batch == "auto" else cfg.micro_batch
+
+
+def sides_of(pairs: Sequence[TokenPair], judged: bool = False) -> list[Sequence[Row]]:
+    """Chosen rows and rejected rows; of completions that are `judged` one by one there is one side."""
     numbers = np.arange(len(pairs))
 
     def chosen(i: int) -> Row:
@@ -170,8 +234,15 @@ def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> lis
     def rejected(i: int) -> Row:
         return pairs[i].rejected
 
-    if kind != "kto":
-        return [Lazy(chosen, numbers), Lazy(rejected, numbers)]
+    if judged:
+        return [Lazy(chosen, numbers)]
+    return [Lazy(chosen, numbers), Lazy(rejected, numbers)]
+
+
+def crossed_rows(pairs: Sequence[TokenPair]) -> Sequence[Row]:
+    """Each prompt with the chosen completion of the next pair of another prompt, no longer than the
+    longest pair.
+    """
     longest = max(pair.length for pair in pairs)
 
     def crossed(i: int) -> Row:
@@ -179,9 +250,7 @@ def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> lis
         other = mismatched_completion(pairs, i).chosen.completion
         return Row(prompt, other[: longest - len(prompt)])
 
-    if judged:
-        return [Lazy(chosen, numbers), Lazy(crossed, numbers)]
-    return [Lazy(chosen, numbers), Lazy(rejected, numbers), Lazy(crossed, numbers)]
+    return Lazy(crossed, np.arange(len(pairs)))
 
 
 def mismatched_completion(pairs: Sequence[TokenPair], i: int) -> TokenPair:
@@ -210,7 +279,7 @@ def reference_logps(
         sums: NDArray[np.float32] = np.load(file)
         return sums
     ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
-    scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
+    scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     parts = (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
     each = []
     for part in with_progress(parts, f"{ctx.name}: thousands scored"):
@@ -242,21 +311,24 @@ def pair_batch(
     sides: Sequence[Sequence[Row]],
     reference: NDArray[np.float32] | None,
     start: int | None = None,
+    losses: float = 1.0,
 ) -> Batch:
     """`size` rows of each side, those beyond the group filled with its first pair, which then
-    counts nothing.
+    counts nothing. `losses`: how many each pair has; KTO has one for each completion.
     """
     filled = [*group, *[group[0]] * (size - len(group))]
     completions: list[Row] = []
     for side in sides:
         completions += [side[i] for i in filled]
     batch = completion_batch(completions, size * len(sides), start=start)
-    if reference is not None:
-        batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
     batch["pairs"] = np.zeros(size, np.float32)
     batch["pairs"][: len(group)] = 1.0
+    real = np.tile(batch["pairs"], len(sides))
+    batch["weights"] *= (batch["member"] * real[:, None]).sum(0)
+    if reference is not None:
+        sums = reference[: len(sides), filled].reshape(-1)
+        batch["ref_logps"] = (sums * real).astype(np.float32)
     if rows[group[0]].label:
         batch["label"] = np.array([rows[i].label for i in filled], np.float32)
-    if len(sides) == 3:
-        batch["losses"] = np.asarray(2.0)  # KTO has a loss for each completion
+    batch["losses"] = np.asarray(losses)
     return batch

@@ -12,6 +12,7 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, sha256
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.earlier import upgraded
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
 from ondevice.config.recipe import STAGES
@@ -33,6 +34,8 @@ _NO_MATTER = {
     "backend",
     "device",
     "dtype",
+    "micro_batch",
+    "decode_batch",
     "keep",
     "save_every",
     "sample_every",
@@ -59,6 +62,8 @@ _BEFORE = {
     "columns": [],
     "bad_share": 0.01,
     "continue_from": "",
+    "partition": 64,
+    "sft_batch": 16,
 }
 """What a field was taken to be where a fingerprint has none."""
 _UNKNOWN = ("sources", *_OF_MEASURING)
@@ -80,6 +85,8 @@ def fingerprint_of(
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER or k in decides}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
+    for name in type(cfg).without_effect:
+        out.pop(name, None)
     if isinstance(cfg, PairsConfig):
         # the stage goes on with its copy, whatever they hold now
         out["sources"] = [cfg.data, out.pop("validation")]
@@ -191,6 +198,7 @@ def compare(
     old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, restart_hint: str
 ) -> None:
     """Raises UserError naming the first field in which two fingerprints differ."""
+    old = upgraded(folder.name, old)
     plain = json.loads(json.dumps(new))
     for field in plain:
         unknown = plain[field] if field in _UNKNOWN else None

@@ -32,9 +32,9 @@ from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.advantages import group_advantages, without_spread
 from ondevice.rl.micro_batches import (
     Floats,
+    decode_batch,
     held_out,
     length_metrics,
-    micro_batch_size,
     micro_batches,
     prompt_indices,
     repeat_per_token,
@@ -50,7 +50,7 @@ from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
-from ondevice.training.step_source import StepPlan, count_targets
+from ondevice.training.step_source import Cut, StepPlan, count_targets
 
 GOLDS = 2000  # problems whose right answers are looked at before the run
 RIGHT = "correct"  # the reward that says what is right
@@ -101,6 +101,7 @@ class GRPOFeed:
         self.cfg = cfg
         self.ctx = ctx
         self.rewards = rewards
+        self.policy = policy
         self.reference = policy.params
         self.asked, self.held, columns = ProblemPrompts(cfg, ctx, policy, rewards).parts()
         rewards.check(columns)
@@ -108,9 +109,7 @@ class GRPOFeed:
         self.no_signal = NoSignal(ctx.warn)
         self.sampler = self._sampler(policy, cfg.temperature)
         self.greedy = self._sampler(policy, 0.0)
-        self.scorer = Scorer(
-            policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size
-        )
+        self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
         self.log = GroupLog(ctx.folder.groups)
         self.better = BestMetric("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
         self._tell()
@@ -122,7 +121,6 @@ class GRPOFeed:
             temperature=temperature,
             max_new_tokens=self.cfg.max_new_tokens,
             seed=self.cfg.seed,
-            batch_size=self.cfg.rollout_batch,
         )
 
     def _check_answers(self) -> None:
@@ -157,11 +155,14 @@ class GRPOFeed:
         chosen = prompt_indices(cfg.prompts, number, len(self.asked), cfg.seed, "problems")
         asked = [self.asked[i] for i in chosen]
         ids = [prompt.ids for prompt in asked]
+        self._set_rows_at_once(self.sampler, ids)
         sampled = self.sampler.draw(now, ids, cfg.group_size, stage="grpo", step=number)
         scores = self.score(asked, sampled, cfg.group_size)
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
         advantages = group_advantages(totals, scale).reshape(-1)
+        updates = self.updates(now, sampled, advantages)
+        # from here on nothing is asked of the device: what is told is told once
         self.no_signal.look(
             step + 1, scores.by_name, scores.total, advantages, self._learned(sampled)
         )
@@ -180,11 +181,19 @@ class GRPOFeed:
             "groups": self.log.append(step + 1, groups),
         }
         return StepPlan(
-            self.updates(now, sampled, advantages),
+            updates,
+            len(sampled),
             numbers,
             count_tokens(sampled),
             tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))),
         )
+
+    def _set_rows_at_once(self, sampler: Sampler, prompts: Sequence[Sequence[int]]) -> None:
+        """Takes over what is in force, for writing and for scoring."""
+        longest = max(len(prompt) for prompt in prompts)
+        context = longest + self.cfg.max_new_tokens
+        sampler.batch_size = decode_batch(self.ctx, self.policy, context)
+        self.scorer.batch_size = self.ctx.device_batch.micro_batch or self.scorer.batch_size
 
     def score(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
         """The rewards of `each` completions of every prompt; what goes wrong with one is told as a
@@ -211,10 +220,8 @@ class GRPOFeed:
             self.ctx.warn(warning)
         return scores
 
-    def updates(
-        self, params: Params, sampled: Sequence[Sampled], advantages: Floats
-    ) -> list[list[Batch]]:
-        """The step's updates, which all learn from the same micro-batches."""
+    def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> list[Cut]:
+        """The step's updates, which all learn from the same completions."""
         cfg = self.cfg
         rows = rows_of(sampled)
         tokens = {
@@ -225,18 +232,18 @@ class GRPOFeed:
             tokens["old_logps"] = self.scorer.logprobs(params, rows)
         if cfg.beta:
             tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
-        batches: list[Batch] = []
-        for batch, _ in micro_batches(
-            sampled,
-            range(len(sampled)),
-            micro_batch_size(cfg, len(sampled)),
-            tokens,
-            self.scorer.network.decoder_start_token_id,
-        ):
-            batch["weights"] *= batch.pop("learned")
-            batches.append(batch)
-        set_denominators(cfg, batches, len(sampled))
-        return [list(batches) for _ in range(cfg.updates)]
+        start = self.scorer.network.decoder_start_token_id
+
+        def cut(micro_batch: int | None) -> list[Batch]:
+            batches: list[Batch] = []
+            everything = range(len(sampled))
+            for batch, _ in micro_batches(sampled, everything, micro_batch, tokens, start):
+                batch["weights"] *= batch.pop("learned")
+                batches.append(batch)
+            set_denominators(cfg, batches, len(sampled))
+            return batches
+
+        return [cut] * cfg.updates
 
     def _learned(self, sampled: Sequence[Sampled]) -> Floats:
         """(N,) 0 for a completion that is left out, 1 for every other."""
@@ -265,6 +272,7 @@ class GRPOFeed:
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:
         """The figures, the answers, their rewards."""
         ids = [prompt.ids for prompt in self.held]
+        self._set_rows_at_once(self.greedy, ids)
         sampled = self.greedy.draw(params, ids, 1, stage="grpo held")
         scores = self.score(self.held, sampled, 1)
         figures = {
@@ -288,7 +296,7 @@ class GRPOFeed:
 def set_denominators(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
     """Fills `scale` (K,) and `denominator`: what each loss type divides by (TRL's `loss_type`; Yu
     2025, DAPO; Liu 2025, Dr. GRPO). Completions of which nothing is learned count as rows, not as
-    tokens."""
+    tokens. `batches` are those of a whole step; how they are cut changes nothing."""
     total = count_targets(batches)
     for batch in batches:
         weights = batch["weights"]
@@ -300,11 +308,33 @@ def set_denominators(cfg: GRPOConfig, batches: Sequence[Batch], completions: int
             scale = weights * (member / lengths[:, None]).sum(0)
             denominator = float(completions)
         elif cfg.loss_type == "bnpo":
-            denominator = max(float(weights.sum()), 1.0) * len(batches)
+            continue  # below, where the parts are known
         elif cfg.loss_type == "dr_grpo":
             denominator = float(completions * cfg.max_new_tokens)
         batch["scale"] = scale.astype(np.float32)
         batch["denominator"] = np.asarray(denominator, np.float32)
+    if cfg.loss_type == "bnpo":
+        _mean_over_parts(batches, completions, cfg.partition)
+
+
+def _mean_over_parts(batches: Sequence[Batch], completions: int, partition: int) -> None:
+    """`bnpo`: the mean over the tokens of each `partition` completions, and over these parts. The
+    completions are parted in the order in which they stand in the batches: like lengths together.
+    """
+    tokens = np.concatenate([(batch["member"] * batch["weights"]).sum(1) for batch in batches])
+    tokens = tokens[:completions]  # rows beyond fill the last batch
+    parts = np.arange(completions) // partition
+    each = np.maximum(np.bincount(parts, weights=tokens), 1.0)
+    divided = 1.0 / each[parts]
+    first = 0
+    for batch in batches:
+        member = batch["member"]
+        own = np.zeros(len(member))
+        there = divided[first : first + len(member)]
+        own[: len(there)] = there
+        first += len(member)
+        batch["scale"] = (batch["weights"] * (member * own[:, None]).sum(0)).astype(np.float32)
+        batch["denominator"] = np.asarray(len(each), np.float32)
 
 
 def reward_metrics(scores: Scores, totals: Floats) -> dict[str, Any]:

@@ -40,9 +40,9 @@ from ondevice.models.shapes import shapes
 from ondevice.rl.advantages import explained_variance, gae, whiten
 from ondevice.rl.micro_batches import (
     Floats,
+    decode_batch,
     held_out,
     length_metrics,
-    micro_batch_size,
     micro_batches,
     prompt_indices,
 )
@@ -56,7 +56,7 @@ from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
-from ondevice.training.step_source import StepPlan, count_targets
+from ondevice.training.step_source import Cut, StepPlan, count_targets
 
 HELD = 64  # held-out prompts of a measurement
 
@@ -153,6 +153,7 @@ class PPOFeed:
         self.ctx = ctx
         self.judge = judge
         self.by_ids = same_tokenizer(judge, policy)  # else by their text, in the judge's own tokens
+        self.policy = policy
         self.reference = policy.params
         room = cfg.max_new_tokens
         wanted = DataSpec.of(cfg)
@@ -164,13 +165,10 @@ class PPOFeed:
             temperature=cfg.temperature,
             max_new_tokens=room,
             seed=cfg.seed,
-            batch_size=cfg.rollout_batch,
         )
-        self.scorer = Scorer(
-            policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size
-        )
-        self.critic = Scorer(value, ctx.backend, batch_size=cfg.batch_size)
-        self.marker = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
+        self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
+        self.critic = Scorer(value, ctx.backend)
+        self.marker = Scorer(judge, ctx.backend)
         self.chats = self._chats(policy)
         self.log = GroupLog(ctx.folder.groups)
         self.leash = KLController(cfg)
@@ -181,6 +179,7 @@ class PPOFeed:
         chosen = prompt_indices(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
         ids = [prompt.ids for prompt in asked]
+        self._set_rows_at_once(ids)
         sampled = self.sampler.draw(now, ids, 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
         self.no_signal.look_at_scores(step + 1, found.scores)
@@ -195,10 +194,19 @@ class PPOFeed:
         self.leash.pull(found.numbers["kl"])
         return StepPlan(
             self.updates(number, sampled, found),
+            -(-len(sampled) // self.cfg.minibatches),
             numbers,
             count_tokens(sampled),
             ("reward", "kl", "completion_length"),
         )
+
+    def _set_rows_at_once(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Takes over what is in force, for writing and for scoring."""
+        longest = max(len(prompt) for prompt in prompts)
+        context = longest + self.cfg.max_new_tokens
+        self.sampler.batch_size = decode_batch(self.ctx, self.policy, context)
+        for scorer in (self.scorer, self.critic, self.marker):
+            scorer.batch_size = self.ctx.device_batch.micro_batch or scorer.batch_size
 
     def rollout(
         self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float
@@ -235,36 +243,36 @@ class PPOFeed:
         text = thought_opening(prompt.ids, self.sampler.tokenizer) + one.text
         return completion_row(prompt.messages, text, self.judge.tokenizer)
 
-    def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[list[Batch]]:
-        """A step's updates, each of the micro-batches of some completions; each epoch deals the
-        completions anew.
-        """
+    def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[Cut]:
+        """A step's updates, each of some completions; each epoch deals the completions anew."""
         cfg = self.cfg
-        out: list[list[Batch]] = []
+        out: list[Cut] = []
         for epoch in range(cfg.epochs):
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
-                batches = self._minibatch(sampled, part.tolist(), found)
-                if self.chats is not None:
-                    self._add_chats(batches, step * cfg.epochs * cfg.minibatches + len(out))
-                out.append(batches)
+                number = step * cfg.epochs * cfg.minibatches + len(out)
+                out.append(partial(self._minibatch, sampled, part.tolist(), found, number))
         return out
 
     def _minibatch(
-        self, sampled: Sequence[Sampled], chosen: Sequence[int], found: Rollout
+        self,
+        sampled: Sequence[Sampled],
+        chosen: Sequence[int],
+        found: Rollout,
+        number: int,
+        micro_batch: int | None,
     ) -> list[Batch]:
-        """The micro-batches of the `chosen` completions, with their common denominator."""
-        made = micro_batches(
-            sampled,
-            chosen,
-            micro_batch_size(self.cfg, len(chosen)),
-            found.tokens,
-            self.scorer.network.decoder_start_token_id,
-        )
+        """The `chosen` completions in batches of `micro_batch`, with their common denominator, and
+        the chats of the update of this number.
+        """
+        start = self.scorer.network.decoder_start_token_id
+        made = micro_batches(sampled, chosen, micro_batch, found.tokens, start)
         batches = [batch for batch, _ in made]
         total = np.asarray(count_targets(batches), np.float32)
         for batch in batches:
             batch["denominator"] = total
+        if self.chats is not None:
+            self._add_chats(batches, number)
         return batches
 
     def watch(self, params: Params) -> dict[str, float]:
@@ -281,6 +289,7 @@ class PPOFeed:
         measurement.
         """
         ids = [prompt.ids for prompt in self.held]
+        self._set_rows_at_once(ids)
         sampled = self.sampler.draw(params, ids, 1, stage="ppo held")
         rows = rows_of(sampled)
         now = self.scorer.logprobs(params, rows)
@@ -313,19 +322,21 @@ class PPOFeed:
         return ChatSource(
             found.train,
             sequence_length=width,
-            batch_size=max(4, self.cfg.batch_size // 4),
+            batch_size=self.cfg.sft_batch,
             seed=self.cfg.seed,
         )
 
     def _add_chats(self, batches: list[Batch], number: int) -> None:
-        """A batch of chats beside the first micro-batch; beside the others one that counts nothing."""
+        """Some of the update's chats beside each micro-batch; beside those that are more than there
+        are chats, some that count nothing.
+        """
         assert self.chats is not None
-        chats = self.chats.batch(number)[0]
-        for batch in batches:
-            for name, values in chats.items():
+        chats = self.chats.batch(number, -(-self.cfg.sft_batch // len(batches)))
+        nothing = {**chats[0], "weights": np.zeros_like(chats[0]["weights"])}
+        chats += [nothing] * (len(batches) - len(chats))
+        for batch, beside in zip(batches, chats, strict=True):
+            for name, values in beside.items():
                 batch[f"sft.{name}"] = values
-        for batch in batches[1:]:
-            batch["sft.weights"] = np.zeros_like(chats["weights"])
 
 
 @dataclass(frozen=True)

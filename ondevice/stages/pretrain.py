@@ -44,7 +44,7 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     params = fit(
         model,
         loss,
-        rows(train, accumulate=cfg.accumulate),
+        rows(train),
         figures,
         ctx,
         cfg,

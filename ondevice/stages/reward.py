@@ -55,7 +55,7 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing
     )
     measure = heldout_metrics(loss, source(found.held), ctx, cfg, "pairs")
-    params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
+    params = fit(model, loss, source(found.train), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return StageResult(
         model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes

@@ -21,8 +21,11 @@ from ondevice.models.model import Model
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import Response
+from ondevice.rl.micro_batches import decode_batch
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens
 from ondevice.runs.context import Context, StageResult
+from ondevice.runs.events import read
+from ondevice.training.rows_at_once import ROLLOUT, RowsAtOnce
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
 TOGETHER = 64  # prompts between two commits
@@ -33,6 +36,7 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
     samplers = [_sampler(model, cfg, ctx) for model in models]
     asked = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx)
     asked = asked[: cfg.prompts or None]
+    rows = _rows_at_once(cfg, ctx, models[0], asked)
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
         queue = _PairQueue(cfg, ctx, models, ratings)
         with ctx.progress(len(asked), queue.first) as bar:
@@ -41,7 +45,13 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
             for start in range(queue.first // TOGETHER * TOGETHER, len(asked), TOGETHER):
                 began = ticks()
                 group = asked[start : start + TOGETHER]
-                drawn = _draw(group, start, models, samplers, cfg)
+
+                def draw(
+                    group: Sequence[Prompt] = group, start: int = start
+                ) -> list[list[Sampled]]:
+                    return _draw(group, start, models, samplers, cfg, ctx)
+
+                drawn = rows.attempt(start, ROLLOUT, draw)
                 queue.add(group, start, drawn)
                 tokens = sum(map(count_tokens, drawn))
                 done = min(start + TOGETHER, len(asked))
@@ -87,6 +97,17 @@ def _with_template_settings(model: Model, cfg: SampleConfig) -> Model:
     return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
 
 
+def _rows_at_once(
+    cfg: SampleConfig, ctx: Context, model: Model, asked: Sequence[Prompt]
+) -> RowsAtOnce:
+    """What is written at once: as the settings say, or as suits the machine."""
+    rows = RowsAtOnce(ctx, cfg, model)
+    rows.load({}, read(ctx.folder.events) if ctx.resume else ())
+    longest = max((len(prompt.ids) for prompt in asked), default=0)
+    decode_batch(ctx, model, longest + cfg.max_new_tokens)
+    return rows
+
+
 def _sampler(model: Model, cfg: SampleConfig, ctx: Context) -> Sampler:
     return Sampler(
         model,
@@ -96,7 +117,6 @@ def _sampler(model: Model, cfg: SampleConfig, ctx: Context) -> Sampler:
         seed=cfg.seed,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
-        batch_size=cfg.batch_size,
     )
 
 
@@ -106,12 +126,14 @@ def _draw(
     models: Sequence[Model],
     samplers: Sequence[Sampler],
     cfg: SampleConfig,
+    ctx: Context,
 ) -> list[list[Sampled]]:
     """Each model's completions of the prompts from number `start` on."""
     each = per_prompt(cfg)
     ids = [prompt.ids for prompt in group]
     drawn = []
     for n, (sampler, model) in enumerate(zip(samplers, models, strict=True)):
+        sampler.batch_size = ctx.device_batch.decode_batch or sampler.batch_size
         drawn.append(sampler.draw(model.params, ids, each, stage=f"sample {n}", first=start * each))
     return drawn
 

@@ -61,7 +61,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         )
     else:
         train = found.train
-    source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
+    source, held = rows(train), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:
             ctx.warn(

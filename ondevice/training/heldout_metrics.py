@@ -5,7 +5,7 @@ parameters are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,9 @@ from ondevice.seam.ops import Array, Loss, Params
 class EvalBatches(Protocol):
     """Held-out batches, the same ones at every measurement."""
 
-    def eval_batches(self, limit: int) -> Iterable[dict[str, np.ndarray]]: ...
+    def eval_batches(
+        self, limit: int, micro_batch: int | None = None
+    ) -> Iterable[dict[str, np.ndarray]]: ...
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,16 @@ LOWEST_LOSS = BestMetric()
 
 
 def heldout_metrics(
-    loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingConfig, unit: str = "tokens"
+    loss: Loss,
+    held: EvalBatches,
+    ctx: Context,
+    cfg: TrainingConfig,
+    unit: str = "tokens",
+    beside: Callable[[Params], Mapping[str, np.ndarray]] | None = None,
 ) -> Callable[[Params], dict[str, float]]:
     """Means of the loss's metrics over held-out batches, and how many they were taken over, by the
-    name of their `unit`: "tokens" that are targets, "pairs", "completions", "texts"."""
+    name of their `unit`: "tokens" that are targets, "pairs", "completions", "texts". `beside` is what all batches have
+    beside their own, as it follows from the parameters."""
 
     def metrics(params: Params, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
         return loss(ctx.backend.ops, params, batch)[1]
@@ -56,8 +64,9 @@ def heldout_metrics(
 
     def measure(params: Params) -> dict[str, float]:
         sums: dict[str, np.ndarray] = {}
-        for batch in held.eval_batches(cfg.eval_batches):
-            for name, pair in run(params, batch).items():
+        shared = {} if beside is None else dict(beside(params))
+        for batch in held.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch):
+            for name, pair in run(params, {**batch, **shared}).items():
                 sum_and_count = np.array([float(ctx.backend.numpy(x)) for x in pair])
                 sums[name] = sums.get(name, 0.0) + sum_and_count
         figures = {"loss": 0.0}

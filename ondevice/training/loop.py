@@ -15,7 +15,7 @@ Left out: callbacks that change a step. What looks on has two moments (`runs/cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,16 @@ from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.training.heldout_metrics import LOWEST_LOSS, BestMetric, EvalBatches, heldout_metrics
 from ondevice.training.lr_schedule import learning_rate
 from ondevice.training.no_progress import NoProgress
-from ondevice.training.step_source import Batches, BatchSource, Prefetcher, StepPlan, StepSource
+from ondevice.training.rows_at_once import MEASUREMENT, ROLLOUT, START, RowsAtOnce, of_update
+from ondevice.training.step_source import (
+    Batches,
+    BatchSource,
+    Cut,
+    Prefetcher,
+    StepPlan,
+    StepSource,
+    count_targets,
+)
 
 # after so many steps without a finite gradient the run is beyond mending itself
 SKIPPED_IN_A_ROW = 10
@@ -91,7 +100,9 @@ def fit(
     has been saved, UserError where the run cannot go on.
     """
     measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
-    feed: Any = source if hasattr(source, "plan_step") else Prefetcher(source, cfg.steps)
+    feed: Any = source
+    if not hasattr(source, "plan_step"):
+        feed = Prefetcher(source, cfg.steps, ctx.device_batch)
     with feed if isinstance(feed, AbstractContextManager) else nullcontext():
         return _Fit(model, loss, feed, measure, ctx, cfg, sample, beside or {}, better).run()
 
@@ -127,6 +138,8 @@ class _Fit:
         self.suspects: dict[int, Batches] = {}
         self.no_progress = NoProgress(ctx.warn, cfg.steps)
         self.found = ctx.newest_checkpoint()
+        self.rows = RowsAtOnce(ctx, cfg, model)
+        self.rows.load(self.found.record if self.found is not None else {}, self._events())
         self.trained = self._trained_names()
         self._check_trainable()
         self._check_backend()
@@ -242,13 +255,30 @@ class _Fit:
             # killed before its first checkpoint: what it told is told again
             ctx.events.emit("resume", 0)
 
+    def _events(self) -> Iterator[Mapping[str, Any]]:
+        """What earlier processes of this stage have told."""
+        if self.ctx.resume:
+            yield from events.read(self.ctx.folder.events)
+
     def _begin(self) -> None:
         """Measures before the first step, so that the end can tell what the stage achieved."""
+        state = self.state
+        if isinstance(self.feed, Prefetcher) and state.step < self.cfg.steps:
+            plan = self.feed.plan_step(state.step, self.trainer.params, state.number())
+            self.rows.choose(state.step, START, plan)
         if self.found is None:
             # of an attempt that was killed before its first checkpoint
             self.ctx.folder.groups.unlink(missing_ok=True)
-            self.state.before = dict(self.measure(self.trainer.params()))
-            self.ctx.events.emit("before", 0, **self.state.before)
+            state.before = self._measure()
+            self.ctx.events.emit("before", 0, **state.before)
+
+    def _measure(self) -> dict[str, float]:
+        """What is measured of the parameters as they are."""
+
+        def work() -> dict[str, float]:
+            return dict(self.measure(self.trainer.params()))
+
+        return self.rows.attempt(self.state.step, MEASUREMENT, work)
 
     def _changes(self) -> None:
         """What a person has changed since the checkpoint: with other settings the stage may go back
@@ -272,11 +302,17 @@ class _Fit:
         state = self.state
         lr = learning_rate(state.step, self.cfg) * state.rate_factor
         number = state.number()
-        work = self.feed.plan_step(state.step, self.trainer.params, number)
-        outs, ruined = self._update(work, lr)
+
+        def plan() -> StepPlan:
+            return self.feed.plan_step(state.step, self.trainer.params, number)
+
+        work = self.rows.attempt(state.step, ROLLOUT, plan)
+        outs, batches, ruined = self._update(work, lr)
         skipped = sum(bool(out.pop("skipped")) for out in outs)
-        self._suspect(number, work, nothing=bool(outs) and skipped == len(outs))
-        tokens = work.count_tokens()
+        self._suspect(number, batches, nothing=bool(outs) and skipped == len(outs))
+        tokens = work.tokens
+        if tokens is None:
+            tokens = int(count_targets(batches))
         seconds = ticks() - began
         state.step += 1
         state.tokens += tokens
@@ -299,17 +335,47 @@ class _Fit:
         shown = (*work.shown, "lr", "tokens_per_second")
         return {name: numbers.get(name, float("nan")) for name in shown}, ruined
 
-    def _update(self, work: StepPlan, lr: float) -> tuple[list[dict[str, float]], bool]:
-        """The step's updates, up to one that ruins the weights: what the trainer says of each, and
-        whether one did.
+    def _update(self, work: StepPlan, lr: float) -> tuple[list[dict[str, float]], Batches, bool]:
+        """The step's updates, up to one that ruins the weights: what the trainer says of each, all
+        that was learned from, and whether one did.
         """
         outs = []
-        for batches in work.updates:
-            out = self.trainer.step(batches, lr)
+        learned: Batches = []
+        for number, cut in enumerate(work.updates):
+            learned += self._gradient(work, number, cut)
+            out = self._apply_gradient(lr)
             outs.append(out)
             if out.pop("ruined"):
-                return outs, True
-        return outs, False
+                return outs, learned, True
+        return outs, learned, False
+
+    def _gradient(self, work: StepPlan, number: int, cut: Cut) -> Batches:
+        """Computes the gradient of one update, in micro-batches that fit, and returns these."""
+        step = self.state.step
+        self.rows.choose(step, of_update(number), work)
+
+        def compute() -> Batches:
+            batches = cut(self.ctx.device_batch.micro_batch)
+            self.trainer.gradient(batches)
+            return batches
+
+        return self.rows.attempt(step, of_update(number), compute)
+
+    def _apply_gradient(self, lr: float) -> dict[str, float]:
+        """Updates the parameters. Raises UserError where memory runs out: they may have changed in
+        part, so that only a checkpoint is sound.
+        """
+        try:
+            return self.trainer.update(lr)
+        except Exception as error:
+            if not self.backend.out_of_memory(error):
+                raise
+            raise UserError(
+                f"step {self.state.step + 1}: memory ran out while the optimizer changed the weights",
+                where=str(self.ctx.folder.path),
+                hint="end other programs, or give --adapter lora; --resume goes on from the last "
+                "checkpoint",
+            ) from error
 
     def _forget_measurement(self) -> None:
         """The weights have changed: what was measured before is not of these."""
@@ -317,7 +383,7 @@ class _Fit:
         self.state.score = None
         self.state.sound = False
 
-    def _suspect(self, number: int, work: StepPlan, nothing: bool) -> None:
+    def _suspect(self, number: int, batches: Batches, nothing: bool) -> None:
         """Counts steps without a finite gradient, and holds the last batch before them and the
         first of them.
         """
@@ -325,11 +391,11 @@ class _Fit:
         if not nothing:
             state.skipped_in_a_row = 0
             state.last_update = number
-            self.suspects = {number: work.batches()}
+            self.suspects = {number: batches}
             return
         state.skipped_in_a_row += 1
         if state.skipped_in_a_row == 1:
-            self.suspects[number] = work.batches()
+            self.suspects[number] = batches
 
     def _go_back(self, ruined: bool) -> None:
         """Once: to the newest sound checkpoint, at half the rate, without the batch that ruined the
@@ -385,7 +451,7 @@ class _Fit:
         batches = self.suspects.get(number)
         # a process before this one may have done that step
         if batches is None and isinstance(self.feed, Prefetcher):
-            batches = self.feed.source.batch(number + self.feed.first)
+            batches = self.feed.batches(number, self.ctx.device_batch.micro_batch)
         if not batches:
             return None
         return keep_batch(self.ctx.folder.path, number, batches)
@@ -412,7 +478,7 @@ class _Fit:
             if (
                 self.state.measured is not None
                 or target.step == 0
-                or finite(self.measure(self.trainer.params())[self.better.name]) is not None
+                or finite(self._measure()[self.better.name]) is not None
             ):
                 return target
         del self.trainer
@@ -472,7 +538,7 @@ class _Fit:
         """The figure that decides, on held-out data; an event tells all of them, and a checkpoint
         holds them.
         """
-        figures = dict(self.measure(self.trainer.params()))
+        figures = self._measure()
         self.state.measured = figures
         self.state.score = finite(figures[self.better.name])
         self.ctx.events.emit("eval", self.state.step, **figures)
@@ -496,6 +562,7 @@ class _Fit:
         record = {
             **state.__dict__,
             "feed": self.feed.state_dict(),
+            "device_batch": self.rows.record(),
             "spent": self.ctx.spent.mapping(),
             "versions": self.ctx.versions(),
         }

@@ -1,5 +1,5 @@
 """Losses: pure functions of (ops, params, batch). A loss is a sum divided by `batch["denominator"]`,
-which the source fills for the whole accumulation window; the trainer only adds gradients.
+which the source fills for the whole step; the trainer only adds gradients.
 
 R rows, K targets (padded; `weights` (K,) is 0 where padded), `member` (R, K) is 1 where a target is
 of a row. What is meant for a whole row (a completion's log-probability) is a sum over its members,
@@ -7,7 +7,7 @@ so a row may stand anywhere.
 
 Why a denominator from outside: a mean per micro-batch weighs a token by how many others are in its
 micro-batch, so that the same batch gives another gradient when it is split (transformers had this
-fault until 4.46). With one denominator for a step, `accumulate` changes memory and nothing else.
+fault until 4.46). With one denominator for a step, `micro_batch` changes memory and nothing else.
 """
 
 from __future__ import annotations
@@ -263,10 +263,10 @@ def preference_loss(
     """DPO and its family over the summed log-probabilities of completions.
 
     `batch`: ids, positions; targets, index, weights (K,); member (R, K) with R = 2P rows, chosen
-    first, and for `kto` P more rows in which prompts and completions are mismatched; ref_logps (R,)
-    but for ORPO and SimPO; pairs (P,); denominator, the number of pairs (of completions for `kto`).
-    With label (P,), 1 good and -1 bad, for `kto` alone, the rows are P single completions and P
-    mismatched ones. `desirable` and `undesirable` weigh the loss of good and of bad completions,
+    first; ref_logps (R,) except for ORPO and SimPO; pairs (P,); denominator, the number of pairs (of
+    completions for `kto`); drift (), for `kto`, how far the policy has moved from the reference.
+    With label (P,), 1 good and -1 bad, for `kto` alone, the rows are P single completions.
+    `desirable` and `undesirable` weigh the loss of good and of bad completions,
     for `kto` alone.
     """
     hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
@@ -304,7 +304,7 @@ def preference_objective(
     p = real.shape[0]
     if "label" in batch:
         each, apart = _kto_judged(
-            ops, ratios[:p], ratios[p : 2 * p], real, batch["label"], beta, desirable, undesirable
+            ops, ratios[:p], batch["drift"], batch["label"], beta, desirable, undesirable
         )
         total, count = ops.sum(each * real), ops.sum(real)
         return total / batch["denominator"], {
@@ -314,7 +314,7 @@ def preference_objective(
         }
     c, r = ratios[:p], ratios[p : 2 * p]
     if kind == "kto":
-        each = _kto(ops, c, r, ratios[2 * p : 3 * p], real, beta, desirable, undesirable)
+        each = _kto(ops, c, r, batch["drift"], beta, desirable, undesirable)
     else:
         each = PAIR_LOSSES[kind](
             ops, c, r, lengths[:p], lengths[p : 2 * p], beta=beta, smoothing=smoothing, gamma=gamma
@@ -336,17 +336,14 @@ def _kto(
     ops: Ops,
     c: Array,
     r: Array,
-    mismatched: Array,
-    real: Array,
+    drift: Array,
     beta: float,
     desirable: float,
     undesirable: float,
 ) -> Array:
     """Ethayarajh 2024: each completion against the policy's drift from the reference, which
-    mismatched completions of the same batch estimate (never below 0, no gradient). The two losses
-    of a pair, each by its weight, added."""
-    drift = ops.sum(mismatched * real) / ops.maximum(ops.sum(real), 1.0)
-    drift = ops.stop_gradient(ops.maximum(drift, 0.0))
+    mismatched completions estimate (never below 0, no gradient). The two losses of a pair, each by
+    its weight, added."""
     good = ops.exp(log_sigmoid(ops, beta * (c - drift)))
     bad = ops.exp(log_sigmoid(ops, beta * (drift - r)))
     return (desirable + undesirable) - desirable * good - undesirable * bad
@@ -355,8 +352,7 @@ def _kto(
 def _kto_judged(
     ops: Ops,
     said: Array,
-    mismatched: Array,
-    real: Array,
+    drift: Array,
     label: Array,
     beta: float,
     desirable: float,
@@ -364,8 +360,6 @@ def _kto_judged(
 ) -> tuple[Array, Array]:
     """(loss of each single completion by its label's weight, how far it lies on its label's side of
     the drift); see `_kto`."""
-    drift = ops.sum(mismatched * real) / ops.maximum(ops.sum(real), 1.0)
-    drift = ops.stop_gradient(ops.maximum(drift, 0.0))
     apart = beta * label * (said - drift)
     weight = undesirable + (desirable - undesirable) * 0.5 * (label + 1)
     return weight * (1 - ops.exp(log_sigmoid(ops, apart))), apart

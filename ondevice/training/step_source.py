@@ -12,16 +12,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ondevice.runs.device_batch import DeviceBatch
 from ondevice.seam.ops import Params
 
 Batches = list[dict[str, np.ndarray]]
+Cut = Callable[[int | None], Batches]
+"""One update's rows in batches of so many rows at most, None: in one. The rows, and what their
+losses are divided by, are the same however they are cut."""
 
 
 class BatchSource(Protocol):
     """Where a stage's batches come from."""
 
-    def batch(self, step: int) -> Batches:
-        """The micro-batches of one optimizer step: a pure function of (seed, step)."""
+    batch_size: int  # rows of one optimizer step
+
+    def batch(self, step: int, micro_batch: int | None = None) -> Batches:
+        """One optimizer step in batches of `micro_batch` rows, None: in one: a pure function of
+        (seed, step).
+        """
         ...
 
 
@@ -32,25 +40,13 @@ def count_targets(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step's updates, each of some micro-batches, and figures that the step's event is to tell."""
+    """One step's updates, of `rows` rows at most each, and figures that the step's event is to tell."""
 
-    updates: Sequence[Batches]
+    updates: Sequence[Cut]
+    rows: int
     numbers: Mapping[str, float | int | None] = field(default_factory=dict)
     tokens: int | None = None  # None: the targets of all updates
     shown: tuple[str, ...] = ("loss",)  # the numbers beside the progress bar
-
-    def batches(self) -> Batches:
-        """The micro-batches of all updates."""
-        found: Batches = []
-        for update in self.updates:
-            found += update
-        return found
-
-    def count_tokens(self) -> int:
-        """The tokens that the step learns from."""
-        if self.tokens is not None:
-            return self.tokens
-        return int(count_targets(self.batches()))
 
 
 class StepSource(Protocol):
@@ -59,7 +55,8 @@ class StepSource(Protocol):
     def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         """A pure function of (seed, number) and, where a stage learns from its own text, of the
         parameters. `number` is the step's own except where batches were left out: it says what is
-        learned from, `step` what is told."""
+        learned from, `step` what is told. Where it raises, it has changed nothing: it can be asked
+        again."""
         ...
 
     def finished(self, step: int) -> str:
@@ -80,25 +77,43 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
     next batch made meanwhile by a thread. The thread hands over numpy only: one thread owns the
     backend."""
 
-    def __init__(self, source: BatchSource, steps: int) -> None:
+    def __init__(self, source: BatchSource, steps: int, device_batch: DeviceBatch) -> None:
         self.source = source
         self.steps = steps
+        self.device_batch = device_batch
         self.first = 0  # the number of the source's batch that the stage begins with
         self._pool = ThreadPoolExecutor(1)
-        self._coming: dict[int, Future[Batches]] = {}
+        self._coming: dict[tuple[int, int], Future[Batches]] = {}
 
     def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
-        found = self._coming.pop(number, None)
-        if found is None:
-            found = self._make(number)
-        batches = found.result()
-        self._coming.clear()  # after going back: what was made ahead of the step that was left
-        if step + 1 < self.steps:
-            self._coming[number + 1] = self._make(number + 1)
-        return StepPlan([batches])
+        rows = self.source.batch_size
 
-    def _make(self, number: int) -> Future[Batches]:
-        return self._pool.submit(self.source.batch, number + self.first)
+        def at_once(micro_batch: int | None) -> int:
+            return min(micro_batch or rows, rows)
+
+        size = at_once(self.device_batch.micro_batch)
+        found = self._coming.get((number, size))
+        if found is None:
+            found = self._make(number, size)
+        batches = found.result()
+        # no others: after going back there is what was made ahead of the step that was left
+        self._coming = {(number, size): found}
+        if step + 1 < self.steps and self.device_batch.micro_batch is not None:
+            self._coming[number + 1, size] = self._make(number + 1, size)
+
+        def cut(micro_batch: int | None) -> Batches:
+            if at_once(micro_batch) == size:
+                return batches
+            return self.batches(number, micro_batch)
+
+        return StepPlan([cut], rows)
+
+    def batches(self, number: int, micro_batch: int | None) -> Batches:
+        """The batches of the stage's step of that number."""
+        return self.source.batch(number + self.first, micro_batch)
+
+    def _make(self, number: int, micro_batch: int) -> Future[Batches]:
+        return self._pool.submit(self.batches, number, micro_batch)
 
     def finished(self, step: int) -> str:
         return ""

@@ -50,7 +50,7 @@ class Listening(EventWriter):
 class Nothing:
     """No held-out data: the peers measure none either."""
 
-    def eval_batches(self, limit: int) -> list[Any]:
+    def eval_batches(self, limit: int, micro_batch: int | None = None) -> list[Any]:
         return []
 
 

@@ -26,7 +26,7 @@ def rows_a_step(cls: type, values: Mapping[str, Any]) -> int | None:
     settings.
     """
     if issubclass(cls, PairsConfig):
-        return int(values["batch_size"]) * int(values["accumulate"])
+        return int(values["batch_size"])
     if issubclass(cls, RolloutConfig):
         return int(values["prompts"])
     return None

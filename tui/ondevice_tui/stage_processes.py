@@ -23,6 +23,7 @@ from typing import Any
 from ondevice.common import processes
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
+from ondevice.config.earlier import upgraded
 from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.runs.events import read
@@ -163,6 +164,7 @@ def resume_words(run: RunFolder, stage: StageFolder) -> list[str]:
         raise UserError(
             "left no settings to go on with", where=str(stage.path), hint="start the stage anew"
         )
+    config = upgraded(stage.name, config)
     return words_for(stage.name, cls, {**config, "out": str(run.path), "resume": True})
 
 

@@ -1,0 +1,101 @@
+"""How many rows the device works on at once: what suits a machine, and what is in force in a stage.
+
+The result of a stage does not depend on it beyond rounding; memory and speed do. A step's rows are
+computed in micro-batches that take no more than a part of the memory: more rows at once are hardly
+faster once the device is busy, and on a laptop the memory is other programs' too.
+
+What a micro-batch takes is estimated from the shapes of the model: the backward pass keeps what goes
+into and comes out of every matrix of the blocks, for each token. `FACTOR` covers what lies between
+them (norms, activations, attention); it was measured on both backends.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from ondevice.models.model import Model
+from ondevice.models.shapes import shapes
+from ondevice.models.tensor_names import is_block_matrix
+from ondevice.seam.protocols import Backend
+
+FACTOR = 1.7
+MOST_DECODED = 256  # rows that are written at once, where memory allows them
+_UNKNOWN_MEMORY = 8 << 30  # what a machine is taken to have where it does not say
+_OF_GPU = 4  # a micro-batch takes one part in so many of a GPU's memory,
+_OF_CPU = 32  # and of a CPU's: a matrix product of some hundred rows keeps its cores busy
+_LEAST_BUDGET = 256 << 20
+_KEYS_AND_VALUES = re.compile(r"(k_proj|v_proj|\.k|\.v|key|value|key_value)\.weight$")
+
+
+@dataclass
+class DeviceBatch:
+    """Rows in force; None: not chosen yet. `micro_batch` rows' gradient is computed at once,
+    `decode_batch` rows are written at once.
+    """
+
+    micro_batch: int | None = None
+    decode_batch: int | None = None
+
+
+def memory_budget(backend: Backend) -> int:
+    """Bytes that one micro-batch may take beside weights, gradients and the optimizer's state."""
+    total = backend.memory().total or _UNKNOWN_MEMORY
+    part = _OF_CPU if backend.device == "cpu" else _OF_GPU
+    return max(_LEAST_BUDGET, total // part)
+
+
+def choose_micro_batch(
+    model: Model, backend: Backend, rows: int, tokens: int, *, checkpointing: bool
+) -> int:
+    """How many of an update's `rows`, which are `tokens` tokens in all, padding included, to compute
+    at once: micro-batches of about the same size, that fit the memory.
+    """
+    per_row = activation_bytes(model, backend, checkpointing=checkpointing) * tokens / rows
+    fitting = max(1, int(memory_budget(backend) / per_row))
+    parts = math.ceil(rows / fitting)
+    return math.ceil(rows / parts)
+
+
+def activation_bytes(model: Model, backend: Backend, *, checkpointing: bool) -> float:
+    """Bytes that the backward pass needs for each token, as an estimate."""
+    inside = 0
+    blocks = set()
+    for name, shape in shapes(model.cfg).items():
+        if is_block_matrix(name, shape):
+            inside += sum(shape)
+            blocks.add(_block_of(name))
+    size = 2 if backend.dtype == "bfloat16" else 4
+    kept = FACTOR * size * max(inside, 1)
+    if checkpointing and blocks:
+        # one block at a time, and what goes into each of them
+        kept = kept / len(blocks) + size * max(shapes_of_stream(model), 1) * len(blocks)
+    return kept
+
+
+def shapes_of_stream(model: Model) -> int:
+    """Width of the stream that runs past the blocks: that of the table of tokens."""
+    return int(next(iter(shapes(model.cfg).values()))[-1])
+
+
+def choose_decode_batch(model: Model, backend: Backend, context: int) -> int:
+    """How many rows of `context` tokens to write at once: as many as have room for their keys and
+    values.
+    """
+    width = 0
+    for name, shape in shapes(model.cfg).items():
+        if is_block_matrix(name, shape) and _KEYS_AND_VALUES.search(name):
+            width += shape[0]
+    if not width:  # of an architecture that names them otherwise
+        blocks = {_block_of(name) for name in shapes(model.cfg)}
+        width = 2 * shapes_of_stream(model) * len(blocks)
+    size = 2 if backend.dtype == "bfloat16" else 4
+    per_row = width * size * context
+    return max(1, min(MOST_DECODED, memory_budget(backend) // per_row))
+
+
+def _block_of(name: str) -> str:
+    """The part of a tensor's name that says which block it is of."""
+    found = re.match(r".*?\.\d+\.", name)
+    return found[0] if found else ""
