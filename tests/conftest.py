@@ -112,10 +112,23 @@ def backend_name(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="where tests that hold for every device run; gpu: Metal or CUDA, in float32",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["ONDEVICE_TEST_DEVICE"] = config.getoption("--device")
+
+
 @pytest.fixture
 def backend(backend_name: str) -> Backend:
-    """Each installed backend in turn, on the CPU in float32: where results can be compared."""
-    return load_backend(backend_name, device="cpu", dtype="float32")
+    """Each installed backend in turn, in float32: where results can be compared."""
+    return load_backend(backend_name, device=os.environ["ONDEVICE_TEST_DEVICE"], dtype="float32")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

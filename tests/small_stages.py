@@ -18,6 +18,7 @@ from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.save import write_model
 from ondevice.models.shapes import SCORE, shapes
 from ondevice.seam.protocols import Backend
+from test_device import DEVICE
 
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it
 WORDS = [
@@ -40,7 +41,7 @@ LOOP: dict[str, Any] = {
     "schedule": "constant",
     "eval_every": 0,
     "save_every": 2,
-    "device": "cpu",
+    "device": DEVICE,
 }
 STAGES: dict[str, dict[str, Any]] = {
     "reward": {

@@ -20,7 +20,7 @@ from ondevice.inference.next_token import Sampling
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.model import Model
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from test_device import backend_of
 
 RNG = np.random.default_rng(11)
 RAGGED = [RNG.integers(3, 97, n).tolist() for n in (5, 1, 17, 30, 2, 16, 9)]
@@ -91,7 +91,7 @@ def test_the_backends_write_the_same(family: str) -> None:
     """Greedy and drawn, over more than one block of the cache."""
     written = []
     for name in BACKENDS:
-        backend = load_backend(name, device="cpu", dtype="float32")
+        backend = backend_of(name)
         model = make(backend, models.config(family), stops=(7, 50))
         written.append(
             [

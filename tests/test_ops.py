@@ -15,7 +15,7 @@ import pytest
 from conftest import BACKENDS
 from ondevice.seam.ops import Ops
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from test_device import backend_of
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((3, 5, 8)).astype(np.float32)
@@ -179,7 +179,7 @@ def test_every_operation_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_has_the_operations_of_the_protocol_and_no_more(name: str) -> None:
-    ops = load_backend(name, device="cpu", dtype="float32").ops
+    ops = backend_of(name).ops
     assert {n for n in dir(ops) if callable(getattr(ops, n)) and not n.startswith("_")} - {
         "compute"
     } == operations()

@@ -25,6 +25,7 @@ from ondevice.models.state_dict import transposed
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
+from test_device import backend_of
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")
@@ -192,7 +193,7 @@ def tokenizer() -> Tokenizer:
 
 def backends() -> list[Backend]:
     pytest.importorskip("mlx.core")
-    return [TORCH, load_backend("mlx", device="cpu", dtype="float32")]
+    return [TORCH, backend_of("mlx")]
 
 
 def written(name: str, folder: Path, backend: Backend = TORCH) -> tuple[DecoderConfig, Weights]:

@@ -23,10 +23,12 @@ from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.muon import MOMENTUM
+from test_device import backend_of
 
 pytest.importorskip("torch")
 pytest.importorskip("mlx.core")
-TORCH, MLX = (load_backend(name, device="cpu", dtype="float32") for name in ("torch", "mlx"))
+TORCH = load_backend("torch", device="cpu", dtype="float32")
+MLX = backend_of("mlx")
 Weights = dict[str, np.ndarray]
 
 

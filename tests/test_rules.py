@@ -19,6 +19,7 @@ from ondevice.seam.select import load_backend
 from ondevice.training import logprobs
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.lr_schedule import learning_rate
+from test_device import backend_of
 
 
 def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) -> int:
@@ -57,7 +58,7 @@ def test_one_trace_a_bucket(shapes: list[tuple[int, int]]) -> None:
     of matrices, however the rate and the denominator change.
     """
     pytest.importorskip("mlx.core")
-    assert run_steps(load_backend("mlx", device="cpu", dtype="float32"), shapes) == len(shapes) + 3
+    assert run_steps(backend_of("mlx"), shapes) == len(shapes) + 3
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -141,7 +142,7 @@ def test_memory_does_not_grow_with_the_vocabulary_on_mlx(
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS)
     monkeypatch.setattr(logprobs, "KEEP_ELEMENTS", logprobs.KEEP_ELEMENTS)
     small_chunks()
-    backend = load_backend("mlx", device="cpu", dtype="float32")
+    backend = backend_of("mlx")
     peaks = []
     for targets in (TARGETS, 2 * TARGETS):
         mx.synchronize()

@@ -19,7 +19,7 @@ import pytest
 import ondevice as od
 import small_stages
 from ondevice.runs.events import read
-from ondevice.seam.select import load_backend
+from test_device import backend_of
 
 FILE = Path(__file__).parent / "ten_steps.json"
 # Learning-rate schedules and what is small in `small_stages` stay as they are there.
@@ -40,9 +40,7 @@ def losses(stage: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_ten_steps_of_each_stage(tmp_path: Path, backend_name: str) -> None:
-    files = small_stages.make(
-        tmp_path / "files", load_backend(backend_name, device="cpu", dtype="float32")
-    )
+    files = small_stages.make(tmp_path / "files", backend_of(backend_name))
     (files / "text.txt").write_text("Anna eats pears in Rome. Ben has 12 green apples. " * 60)
     found = {}
     for stage, function in {**TRAINING, **ROLLOUTS}.items():
