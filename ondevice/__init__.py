@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         LabelConfig,
         RateConfig,
         RatingsConfig,
+        RunConfig,
         WorkerConfig,
     )
     from ondevice.publishing.push import Tell
@@ -82,35 +83,18 @@ __all__ = [
 
 
 def run(
-    recipe: str = "minute",
+    recipe: str | Path = "minute",
     *,
-    out: str | Path = "",
+    cfg: RunConfig | None = None,
     sets: Sequence[str] = (),
-    backend: str = "auto",
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int | None = None,
-    resume: bool = False,
-    redo: Sequence[str] = (),
-    preference: str = "",
-    arch: str = "decoder",
+    **fields: Any,
 ) -> Path:
-    """All stages of a recipe; returns the run folder. See `ondevice.stages.pipeline.run`."""
+    """All stages of a recipe (fields of `RunConfig`); `sets` are changes of the recipe such as
+    "sft.steps=5". Returns the run folder. See `ondevice.stages.pipeline.run`."""
+    from ondevice.config.use import RunConfig
     from ondevice.stages.pipeline import run as function
 
-    return function(
-        recipe,
-        out=out,
-        sets=sets,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        resume=resume,
-        redo=redo,
-        preference=preference,
-        arch=arch,
-    )
+    return function(_made(RunConfig, {"recipe": str(recipe), **fields}, cfg), sets)
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
@@ -382,6 +366,7 @@ def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]
 
 
 _UNSAID: dict[str, tuple[Any, ...]] = {
+    "recipe": ("minute",),
     "model": ("",),
     "reward_model": ("",),
     "data": ("", "builtin"),

@@ -191,9 +191,7 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         return
     function = _api(verb.function)
     if verb.name == "run":
-        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        del settings["recipe"]
-        _print_run(function(config.recipe, sets=tuple(line.sets), **settings), line)
+        _print_run(function(cfg=config, sets=tuple(line.sets)), line)
     elif verb.name == "generate":
         _generate(function, config, line)
     elif verb.name == "data" and not line.json:

@@ -14,7 +14,7 @@ import ondevice
 from ondevice import cli
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import SFTConfig
-from ondevice.config.use import GenerateConfig
+from ondevice.config.use import GenerateConfig, RunConfig
 from ondevice.config.verbs import VERBS
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder
@@ -197,27 +197,14 @@ def test_run_passes_the_sets_on_and_prints_the_ladder(
         )
         == 0
     )
-    assert calls == [
-        {
-            0: "tiny",
-            "out": "o",
-            "sets": ("sft.steps=2",),
-            "backend": "auto",
-            "device": "auto",
-            "dtype": "auto",
-            "seed": 3,
-            "resume": True,
-            "redo": ("sft", "pretrain", "init"),
-            "preference": "",
-            "arch": "decoder",
-        }
-    ]
+    cfg = RunConfig(recipe="tiny", out="o", seed=3, resume=True, redo=("sft", "pretrain", "init"))
+    assert calls == [{"cfg": cfg, "sets": ("sft.steps=2",)}]
     printed = capsys.readouterr().out
     assert printed.startswith("stage ") and printed.endswith(
         f"report: {tmp_path / 'report.md'}\npage: {tmp_path / 'report.html'}\n"
     )
     assert cli.main(["run", "--json"]) == 0
-    assert calls[1][0] == "minute"
+    assert calls[1] == {"cfg": RunConfig(), "sets": ()}
     assert json.loads(capsys.readouterr().out) == {
         "run": str(tmp_path),
         "report": str(tmp_path / "report.md"),

@@ -3,7 +3,6 @@ every case in which it is taken, or is refused by name there."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import io
@@ -32,7 +31,6 @@ from ondevice.preferences import terminal
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response
 from ondevice.seam.select import load_backend
-from ondevice.stages import pipeline
 
 CONFIGS: dict[str, type] = {
     name: cls
@@ -472,17 +470,14 @@ def ready(files: Path) -> Path:
 
 
 def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All but the recipe's name are arguments of the function, by the same names, and it reads each
-    of them.
-    """
-    taken = {f.name for f in dataclasses.fields(use.RunConfig)}
-    assert taken == {
-        *inspect.signature(od.run).parameters,
-        *inspect.signature(pipeline.run).parameters,
-    } - {"sets"}
-    for function in (od.run, pipeline.run):
-        [body] = ast.parse(inspect.getsource(function)).body
-        assert taken <= {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
+    read: set[str] = set()
+    recipe = str(ready / "recipe.yaml")
+    cfg = recording(use.RunConfig, read, recipe=recipe, out=str(ready), resume=True)
+    assert od.run(cfg=cfg) == ready
+    assert {f.name for f in dataclasses.fields(use.RunConfig)} == read
+    with pytest.raises(UserError, match="unknown key 'reseume'"):
+        od.run(recipe, out=ready, reseume=True)
+    assert od.run(ready / "recipe.yaml", out=ready, resume=True) == ready
     words = [
         "--out",
         str(ready),

@@ -17,6 +17,7 @@ from ondevice.config.load import dump_yaml
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
+from ondevice.config.use import RunConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import EvalSuite, builtin_exam
 from ondevice.preferences.simulated_rater import SimulatedRater
@@ -28,41 +29,38 @@ from ondevice.stages.continued import finished
 from ondevice.stages.runner import RunSettings, run_stage, say
 
 
-def run(
-    recipe: str = "minute",
-    *,
-    out: str | Path = "",
-    sets: Sequence[str] = (),
-    backend: str = "auto",
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int | None = None,
-    resume: bool = False,
-    redo: Sequence[str] = (),
-    preference: str = "",
-    arch: str = "decoder",
-) -> Path:
+def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     """All stages of a recipe, one after the other. Returns the run folder.
 
-    `recipe` is a name or a YAML file, `sets` are changes such as "sft.steps=5", `preference` (ppo,
-    dpo) the way through stage 3, `arch` the architecture (tiny for an encoder is the recipe
-    tiny-encoder). With `resume`, complete stages are kept and the unfinished one goes on from its
-    newest checkpoint. A stage named in `redo` is run again, and so is what follows from it. Raises
-    UserError, or Interrupted once a stop has been saved.
+    `sets` are changes of the recipe such as "sft.steps=5". With `cfg.resume`, complete stages are
+    kept and the unfinished one goes on from its newest checkpoint. A stage named in `cfg.redo` is
+    run again, and so is what follows from it. Raises UserError, or Interrupted once a stop has been
+    saved.
     """
-    recipe = recipe_for(recipe, arch)
-    found = load_recipe(
-        recipe, sets, preference, seed=seed, backend=backend, device=device, dtype=dtype
+    cfg.check()
+    name = recipe_for(cfg.recipe, cfg.arch)
+    recipe = load_recipe(
+        name,
+        sets,
+        cfg.preference,
+        seed=cfg.seed,
+        backend=cfg.backend,
+        device=cfg.device,
+        dtype=cfg.dtype,
     )
-    _check_redo(found, redo)
-    start = _start_model(found, recipe)
-    go_on = bool(resume or redo)
-    folder = _run_folder(found, out, go_on)
-    around = RunSettings(found.corpus, found.prompts, _recipe_exam(found))
-    say(f"{found.name}: {' → '.join(found.stages)}, in {folder.path}")
-    _run_stages(found, folder, around, start, redo=redo, go_on=go_on)
+    _check_redo(recipe, cfg.redo)
+    start = _start_model(recipe, name)
+    folder = _run_folder(recipe, cfg)
+    around = RunSettings(recipe.corpus, recipe.prompts, _recipe_exam(recipe))
+    say(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
+    _run_stages(cfg, recipe, folder, around, start)
     write_report(folder)
     return folder.path
+
+
+def _goes_on(cfg: RunConfig) -> bool:
+    """Whether the command continues a run that stands in its folder."""
+    return bool(cfg.resume or cfg.redo)
 
 
 def _check_redo(recipe: Recipe, redo: Sequence[str]) -> None:
@@ -89,13 +87,13 @@ def _start_model(recipe: Recipe, name: str) -> str:
     return start or ""
 
 
-def _run_folder(recipe: Recipe, out: str | Path, go_on: bool) -> RunFolder:
-    """The folder at `out`, or a new one. Raises UserError where it holds a run that the command
+def _run_folder(recipe: Recipe, cfg: RunConfig) -> RunFolder:
+    """The folder `cfg.out`, or a new one. Raises UserError where it holds a run that the command
     does not continue.
     """
-    folder = RunFolder(out) if out else RunFolder.new(recipe.name)
+    folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(recipe.name)
     begun = [stage.name for stage in folder.stages()]
-    if begun and not go_on:
+    if begun and not _goes_on(cfg):
         raise UserError(
             f"holds a run already ({', '.join(begun)})",
             where=str(folder.path),
@@ -121,13 +119,7 @@ def _reads_builtin_corpus(recipe: Recipe) -> bool:
 
 
 def _run_stages(
-    recipe: Recipe,
-    folder: RunFolder,
-    around: RunSettings,
-    start: str,
-    *,
-    redo: Sequence[str],
-    go_on: bool,
+    run: RunConfig, recipe: Recipe, folder: RunFolder, around: RunSettings, start: str
 ) -> None:
     """Runs the recipe's stages, each from what the stages before it have made. Raises Interrupted
     between two stages where a stop was requested.
@@ -145,10 +137,10 @@ def _run_stages(
     again = False
     with StopRequest() as stop:
         for name, settings in recipe.stages.items():
-            again = again or name in redo
+            again = again or name in run.redo
             if stop.requested:
                 raise Interrupted(f"stopped before {name}. {resume_hint}")
-            cfg = _placed(settings, made, go_on)
+            cfg = _placed(settings, made, _goes_on(run))
             model = run_stage(
                 name,
                 cfg,
