@@ -57,7 +57,7 @@ class Ctx(SimpleNamespace):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             name="sft",
-            corpus=CorpusConfig(),
+            shared=SimpleNamespace(corpus=CorpusConfig()),
             warned=[],
             folder=SimpleNamespace(path=folder / "run" / "sft"),
         )
@@ -66,7 +66,7 @@ class Ctx(SimpleNamespace):
     def warn(self, message: str) -> None:
         self.warned.append(message)
 
-    def say(self, message: str) -> None:
+    def tell(self, message: str) -> None:
         raise AssertionError(message)
 
 

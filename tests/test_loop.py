@@ -19,11 +19,10 @@ import pytest
 import models
 from data_samples import small_tokenizer
 from ondevice.common.errors import Interrupted
-from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
-from ondevice.runs.context import Context, ElapsedTime
+from ondevice.runs.context import Context, ElapsedTime, RunSettings, StageStart
 from ondevice.runs.events import EventWriter, read
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
 from ondevice.seam.protocols import Backend
@@ -130,15 +129,11 @@ class Stage:
         stop.begin(self.folder)
         with EventWriter(self.folder.events) as events:
             ctx = Context(
-                "pretrain",
                 self.folder,
                 self.backend,
                 events,
-                stop,
-                CorpusConfig(),
-                (),
-                resume,
-                say=self.said.append,
+                shared=RunSettings(stop, say=self.said.append),
+                start=StageStart(resume),
                 changed=changed or {},
             )
             params = fit(self.model, scripted_loss, script, script, ctx, cfg)

@@ -35,7 +35,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ondevice.common.errors import UserError
-from ondevice.common.sanitize import sanitize
+from ondevice.common.sanitize import to_stderr
 
 MARKER, NEW, OLD = ".ondevice", ".new", ".old"
 _FOLDER = re.compile(r"\.tmp-(.+)-[0-9a-f]{16}", re.DOTALL)
@@ -46,10 +46,6 @@ _FULL_TEXT = re.compile(rf"os error ({'|'.join(map(str, _FULL))})\b")
 _UNWRITTEN = re.compile(r"Unable to write (\d+) bytes")
 
 Say = Callable[[str], None]
-
-
-def to_stderr(text: str) -> None:
-    print(sanitize(text), file=sys.stderr, flush=True)
 
 
 class _Lock:

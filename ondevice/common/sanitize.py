@@ -20,6 +20,7 @@ from __future__ import annotations
 import bisect
 import html
 import re
+import sys
 
 LIMIT = 20_000  # characters: a widget lays this out in 0.1 s, and a million of them in seconds
 
@@ -78,6 +79,11 @@ def sanitize(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> 
         bisect.bisect_right(range(room + 1), room, key=lambda n: len(_safe(text[:n], newlines))) - 1
     )
     return (_safe(text[:fits], newlines) + f"… {len(text) - fits:,} more characters")[:limit]
+
+
+def to_stderr(text: str) -> None:
+    """A text for people, on stderr at once."""
+    print(sanitize(text), file=sys.stderr, flush=True)
 
 
 def sanitize_html(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:

@@ -141,7 +141,7 @@ def _copied(part: Path, wanted: DataSpec, share: float, ctx: Context, judged: bo
     any_held = False
     last = ""
     with part.open("w", encoding="utf-8") as out:
-        for row, number, learned in _each(wanted, ctx.corpus, left_out, ctx, judged):
+        for row, number, learned in _each(wanted, ctx.shared.corpus, left_out, ctx, judged):
             chat = _chat_of(row)
             held = learned == "never"
             if learned == "drawn":
@@ -298,10 +298,10 @@ def _tell(made: PairData, ctx: Context) -> None:
         what = "completions"
         said = f", {made.good:,} of them good and {count - made.good:,} bad"
     ctx.events.emit("data", **counts)
-    line = f"{ctx.name}: {count:,} {what} to learn from{said}, {len(made.held):,} held out"
+    line = f"{count:,} {what} to learn from{said}, {len(made.held):,} held out"
     if made.simulated:
         line += f"; {made.simulated:,} were rated by a rule, not by a person"
-    ctx.say(line)
+    ctx.tell(line)
     if made.judged and made.good in (0, count):
         ctx.warn("all of them have the same label: nothing says what is better than what")
 
@@ -393,7 +393,7 @@ def _read(
     elif votes is not None:
         voted, told = _voted(votes)
         if ctx is not None:
-            ctx.say(f"{ctx.name}: {told}")
+            ctx.tell(told)
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
         for place, row in placed_rows(wanted, convert, ctx):

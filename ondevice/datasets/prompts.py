@@ -105,7 +105,7 @@ def prompts(
     wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: DataSpec, part: Part) -> Prompts:
-        corpus = corpus_of(one.data, ctx.corpus)
+        corpus = corpus_of(one.data, ctx.shared.corpus)
         if corpus is None:
 
             def own(one: DataSpec) -> Prompts:
@@ -215,7 +215,7 @@ def stored_prompts(
         ctx.folder.path / "data",
         "prompts",
         model.tokenizer,
-        f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}",
+        f"{name} {context} {room} {start} {wanted.key(ctx.shared.corpus)}",
     )
     lines = JsonLines.stored(
         reuse_cached(place, wanted, ctx), fitting, lambda row: prompt_keys(row[0])

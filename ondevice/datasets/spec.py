@@ -221,7 +221,7 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
     link_from(other, place)
     if place.exists():
         stage = other.parent.parent
-        ctx.say(f"{ctx.name}: {wanted.data} was read by {stage.parent.name} already")
+        ctx.tell(f"{wanted.data} was read by {stage.parent.name} already")
         if (stage / REJECTED).is_file():
             lines = (stage / REJECTED).read_text(encoding="utf-8").splitlines()
             own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
@@ -303,11 +303,10 @@ def _note_commit(rows: Rows, ctx: Context) -> None:
     before = read_json(file)
     if before.get(rows.spec) != rows.commit:
         write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
-    ctx.say(
-        f"{ctx.name}: {rows.spec} was read at commit {rows.commit}"
-        if rows.commit
-        else f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache"
-    )
+    if rows.commit:
+        ctx.tell(f"{rows.spec} was read at commit {rows.commit}")
+    else:
+        ctx.tell(f"at which commit {rows.spec} was read is not known: it came out of the cache")
 
 
 def report_rejected(rows: Rows, ctx: Context) -> None:

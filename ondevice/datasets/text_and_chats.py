@@ -59,7 +59,7 @@ def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
     if wanted.split == "train":
         ones = wanted.alone()
     for one in ones:
-        corpus = corpus_of(one.data, ctx.corpus)
+        corpus = corpus_of(one.data, ctx.shared.corpus)
         if corpus is not None:
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
@@ -81,7 +81,7 @@ def train_and_heldout(
     train: list[T] = []
     held: list[T] = []
     for one in wanted.alone():
-        corpus = corpus_of(one.data, ctx.corpus)
+        corpus = corpus_of(one.data, ctx.shared.corpus)
         if corpus is not None:
             rows, last = builtin(corpus, one.limit)
             held.append(last)
@@ -95,7 +95,7 @@ def train_and_heldout(
         return train, held
     apart: list[T] = []
     for one in wanted.held():
-        corpus = corpus_of(one.data, ctx.corpus)
+        corpus = corpus_of(one.data, ctx.shared.corpus)
         if corpus is None:
             apart.append(own(one))
         else:
@@ -172,7 +172,7 @@ def _stream(
 ) -> Tokens:
     """`separator`: as in `token_streams`; None where the stage has no such setting."""
     cache = ctx.folder.path / "data"
-    key = wanted.key(ctx.corpus)
+    key = wanted.key(ctx.shared.corpus)
     if separator:
         key = digest([key, separator])
     reuse_cached(tokens_at(cache, tokenizer, key), wanted, ctx)
@@ -302,7 +302,9 @@ def labelled_texts(
     """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of
     the built-in corpus, each request and the kind of task that it is. Raises UserError for missing,
     empty or unreadable data, or for held-out classes that stand nowhere else."""
-    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
+    if pair and any(
+        corpus_of(one.data, ctx.shared.corpus) for one in (*wanted.alone(), *wanted.held())
+    ):
         raise UserError(
             "the built-in corpus has no second text",
             where="pair",
@@ -425,7 +427,7 @@ def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool
     def keys_of_rows() -> NDArray[np.uint64]:
         return np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)]
 
-    key = f"{wanted.key(ctx.corpus)} by chat"
+    key = f"{wanted.key(ctx.shared.corpus)} by chat"
     if whole:
         key = digest([key, "whole"])
     place = place_of(ctx.folder.path / "data", "chats", tokenizer, key)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256, whole_folder
 from ondevice.common.progress import size
-from ondevice.common.sanitize import sanitize
+from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.hub import PullConfig
 from ondevice.hub.client import Hub, RemoteFile, git_blob_of, with_retries
 
@@ -264,4 +263,4 @@ def _say(event: Mapping[str, Any]) -> None:
         text = f"  waiting: {event['reason']}"
     else:
         text = f"  got {size(event['sent'])} of {size(event['of'])}  {event['path']}"
-    print(sanitize(text), file=sys.stderr, flush=True)
+    to_stderr(text)

@@ -58,6 +58,6 @@ def sampler(model: Model, ctx: Context) -> Callable[[int, Params], None]:
     """For the loop: answers the run's prompts and keeps them."""
 
     def sample(step: int, params: Params) -> None:
-        ctx.keep_samples(step, answer(model, params, ctx.backend, ctx.prompts))
+        ctx.keep_samples(step, answer(model, params, ctx.backend, ctx.shared.prompts))
 
     return sample

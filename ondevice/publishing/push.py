@@ -20,7 +20,7 @@ from typing import Any
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.json_files import to_json
 from ondevice.common.progress import size
-from ondevice.common.sanitize import sanitize
+from ondevice.common.sanitize import to_stderr
 from ondevice.config.hub import PushConfig
 from ondevice.hub import client as hub_client
 from ondevice.hub.client import (
@@ -303,7 +303,7 @@ def _line(event: Mapping[str, Any]) -> None:
 
 def _say(event: Mapping[str, Any]) -> None:
     """For people, on stderr."""
-    print(sanitize(_words(event)), file=sys.stderr, flush=True)
+    to_stderr(_words(event))
 
 
 def _words(event: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ class ProblemPrompts:
     def source(self, one: DataSpec, part: Part, count: int, whole: bool = False) -> Prompts:
         """At most `count` problems (0: all) of one source; of a person's own the last tenth is
         `validation`, and in train only where `whole`."""
-        if one.data.startswith("gym:") or corpus_of(one.data, self.ctx.corpus) is not None:
+        if one.data.startswith("gym:") or corpus_of(one.data, self.ctx.shared.corpus) is not None:
             # they have a held-out part of their own
             return self._generated(one, "train" if part == "train" else "validation", count)
         if whole:
@@ -82,7 +82,7 @@ class ProblemPrompts:
         seed = self.cfg.seed
 
         def read() -> Iterable[Problem]:
-            return problems(one.data, part, count, seed, self.ctx.corpus)
+            return problems(one.data, part, count, seed, self.ctx.shared.corpus)
 
         return self._stored(one, read, f"{part} problems {count} {seed}")
 

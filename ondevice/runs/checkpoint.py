@@ -27,6 +27,7 @@ from typing import Any
 from ondevice.common import atomic
 from ondevice.common.files import FORMAT, MANIFEST, sha256, whole_folder
 from ondevice.common.json_files import to_json
+from ondevice.common.sanitize import to_stderr
 
 RECORD = "trainer.json"
 _STEP = re.compile(r"step-\d{8,}")
@@ -62,7 +63,7 @@ def save(
     *,
     keep: int,
     best: int | None,
-    say: Say = atomic.to_stderr,
+    say: Say = to_stderr,
 ) -> Checkpoint:
     """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `prune` decides which
     ones remain.
@@ -83,7 +84,7 @@ def save(
 
 
 def prune(
-    checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr
+    checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = to_stderr
 ) -> None:
     """Points `best` to the best one and removes what is not to be kept of the checkpoints up to
     `step`: there remain the newest `keep`, the best, and the newest that is sound with the one that
@@ -109,7 +110,7 @@ def is_sound(record: Mapping[str, Any]) -> bool:
     return bool(record.get("sound", not record.get("skipped_in_a_row"))) or record.get("step") == 0
 
 
-def drop_after(checkpoints: Path, step: int, say: Say = atomic.to_stderr) -> None:
+def drop_after(checkpoints: Path, step: int, say: Say = to_stderr) -> None:
     """Removes the checkpoints of later steps, the newest first: a process that is killed on the way
     goes on from what it would have gone on from before."""
     for path in reversed(steps(checkpoints)):
@@ -122,7 +123,7 @@ def steps(checkpoints: Path) -> list[Path]:
     return sorted(p for p in checkpoints.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
 
 
-def clear(checkpoints: Path, say: Say = atomic.to_stderr) -> None:
+def clear(checkpoints: Path, say: Say = to_stderr) -> None:
     """Removes all checkpoints. What else lies there stays, and a link to a folder elsewhere stays
     one. Raises OSError where one cannot be removed."""
     if checkpoints.is_dir():

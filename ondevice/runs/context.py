@@ -1,5 +1,5 @@
-"""What a stage gets beside its settings: a folder, a backend, a place for events, and somebody's
-wish to stop.
+"""What a stage gets beside its settings: a folder, a backend, a place for events, what it shares
+with the other stages of its run, and how it begins.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ondevice.common.clock import ticks
 from ondevice.common.progress import Progress
+from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
@@ -49,27 +51,46 @@ class ElapsedTime:
         return {name: round(self._before[name] + value, 3) for name, value in now.items()}
 
 
+Exam = Callable[[Model, Backend, Path], Mapping[str, Any]]
+"""Measures a finished model; the folder is for the tokens of its documents."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a stage shares with the other stages of its run. `corpus` is what `builtin` means;
+    `prompts` are asked and `exam` is taken at a stage's end; `say` tells a person."""
+
+    stop: StopRequest
+    _: KW_ONLY
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    prompts: tuple[str, ...] = ()
+    exam: Exam | None = None
+    say: Callable[[str], None] = to_stderr
+
+
+@dataclass(frozen=True)
+class StageStart:
+    """How a stage begins. `resume`: from its newest checkpoint, where it has one; `continued`: the
+    finished stage's state from which this one goes on."""
+
+    resume: bool = False
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    continued: checkpoint.Checkpoint | None = None
+
+
 @dataclass
 class Context:
-    """One stage's surroundings while it runs. `corpus` is what `builtin` means, `prompts` are asked
-    at its end.
-    """
+    """One stage's surroundings while it runs."""
 
-    name: str
     folder: StageFolder
     backend: Backend
     events: EventWriter
-    stop: StopRequest
-    corpus: CorpusConfig
-    prompts: tuple[str, ...]
-    resume: bool
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    say: Callable[[str], None] = print
+    _: KW_ONLY
+    shared: RunSettings
+    start: StageStart = field(default_factory=StageStart)
     spent: ElapsedTime = field(default_factory=ElapsedTime)
     changed: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Settings that are other ones than the checkpoint's: what they were, and are."""
-    continued: checkpoint.Checkpoint | None = None
-    """The finished stage's state from which this one goes on."""
     device_batch: DeviceBatch = field(default_factory=DeviceBatch)
     """How many rows the device works on at once; the loop keeps it."""
     callbacks: Sequence[Callback] = ()
@@ -77,11 +98,15 @@ class Context:
     taken: ResultRecord | None = None
     """Whose weights the stage's result has, once it is trained."""
 
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """Where to go on from; None at a beginning. A checkpoint that other library versions wrote
         is told of.
         """
-        if not self.resume:
+        if not self.start.resume:
             return None
         found = checkpoint.newest(self.folder.checkpoints, self.warn)
         if found is not None and found.record.get("versions") != self.versions():
@@ -104,10 +129,14 @@ class Context:
     def progress(self, total: int, first: int) -> Progress:
         return Progress(self.name, total, first)
 
+    def tell(self, message: str) -> None:
+        """Tells a person, after the stage's name."""
+        self.shared.say(f"{self.name}: {message}")
+
     def warn(self, message: str, step: int | None = None, **fields: Any) -> None:
         """Tells a person, and an event with further `fields`."""
         self.events.emit("warning", step, message=message, **fields)
-        self.say(f"{self.name}: {message}")
+        self.tell(message)
 
     def keep_samples(self, step: int, answers: list[dict[str, str]]) -> None:
         """Long texts go to samples.jsonl; the event says where."""

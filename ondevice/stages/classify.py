@@ -70,8 +70,8 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         classes=len(names),
         cut=source.cut,
     )
-    ctx.say(
-        f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
+    ctx.tell(
+        f"{len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
         "out"
     )
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
@@ -108,8 +108,8 @@ def _numbered(
         )
     names = in_order(row.label for row in rows)
     if missing := missing_numbers(names):
-        ctx.say(
-            f"{ctx.name}: no row is of the class {missing[0]}: the score of number {missing[0]} is that of the "
+        ctx.tell(
+            f"no row is of the class {missing[0]}: the score of number {missing[0]} is that of the "
             f"class {names[missing[0]]}, as the model's config.json says"
         )
     model = with_classes(body, names, cfg.seed, ctx)
@@ -135,8 +135,8 @@ def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -
             body = replace(
                 body, cfg=replace(body.cfg, label_names=tuple(named[one] for one in names_of(body)))
             )
-        ctx.say(
-            f"{ctx.name}: the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}"
+        ctx.tell(
+            f"the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}"
         )
         return body
     else:

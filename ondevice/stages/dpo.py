@@ -272,13 +272,13 @@ def reference_logps(
     """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read
     from a file beside the stage where an earlier process has left it."""
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
-    start = ctx.fingerprint.get("model", str(model.folder))
+    start = ctx.start.fingerprint.get("model", str(model.folder))
     key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
     file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"
     if file.is_file():
         sums: NDArray[np.float32] = np.load(file)
         return sums
-    ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
+    ctx.tell(f"scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     parts = (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
     each = []

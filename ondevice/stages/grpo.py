@@ -137,7 +137,7 @@ class GRPOFeed:
         cfg = self.cfg
         ctx = self.ctx
         rewards = self.rewards
-        ctx.say(f"{ctx.name}: rewards {rewards.told()}")
+        ctx.tell(f"rewards {rewards.told()}")
         if rewards.unused:
             ctx.warn(
                 f"{', '.join(rewards.unused)} of {cfg.reward_file}: not used, for a reward takes `completions`"
@@ -145,9 +145,7 @@ class GRPOFeed:
         ctx.events.emit(
             "data", rewards=rewards.weights, problems=len(self.asked), held_problems=len(self.held)
         )
-        ctx.say(
-            f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out"
-        )
+        ctx.tell(f"{len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
     def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         cfg = self.cfg

@@ -44,7 +44,7 @@ def run(cfg: InitConfig, ctx: Context) -> Model:
 def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
-    corpus = builtin_in(cfg.data, ctx.corpus)
+    corpus = builtin_in(cfg.data, ctx.shared.corpus)
     words = text_and_chats.texts(DataSpec.of(cfg), ctx)
     if corpus is not None:  # the words of instructions are to be whole tokens too
         words = chain(

@@ -12,6 +12,7 @@ from typing import Any
 from ondevice.common.distribution import own_version
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.common.files import write_file
+from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import dump_yaml
 from ondevice.config.preference import RaterConfig
@@ -19,14 +20,17 @@ from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
 from ondevice.config.use import RunConfig
 from ondevice.datasets.spec import builtin_in
-from ondevice.evaluation.held_out import EvalSuite, builtin_exam
+from ondevice.evaluation.held_out import EvalSuite, builtin_exam, measure
+from ondevice.models.model import Model
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
+from ondevice.runs.context import Exam, RunSettings
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
+from ondevice.seam.protocols import Backend
 from ondevice.seam.select import available
 from ondevice.stages.continued import finished
-from ondevice.stages.runner import RunSettings, run_stage, say
+from ondevice.stages.runner import Caller, run_stage
 
 
 def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
@@ -51,9 +55,13 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     _check_redo(recipe, cfg.redo)
     start = _start_model(recipe, name)
     folder = _run_folder(recipe, cfg)
-    around = RunSettings(recipe.corpus, recipe.prompts, _recipe_exam(recipe))
-    say(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
-    _run_stages(cfg, recipe, folder, around, start)
+    stop = StopRequest()
+    shared = RunSettings(
+        stop, corpus=recipe.corpus, prompts=recipe.prompts, exam=_recipe_exam(recipe)
+    )
+    to_stderr(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
+    with stop:
+        _run_stages(cfg, recipe, folder, shared=shared, start=start)
     write_report(folder)
     return folder.path
 
@@ -102,11 +110,18 @@ def _run_folder(recipe: Recipe, cfg: RunConfig) -> RunFolder:
     return folder
 
 
-def _recipe_exam(recipe: Recipe) -> EvalSuite | None:
+def _recipe_exam(recipe: Recipe) -> Exam | None:
     """The exam of the built-in corpus, where a stage reads that corpus."""
     if not _reads_builtin_corpus(recipe):
         return None
-    return builtin_exam(recipe.corpus, _exam_length(recipe), recipe.exam, rule_of(recipe))
+    return _exam_on(builtin_exam(recipe.corpus, _exam_length(recipe), recipe.exam, rule_of(recipe)))
+
+
+def _exam_on(suite: EvalSuite) -> Exam:
+    def take(model: Model, backend: Backend, cache: Path) -> dict[str, Any]:
+        return measure(model, backend, suite, cache).mapping()
+
+    return take
 
 
 def _reads_builtin_corpus(recipe: Recipe) -> bool:
@@ -119,10 +134,11 @@ def _reads_builtin_corpus(recipe: Recipe) -> bool:
 
 
 def _run_stages(
-    run: RunConfig, recipe: Recipe, folder: RunFolder, around: RunSettings, start: str
+    run: RunConfig, recipe: Recipe, folder: RunFolder, *, shared: RunSettings, start: str
 ) -> None:
-    """Runs the recipe's stages, each from what the stages before it have made. Raises Interrupted
-    between two stages where a stop was requested.
+    """Runs the recipe's stages, each from what the stages before it have made, the first from the
+    model `start` where one is named. Raises Interrupted between two stages where a stop was
+    requested.
     """
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
     made: dict[str, str] = {}
@@ -135,24 +151,14 @@ def _run_stages(
         write_file(folder.recipe, recipe_text(recipe))
 
     again = False
-    with StopRequest() as stop:
-        for name, settings in recipe.stages.items():
-            again = again or name in run.redo
-            if stop.requested:
-                raise Interrupted(f"stopped before {name}. {resume_hint}")
-            cfg = _placed(settings, made, _goes_on(run))
-            model = run_stage(
-                name,
-                cfg,
-                folder,
-                around,
-                stop,
-                redo=again,
-                resume_hint=resume_hint,
-                on_ready=keep_recipe,
-                restart_hint=f"--redo {name} runs it again",
-            )
-            made[cfg.gives] = str(model)
+    for name, settings in recipe.stages.items():
+        again = again or name in run.redo
+        if shared.stop.requested:
+            raise Interrupted(f"stopped before {name}. {resume_hint}")
+        cfg = _placed(settings, made, _goes_on(run))
+        caller = Caller(resume_hint, f"--redo {name} runs it again", keep_recipe)
+        model = run_stage(name, cfg, folder, shared=shared, caller=caller, redo=again)
+        made[cfg.gives] = str(model)
 
 
 def run_one(name: str, cfg: StageConfig) -> Path:
@@ -167,10 +173,11 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     if cfg.resume and not cfg.out:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
-    around = _settings_of_one(cfg)
     resume_hint = f"Go on: the same command with --out {folder.path} --resume"
-    with StopRequest() as stop:
-        return run_stage(name, cfg, folder, around, stop, resume_hint=resume_hint)
+    stop = StopRequest()
+    shared = _settings_of_one(cfg, stop)
+    with stop:
+        return run_stage(name, cfg, folder, shared=shared, caller=Caller(resume_hint))
 
 
 def _with_models(name: str, cfg: StageConfig) -> StageConfig:
@@ -196,17 +203,18 @@ def _with_models(name: str, cfg: StageConfig) -> StageConfig:
     return cfg
 
 
-def _settings_of_one(cfg: StageConfig) -> RunSettings:
+def _settings_of_one(cfg: StageConfig, stop: StopRequest) -> RunSettings:
     """What a recipe says around its stages, for one stage alone: that of the built-in recipe where
     the stage reads the built-in corpus.
     """
     corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
     if not corpus:
-        return RunSettings(CorpusConfig(), (), None)
+        return RunSettings(stop)
     exam = None
     if cfg.gives == "policy":
-        exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128))
-    return RunSettings(corpus, load_recipe("minute").prompts, exam)
+        exam = _exam_on(builtin_exam(corpus, getattr(cfg, "sequence_length", 128)))
+    prompts = load_recipe("minute").prompts
+    return RunSettings(stop, corpus=corpus, prompts=prompts, exam=exam)
 
 
 def recipe_text(recipe: Recipe) -> str:

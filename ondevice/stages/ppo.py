@@ -131,8 +131,8 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
     ):
         return judge.with_params(dict(judge.params))
     made = with_head(policy, ctx.backend, cfg.seed)
-    ctx.say(
-        f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy"
+    ctx.tell(
+        "the reward model is no model of the policy's shape: the value model begins from the policy"
     )
     return made
 

@@ -38,7 +38,7 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
             measured.eval_batches(cfg.eval_batches), model.tokenizer
         )
     ctx.events.emit("data", tokens=len(train), held_tokens=len(held), **sizes)
-    ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
+    ctx.tell(f"{len(train):,} tokens to learn from, {len(held):,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     figures = heldout_metrics(partial(loss, accuracy=not sizes), measured, ctx, cfg)
     params = fit(

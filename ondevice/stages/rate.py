@@ -39,8 +39,8 @@ def run(cfg: RaterConfig, ctx: Context) -> StageResult:
         left_out=found.left_out,
         raters=people,
     )
-    ctx.say(
-        f"{ctx.name}: {found.votes:,} votes, {found.simulated_votes:,} of them simulated; "
+    ctx.tell(
+        f"{found.votes:,} votes, {found.simulated_votes:,} of them simulated; "
         f"{len(found):,} usable pairs"
     )
     if not found.rows:
@@ -66,7 +66,7 @@ def simulate(ratings: Ratings, rule: SimulatedRater, ctx: Context) -> None:
             done = min(start + TOGETHER, len(waiting))
             ctx.events.emit("step", done, **counts)
             bar.update(done, dict(counts))
-            if ctx.stop.requested and done < len(waiting):
+            if ctx.shared.stop.requested and done < len(waiting):
                 raise Interrupted(f"stopped after {done} votes, saved")
 
 

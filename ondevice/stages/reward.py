@@ -65,7 +65,7 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
 def _with_score(start: Model, seed: int, ctx: Context) -> Model:
     """The model under a head of one score: a reward model under its own, any other under a new one."""
     if start.cfg.num_labels == 1:
-        ctx.say(f"{ctx.name}: the head of {start.folder}, a reward model, goes on")
+        ctx.tell(f"the head of {start.folder}, a reward model, goes on")
         return start
     if start.cfg.num_labels:
         ctx.warn(f"a new head takes the place of that of {start.folder}, which tells classes apart")

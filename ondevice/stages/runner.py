@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +14,10 @@ from typing import Any
 from ondevice.common import atomic
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.files import whole_folder, write_file
-from ondevice.common.sanitize import sanitize
-from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import COPY as PAIRS
 from ondevice.datasets.spec import REJECTED
-from ondevice.evaluation.held_out import EvalSuite, measure
 from ondevice.hub import snapshot
 from ondevice.hub.pull import origin
 from ondevice.inference.fixed_prompts import answer
@@ -32,9 +28,9 @@ from ondevice.publishing.background import FOLDER as PUSH
 from ondevice.publishing.background import BackgroundPusher
 from ondevice.publishing.model_card import model_card
 from ondevice.runs import checkpoint
-from ondevice.runs.context import Context, StageResult
+from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
 from ondevice.runs.events import EventWriter
-from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.recovery import FOLDER as RUINED
 from ondevice.seam.select import load_backend
 from ondevice.stages.continued import state_of
@@ -51,70 +47,50 @@ from ondevice.stages.tuning import result
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What a stage shares with the other stages of its run. `corpus` is what `builtin` means."""
+class Caller:
+    """Who runs a stage. `resume_hint` says how a person goes on after a stop, `restart_hint` how
+    one begins anew; `on_ready` is called once nothing stands in the way."""
 
-    corpus: CorpusConfig
-    prompts: tuple[str, ...] = ()
-    exam: EvalSuite | None = None
-
-
-def say(text: str) -> None:
-    print(sanitize(text), file=sys.stderr, flush=True)
+    resume_hint: str = ""
+    restart_hint: str = "give another --out"
+    on_ready: Callable[[], None] = lambda: None
 
 
 def run_stage(
     name: str,
     cfg: StageConfig,
     run: RunFolder,
-    around: RunSettings,
-    stop: StopRequest,
     *,
+    shared: RunSettings,
+    caller: Caller,
     redo: bool = False,
-    resume_hint: str = "",
-    restart_hint: str = "give another --out",
-    on_ready: Callable[[], None] = lambda: None,
 ) -> Path:
     """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings.
-    `resume_hint` says how a person goes on after a stop, `restart_hint` how one begins anew;
-    `on_ready` is called once nothing stands in the way.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished
     stage in the way. Raises Interrupted once a stop has been saved.
     """
     cfg.check()
     folder, resume = run.stage(name), cfg.resume and not redo
-    fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
-    continued = state_of(name, cfg)
+    fingerprint = fingerprint_of(cfg, shared.corpus, folder, resume)
+    start = StageStart(resume, fingerprint, state_of(name, cfg))
     # before the folder: where it is refused, none is made
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     with folder.locked():
         if redo:
-            _clear(folder)
-        if complete(folder, fingerprint, cfg.resume, restart_hint):
-            say(f"{name}: complete, {result_of(cfg, folder)}")
+            _clear(folder, shared.say)
+        if complete(folder, fingerprint, cfg.resume, caller.restart_hint):
+            shared.say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)
         if not resume:
-            refuse_unfinished(folder, restart_hint)
-            _clear(folder)
-        stop.begin(folder)
+            refuse_unfinished(folder, caller.restart_hint)
+            _clear(folder, shared.say)
+        shared.stop.begin(folder)
         with EventWriter(folder.events) as events:
-            ctx = Context(
-                name,
-                folder,
-                backend,
-                events,
-                stop,
-                around.corpus,
-                around.prompts,
-                resume,
-                fingerprint,
-                say,
-                continued=continued,
-            )
+            ctx = Context(folder, backend, events, shared=shared, start=start)
             if isinstance(cfg, TrainingConfig) and cfg.push_every:
                 ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-            return _guarded(ctx, cfg, around, resume_hint, restart_hint, on_ready)
+            return _guarded(ctx, cfg, caller)
 
 
 def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
@@ -124,7 +100,7 @@ def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
     return Path(getattr(cfg, "ratings", "") or folder.path.parent / RATINGS)
 
 
-def _clear(folder: StageFolder) -> None:
+def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
     """Removes what an earlier attempt left; the lock stays, it is held. A link to another disk is
     emptied where it holds checkpoints, and taken away, without what it points to, where it stands
     for a model.
@@ -161,30 +137,24 @@ def _clear(folder: StageFolder) -> None:
         ) from error
 
 
-def _guarded(
-    ctx: Context,
-    cfg: StageConfig,
-    around: RunSettings,
-    resume_hint: str,
-    restart_hint: str,
-    on_ready: Callable[[], None],
-) -> Path:
+def _guarded(ctx: Context, cfg: StageConfig, caller: Caller) -> Path:
+    fingerprint = ctx.start.fingerprint
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
         before = found.record.get("fingerprint", {})
         ctx.changed = {
-            **changed_rates(before, ctx.fingerprint),
-            **changed_steps(cfg, before, ctx.fingerprint, found.step),
+            **changed_rates(before, fingerprint),
+            **changed_steps(cfg, before, fingerprint, found.step),
         }
         compare(
             {**before, **{name: now for name, (_, now) in ctx.changed.items()}},
-            ctx.fingerprint,
+            fingerprint,
             ctx.folder,
             "has a checkpoint",
-            restart_hint,
+            caller.restart_hint,
         )
         ctx.spent.add(found.record.get("spent", {}))
-    on_ready()
+    caller.on_ready()
     events.emit(
         "start",
         found.step if found else 0,
@@ -194,10 +164,10 @@ def _guarded(
         versions=ctx.versions(),
     )
     try:
-        return _work(ctx, cfg, around)
+        return _work(ctx, cfg)
     except Interrupted as error:
         events.emit("failed", reason="stopped", message=str(error))
-        raise Interrupted(f"{ctx.name}: {error}. {resume_hint}".strip()) from None
+        raise Interrupted(f"{ctx.name}: {error}. {caller.resume_hint}".strip()) from None
     except BaseException as error:
         events.emit("failed", reason=type(error).__name__, message=str(error))
         raise
@@ -217,7 +187,7 @@ def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
     return {}
 
 
-def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
+def _work(ctx: Context, cfg: StageConfig) -> Path:
     body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(
         f"ondevice.stages.{ctx.name}"
     ).run
@@ -225,7 +195,7 @@ def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
     if isinstance(made, Model):
         made = StageResult(made)
     record: dict[str, Any] = {
-        "fingerprint": ctx.fingerprint,
+        "fingerprint": ctx.start.fingerprint,
         "marks": dict(made.marks),
         "notes": list(made.notes),
     }
@@ -251,14 +221,13 @@ def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
                         part=name,
                     ),
                 )
-        if ctx.stop.requested:
+        if ctx.shared.stop.requested:
             raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:
-            if around.exam is not None:
-                record["marks"] |= measure(
-                    model, ctx.backend, around.exam, ctx.folder.path / "data"
-                ).mapping()
-            record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
+            exam = ctx.shared.exam
+            if exam is not None:
+                record["marks"] |= exam(model, ctx.backend, ctx.folder.path / "data")
+            record["answers"] = answer(model, model.params, ctx.backend, ctx.shared.prompts)
     record |= {
         **ctx.spent.mapping(),
         "peak_bytes": ctx.backend.memory().peak,
@@ -269,5 +238,5 @@ def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
         "done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome")
     )
     if model is not None:
-        ctx.say(summary(ctx, model, record, ended))
+        ctx.shared.say(summary(ctx, model, record, ended))
     return result_of(cfg, ctx.folder)

@@ -64,13 +64,13 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
                     tokens_per_second=rate,
                 )
                 bar.update(done, {"queued": queue.queued, "tokens_per_second": rate})
-                if ctx.stop.requested and done < len(asked):
+                if ctx.shared.stop.requested and done < len(asked):
                     raise Interrupted(f"stopped after {done} prompts, saved")
     alike = len(asked) - queue.queued
     told = f"{queue.queued:,} prompts with {cfg.responses} different responses each"
     if alike:
         told += f"; {alike:,} whose answers were all the same are left out"
-    ctx.say(f"{ctx.name}: {told}")
+    ctx.tell(told)
     if not queue.queued:
         raise UserError("always gives the same answer", where=cfg.model, hint="raise --temperature")
     return StageResult(None, {"queued": queue.queued, "alike": alike})
@@ -102,7 +102,7 @@ def _rows_at_once(
 ) -> RowsAtOnce:
     """What is written at once: as the settings say, or as suits the machine."""
     rows = RowsAtOnce(ctx, cfg, model)
-    rows.load({}, read(ctx.folder.events) if ctx.resume else ())
+    rows.load({}, read(ctx.folder.events) if ctx.start.resume else ())
     longest = max((len(prompt.ids) for prompt in asked), default=0)
     decode_batch(ctx, model, longest + cfg.max_new_tokens)
     return rows
@@ -149,7 +149,7 @@ class _PairQueue:
         self.cfg = cfg
         self.ratings = ratings
         self.names = [source_name(Path(model.folder)) for model in models]
-        model_hash = ctx.fingerprint.get("model", "")[:6]
+        model_hash = ctx.start.fingerprint.get("model", "")[:6]
         self.batch = f"{'-'.join(self.names)}-{model_hash}-{cfg.seed}"
         before = {item.meta.get("number") for item in ratings.items(self.batch)}
         self.queued = len(before)

@@ -45,8 +45,8 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         )
     found = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not supports_packing(model.cfg):
-        ctx.say(
-            f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
+        ctx.tell(
+            f"each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
         )
     _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
     if cfg.replay:
@@ -79,7 +79,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         left_out=source.skipped + held.skipped,
     )
     beside = f" beside {replay:,} rows of plain text" if replay else ""
-    ctx.say(f"{ctx.name}: {chats:,} chats to learn from{beside}, {held.examples:,} held out")
+    ctx.tell(f"{chats:,} chats to learn from{beside}, {held.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)

@@ -199,7 +199,7 @@ class _Fit:
 
     def _load(self, found: checkpoint.Checkpoint | None) -> None:
         """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
-        start = found or self.ctx.continued
+        start = found or self.ctx.start.continued
         feed_state = self.first_feed
         if found is not None:
             self.state = State.of(found.record)
@@ -207,10 +207,10 @@ class _Fit:
             feed_state = found.record.get("feed", {})
         elif start is not None:
             first = start.record.get("first", 0) + start.step
-            self.state = State(first=first, fingerprint=self.ctx.fingerprint)
+            self.state = State(first=first, fingerprint=self.ctx.start.fingerprint)
             params = self._read(start)
         else:
-            self.state = State(fingerprint=self.ctx.fingerprint)
+            self.state = State(fingerprint=self.ctx.start.fingerprint)
             params = self._start_params()
         self.feed.load_state_dict(feed_state)
         trained = {name: p for name, p in params.items() if name in self.trained}
@@ -251,13 +251,15 @@ class _Fit:
                 best=state.best_saved_step,
                 say=ctx.warn,
             )
-        elif ctx.resume and any(e.get("event") == "step" for e in events.read(ctx.folder.events)):
+        elif ctx.start.resume and any(
+            e.get("event") == "step" for e in events.read(ctx.folder.events)
+        ):
             # killed before its first checkpoint: what it told is told again
             ctx.events.emit("resume", 0)
 
     def _events(self) -> Iterator[Mapping[str, Any]]:
         """What earlier processes of this stage have told."""
-        if self.ctx.resume:
+        if self.ctx.start.resume:
             yield from events.read(self.ctx.folder.events)
 
     def _begin(self) -> None:
@@ -492,9 +494,9 @@ class _Fit:
         cfg = self.cfg
         state = self.state
         last = state.step == cfg.steps or bool(state.ended)
-        stopping = self.ctx.stop.requested
+        stopping = self.ctx.shared.stop.requested
         saving = last or _due(state.step, cfg.save_every)
-        asked = self.ctx.stop.save_requested()
+        asked = self.ctx.shared.stop.save_requested()
         # a person's wish to stop or to save changes no measurement, by which a run may end early
         if saving or _due(state.step, cfg.eval_every):
             score = self._evaluate()

@@ -115,8 +115,8 @@ class RowsAtOnce:
         )
         self._tell(step, during)
         if now.micro_batch < plan.rows:
-            self.ctx.say(
-                f"{self.ctx.name}: the gradient of {now.micro_batch} of {plan.rows} rows is computed "
+            self.ctx.tell(
+                f"the gradient of {now.micro_batch} of {plan.rows} rows is computed "
                 "at once, which suits this machine's memory (--micro-batch N for another number)"
             )
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from common import Job, Meter
 
-from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import ChatSource, TextSource
 from ondevice.data.chat_encoding import encode_chat
@@ -20,7 +19,7 @@ from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
-from ondevice.runs.context import Context
+from ondevice.runs.context import Context, RunSettings
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.seam.protocols import Backend
@@ -70,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = RunFolder(folder).create().stage("pretrain").create()
         events = Listening(stage.events, meter, backend)
-        ctx = Context("bench", stage, backend, events, StopRequest(), CorpusConfig(), (), False)
+        ctx = Context(stage, backend, events, shared=RunSettings(StopRequest()))
         meter.start()
         fit(model, loss, source, Nothing(), ctx, cfg)
         events.close()

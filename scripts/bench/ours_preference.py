@@ -12,12 +12,11 @@ from typing import Any
 from common import Job, Meter
 from ours import Listening
 
-from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
 from ondevice.inference.generator import Generator
 from ondevice.rewards.scorer import Rewards
 from ondevice.rl.rollout import Sampler
-from ondevice.runs.context import Context
+from ondevice.runs.context import Context, RunSettings
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -47,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = RunFolder(folder).create().stage("preference").create()
         events = UntilLast(stage.events, meter, backend, job.steps)
-        ctx = Context("bench", stage, backend, events, StopRequest(), CorpusConfig(), (), False)
+        ctx = Context(stage, backend, events, shared=RunSettings(StopRequest()))
         with suppress(Done):
             work(job)(ctx)
         events.close()

@@ -126,8 +126,7 @@ class Done(Exception):
 # ---- ours -----------------------------------------------------------------------------------------------------------
 def context(job: Job, emit: Callable[..., None]) -> Any:
     """Surroundings of our stage, whose events go to `emit`."""
-    from ondevice.config.corpus import CorpusConfig
-    from ondevice.runs.context import Context
+    from ondevice.runs.context import Context, RunSettings
     from ondevice.runs.events import EventWriter
     from ondevice.runs.folder import RunFolder, StopRequest
     from ondevice.seam.select import load_backend
@@ -138,14 +137,10 @@ def context(job: Job, emit: Callable[..., None]) -> Any:
 
     stage = RunFolder(job.file("run")).create().stage(job.stage).create()
     return Context(
-        job.stage,
         stage,
         load_backend("torch", "cpu", "float32"),
         Listening(stage.events),
-        StopRequest(),
-        CorpusConfig(),
-        (),
-        False,
+        shared=RunSettings(StopRequest()),
     )
 
 
