@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UserError",
+    "batches",
     "chat",
     "classify",
     "compare",
@@ -190,6 +191,25 @@ def grpo(
     from ondevice.config.preference import GRPOConfig
 
     return _stage("grpo", cfg, GRPOConfig, {"model": str(model), "data": data, **fields})
+
+
+def batches(
+    stage: str,
+    model: str | Path = "",
+    data: str = "builtin",
+    *,
+    number: int = 0,
+    **fields: Any,
+) -> list[dict[str, Any]]:
+    """What the loss of `pretrain` or `sft` gets at a step (fields of that stage): its batches,
+    arrays by name. No run folder is made. See `ondevice.stages.batches`."""
+    from ondevice.config.recipe import STAGES
+    from ondevice.stages.batches import batches as function
+    from ondevice.stages.batches import check_stage
+
+    check_stage(stage)
+    given = {"model": str(model), "data": data, **fields}
+    return function(stage, _made(STAGES[stage], given), number)
 
 
 def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int = 64) -> Path:

@@ -24,9 +24,12 @@ from ondevice.data.class_labels import (
     missing_numbers,
     same_classes,
 )
+from ondevice.data.context import DataContext
 from ondevice.data.formats import to_label
 from ondevice.data.rows import read
 from ondevice.datasets.preview import show
+from ondevice.datasets.spec import DataSpec
+from ondevice.datasets.text_and_chats import labelled_texts
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.save import write
@@ -248,8 +251,13 @@ def test_a_stage_keeps_the_commit_that_it_has_read(
             out=str(out),
             **LOOP,
         )
-        kept = out / "classify" / "commits.json"
-        assert json.loads(kept.read_text()) == {"hub:me/moods@main": commit}
+        # read without a stage, into a folder that is not there yet
+        look = DataContext(tmp_path / "look" / commit[:2])
+        found = labelled_texts(DataSpec("hub:me/moods@main"), "text", "label", look)
+        assert len(found.train) == 36
+        for folder in (out / "classify", look.folder):
+            kept = folder / "commits.json"
+            assert json.loads(kept.read_text()) == {"hub:me/moods@main": commit}
 
 
 @pytest.fixture(scope="module")

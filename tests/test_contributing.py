@@ -17,24 +17,33 @@ from ondevice.seam.select import load_backend
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def test_the_debug_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_debug_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torch")
     backend = load_backend("torch", device="cpu", dtype="float32")
-    model = small_stages.write(tmp_path / "model", backend, small_stages.config())
-    chats = tmp_path / "chats.jsonl"
-    turns = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "green"}]
-    chats.write_text(f"{json.dumps({'messages': turns})}\n" * 8, encoding="utf-8")
-    [code] = re.findall(r"### a debug session.*?```python\n(.*?)```", TEXT, re.DOTALL)
-    for name, file in (
-        ("runs/mine/sft/model", model),
-        ("chats.jsonl", chats),
-        ("sequence_length=256", None),
-    ):
-        assert name in code
-        code = code.replace(name, str(file) if file else "sequence_length=32")
-    exec(code, {})
-    shown = capsys.readouterr().out
+    small_stages.write(tmp_path / "runs/mine/sft/model", backend, small_stages.config())
+    rows = [{"messages": []}]
+    for n in range(100):
+        asked = {"role": "user", "content": f"red {n}?"}
+        rows.append({"messages": [asked, {"role": "assistant", "content": "green"}]})
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "chats.jsonl").write_text("".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    before = sorted((tmp_path / "runs").rglob("*"))
+    section = re.search(r"### a debug session\n(.*?)\n### ", TEXT, re.DOTALL)
+    assert section is not None
+    blocks = re.findall(r"```python\n(.*?)```", section[1], re.DOTALL)
+    assert len(blocks) == 2
+    code = "".join(blocks)
+    assert "sequence_length=256" in code
+    exec(code.replace("sequence_length=256", "sequence_length=32"), {})
+    shown, told = capsys.readouterr()
     assert "'ids': (" in shown and "green" in shown
+    assert "90 chats to learn from, 10 held out" in shown
+    assert "1 of 101 rows could not be used; look/rejected.jsonl lists them" in told
+    assert (tmp_path / "look" / "rejected.jsonl").read_text().count("\n") == 1
+    assert sorted((tmp_path / "runs").rglob("*")) == before
 
 
 def test_the_files_that_it_names_are_there() -> None:

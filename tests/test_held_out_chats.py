@@ -17,6 +17,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.batches import mixed_stream
 from ondevice.data.chat_encoding import encode_chat
+from ondevice.data.context import DataContext
 from ondevice.data.documents import Documents
 from ondevice.data.mixture import Joined
 from ondevice.datasets.preference_pairs import _copied
@@ -53,21 +54,17 @@ def write(file: Path, rows: list[dict[str, Any]]) -> str:
     return str(file)
 
 
-class Ctx(SimpleNamespace):
+class Ctx(DataContext):
+    """Keeps what it warns of; nothing else is told."""
+
     def __init__(self, folder: Path) -> None:
-        super().__init__(
-            name="sft",
-            shared=SimpleNamespace(corpus=CorpusConfig()),
-            warned=[],
-            folder=SimpleNamespace(path=folder / "run" / "sft"),
-        )
-        self.folder.path.mkdir(parents=True)
+        self.warned: list[str]
+        object.__setattr__(self, "warned", [])
+        super().__init__(folder / "run" / "sft", tell=_unexpected, warn=self.warned.append)
 
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
 
-    def tell(self, message: str) -> None:
-        raise AssertionError(message)
+def _unexpected(message: str) -> None:
+    raise AssertionError(message)
 
 
 def texts(rows: Any) -> list[str]:

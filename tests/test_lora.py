@@ -731,7 +731,7 @@ def test_the_policy_is_the_reference_before_the_first_step(
             tmp_path / "adapter",
         )
     cfg = DPOConfig(model=str(folder), **LORA)
-    reference = load_start(cfg.model, cfg, ctx)
+    reference = load_start(cfg.model, cfg, backend)
     policy = with_adapter(reference, cfg, ctx)
     scorer = Scorer(policy, backend, batch_size=4)
     rows = [Row([5, 6, 7], [8, 9, 10, 11]), Row([5, 9], [30, 31])]
@@ -873,7 +873,7 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(
     for dtype in ("float32", "bfloat16"):
         backend = load_backend(backend_name, device="cpu", dtype=dtype)
         ctx: Any = type("Ctx", (), {"backend": backend, "name": "sft"})
-        model = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
+        model = with_adapter(load_start(cfg.model, cfg, backend), cfg, ctx)
         kept = {
             str(p.dtype).rpartition(".")[2]
             for n, p in model.params.items()

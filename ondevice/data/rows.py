@@ -279,6 +279,7 @@ def add_lines(path: Path, lines: list[str]) -> int:
         there = set(Path(path).read_text(encoding="utf-8").splitlines())
     new = [line for line in lines if line not in there]
     if new:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("a", encoding="utf-8") as file:
             file.write("\n".join(new) + "\n")
     return len(new)

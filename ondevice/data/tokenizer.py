@@ -112,7 +112,7 @@ class Tokenizer:
         self.pad_id: int = pad
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: str | Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and the chat template of a Hugging Face
         folder.
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, sha256
-from ondevice.common.progress import with_progress
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
 from ondevice.data.builtin.corpus import build
+from ondevice.data.context import DataContext
 from ondevice.data.messages import BadRow
 from ondevice.data.mixture import Lazy, epoch_order, mixture, sources
 from ondevice.data.preference_batches import StoredPairs, TokenPair, to_tokens
@@ -47,7 +47,6 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import held_out, pairs_of
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import is_simulated
-from ondevice.runs.context import Context
 
 COPY = "pairs.jsonl"
 BUILTIN_PAIRS = 8000  # chats of the built-in corpus that are made into pairs
@@ -71,19 +70,19 @@ class PairData:
     good: int = 0
 
 
-def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
+def pairs(cfg: PairsConfig, model: Model, ctx: DataContext) -> PairData:
     """Raises UserError for missing, empty or unreadable data, or where no pair is left on either
     side.
     """
     require_chat_template(model)
-    wanted = DataSpec.of(cfg, str(ctx.folder.path.parent / FILE))
+    wanted = DataSpec.of(cfg, str(ctx.folder.parent / FILE))
     judged = has_labelled_completions(cfg, wanted)
     copy = made_once(
-        ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged)
+        ctx.folder / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged)
     )
     try:
         place = place_of(
-            ctx.folder.path / "data",
+            ctx.cache,
             "pairs",
             model.tokenizer,
             f"{sha256(copy)} with margins and labels",
@@ -99,9 +98,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
                 f"{(~fits).sum()} of {len(found)} {_kind_of(found)} are longer than {limit} tokens and "
                 "are left out"
             )
-        made = _parted(found, fits, wanted)
-        _tell(made, ctx)
-        return made
+        return _parted(found, fits, wanted)
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
         raise
@@ -135,13 +132,15 @@ def _in_two(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {**rest, "completion": row["rejected"], "label": False}
 
 
-def _copied(part: Path, wanted: DataSpec, share: float, ctx: Context, judged: bool = False) -> None:
+def _copied(
+    part: Path, wanted: DataSpec, share: float, ctx: DataContext, judged: bool = False
+) -> None:
     """Writes every pair once, with `held` and the number of its `source`."""
     left_out = Counter[str]()
     any_held = False
     last = ""
     with part.open("w", encoding="utf-8") as out:
-        for row, number, learned in _each(wanted, ctx.shared.corpus, left_out, ctx, judged):
+        for row, number, learned in _each(wanted, ctx.corpus, left_out, ctx, judged):
             chat = _chat_of(row)
             held = learned == "never"
             if learned == "drawn":
@@ -180,7 +179,7 @@ def _each(
     wanted: DataSpec,
     corpus: CorpusConfig,
     left_out: Counter[str],
-    ctx: Context | None = None,
+    ctx: DataContext | None = None,
     judged: bool = False,
 ) -> Iterator[tuple[dict[str, Any], int, str]]:
     """(pair, number of its source, whether it is learned from: always, never, or as it is drawn).
@@ -214,7 +213,7 @@ def _each(
 
 
 def _tokenised(
-    copy: Path, tokenizer: Tokenizer, ctx: Context, bad: float
+    copy: Path, tokenizer: Tokenizer, ctx: DataContext, bad: float
 ) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
     """Pairs with their rows; those that the template refuses are set aside. Raises UserError for
     too many of them.
@@ -222,7 +221,7 @@ def _tokenised(
     if not copy.stat().st_size:
         return
     rows = read(copy, reading=Reading(bad=bad))
-    for row, place in with_progress(rows, f"{ctx.name}: pairs read"):
+    for row, place in ctx.progress(rows, "pairs read"):
         row.asked.update(row)  # what of a row is not used was said when the copy was made
         try:
             yield to_tokens(row, tokenizer), row
@@ -287,25 +286,6 @@ def _rated_by(found: StoredPairs) -> str:
     return ""
 
 
-def _tell(made: PairData, ctx: Context) -> None:
-    """Writes the event and says how many pairs there are."""
-    count = len(made.train)
-    counts = {"pairs": count, "held_pairs": len(made.held), "simulated": made.simulated}
-    what = "pairs"
-    said = ""
-    if made.judged:
-        counts["good"] = made.good
-        what = "completions"
-        said = f", {made.good:,} of them good and {count - made.good:,} bad"
-    ctx.events.emit("data", **counts)
-    line = f"{count:,} {what} to learn from{said}, {len(made.held):,} held out"
-    if made.simulated:
-        line += f"; {made.simulated:,} were rated by a rule, not by a person"
-    ctx.tell(line)
-    if made.judged and made.good in (0, count):
-        ctx.warn("all of them have the same label: nothing says what is better than what")
-
-
 def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConfig) -> str:
     """A hash of the pairs: of those that the stage has begun with, else of the source; and of the
     sources' weights. Raises UserError as `pairs`."""
@@ -358,7 +338,7 @@ def sha_of(row: Mapping[str, Any]) -> str:
 def _rows(
     wanted: DataSpec,
     corpus: CorpusConfig,
-    ctx: Context | None = None,
+    ctx: DataContext | None = None,
     strict: bool = False,
     judged: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -380,7 +360,7 @@ def _rows(
 def _read(
     wanted: DataSpec,
     corpus: CorpusConfig,
-    ctx: Context | None,
+    ctx: DataContext | None,
     strict: bool,
     convert: Callable[[Any], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:

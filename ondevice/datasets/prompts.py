@@ -19,6 +19,7 @@ from ondevice.data.builtin.corpus import build
 from ondevice.data.builtin.splits import Split
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import context_length
+from ondevice.data.context import DataContext
 from ondevice.data.formats import to_prompt
 from ondevice.data.messages import BadRow
 from ondevice.data.mixture import Lazy, epoch_order, mixture, one_after_another
@@ -27,7 +28,6 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.spec import DataSpec, corpus_of, placed_rows, reuse_cached
 from ondevice.datasets.split import last_together, left_to_learn, prompt_keys
 from ondevice.models.model import Model, require_chat_template
-from ondevice.runs.context import Context
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Prompts(Sequence[Prompt]):
 
 
 def prompts(
-    wanted: DataSpec, part: Part, model: Model, room: int, ctx: Context
+    wanted: DataSpec, part: Part, model: Model, room: int, ctx: DataContext
 ) -> Sequence[Prompt]:
     """The prompts of all sources; those that leave no `room` tokens for an answer are left out and
     counted. Of a person's own prompts the last tenth of a source is `validation`; `all` of the
@@ -105,7 +105,7 @@ def prompts(
     wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: DataSpec, part: Part) -> Prompts:
-        corpus = corpus_of(one.data, ctx.shared.corpus)
+        corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
 
             def own(one: DataSpec) -> Prompts:
@@ -156,9 +156,9 @@ def last_prompts(
 
 
 def without_heldout(
-    train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec, what: str, ctx: Context
+    train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec, what: str, ctx: DataContext
 ) -> list[Prompts]:
-    """`train` without what is held out of any source, which is with_progress. Raises UserError
+    """`train` without what is held out of any source, which is counted. Raises UserError
     where nothing is left of one."""
     left = left_to_learn(
         [part.keys[:, 1] for part in train],
@@ -182,7 +182,7 @@ def stored_prompts(
     name: str,
     model: Model,
     room: int,
-    ctx: Context,
+    ctx: DataContext,
 ) -> Prompts:
     """The prompts of one source on the disk, without those that leave no room for an answer. `rows`
     are asked for, one at a time, where a process before this one has not left them; `name` tells
@@ -212,10 +212,10 @@ def stored_prompts(
             )
 
     place = place_of(
-        ctx.folder.path / "data",
+        ctx.cache,
         "prompts",
         model.tokenizer,
-        f"{name} {context} {room} {start} {wanted.key(ctx.shared.corpus)}",
+        f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}",
     )
     lines = JsonLines.stored(
         reuse_cached(place, wanted, ctx), fitting, lambda row: prompt_keys(row[0])

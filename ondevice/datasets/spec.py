@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, write_file
 from ondevice.common.json_files import read_json
-from ondevice.common.progress import with_progress
 from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.recipe import load_recipe
 from ondevice.data.class_labels import NO_LABEL
+from ondevice.data.context import DataContext
 from ondevice.data.folders import holds_split
 from ondevice.data.formats import Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
@@ -28,7 +28,6 @@ from ondevice.data.mixture import BY_NAME, sources
 from ondevice.data.rows import AS_IS, Reading, Rows, add_lines, read
 from ondevice.data.token_cache import link_from
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.runs.context import Context
 
 T = TypeVar("T")
 LOOKED_AT = 100  # first rows, of which one that is a chat makes the rest chats too
@@ -208,7 +207,7 @@ def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]
     return [chat["messages"] for chat in plain_rows(path, to_chat, reading=reading)]
 
 
-def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
+def reuse_cached(place: Path, wanted: DataSpec, ctx: DataContext) -> Path:
     """`place`, filled with what the same stage of another run beside this one has made of the same
     files by the same tokenizer: its name says so. What the Hub or a gym gives under a name may be
     another thing tomorrow: not that."""
@@ -225,10 +224,8 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
         if (stage / REJECTED).is_file():
             lines = (stage / REJECTED).read_text(encoding="utf-8").splitlines()
             own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
-            if new := add_lines(ctx.folder.path / REJECTED, own):
-                ctx.warn(
-                    f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them"
-                )
+            if new := add_lines(ctx.folder / REJECTED, own):
+                ctx.warn(f"{new} of its rows could not be used; {ctx.folder / REJECTED} lists them")
         if (stage / UNUSED).is_file():
             for line in (stage / UNUSED).read_text(encoding="utf-8").splitlines():
                 if (found := json.loads(line))["data"] in names:
@@ -236,20 +233,20 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
     return place
 
 
-def _elsewhere(place: Path, ctx: Context) -> Path | None:
+def _elsewhere(place: Path, ctx: DataContext) -> Path | None:
     """`place` in the same stage of another run; None where there is none, or the runs cannot be
     looked into.
     """
     with suppress(OSError):
-        for run in sorted(ctx.folder.path.parent.parent.iterdir()):
-            other = run / ctx.folder.path.name / "data" / place.name
+        for run in sorted(ctx.folder.parent.parent.iterdir()):
+            other = run / ctx.folder.name / "data" / place.name
             with suppress(OSError):  # a neighbour that is no run may be closed to us
                 if other.exists():
                     return other
     return None
 
 
-def converted_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> list[T]:
+def converted_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: DataContext) -> list[T]:
     """A person's rows, each made into something else; bad ones are set aside. Raises UserError as
     `chats` does.
     """
@@ -257,11 +254,11 @@ def converted_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) 
 
 
 def placed_rows(
-    wanted: DataSpec, convert: Callable[[Any], T], ctx: Context
+    wanted: DataSpec, convert: Callable[[Any], T], ctx: DataContext
 ) -> Iterator[tuple[str, T]]:
     """(place, row) of `converted_rows`, one at a time."""
     rows = wanted.rows()
-    yield from with_progress(convert_rows(rows, convert), f"{ctx.name}: rows read")
+    yield from ctx.progress(convert_rows(rows, convert), "rows read")
     report_rejected(rows, ctx)
 
 
@@ -282,9 +279,9 @@ def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str,
             yield place, made
 
 
-def tell_unused(data: str, told: str, ctx: Context) -> None:
+def tell_unused(data: str, told: str, ctx: DataContext) -> None:
     """Says once what of the rows of `data` is not used; a resume does not say it again."""
-    if told and add_lines(ctx.folder.path / UNUSED, [json.dumps({"data": data, "told": told})]):
+    if told and add_lines(ctx.folder / UNUSED, [json.dumps({"data": data, "told": told})]):
         ctx.warn(f"{data}: {told}")
 
 
@@ -296,12 +293,13 @@ def check_rejected(rows: Rows) -> None:
         print(sanitize(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
 
 
-def _note_commit(rows: Rows, ctx: Context) -> None:
+def _note_commit(rows: Rows, ctx: DataContext) -> None:
     """Records which commit of a data set of the Hub was read: of a cache of its tokens too, which
     stays where the stage begins anew."""
-    file = ctx.folder.path / COMMITS
+    file = ctx.folder / COMMITS
     before = read_json(file)
     if before.get(rows.spec) != rows.commit:
+        ctx.folder.mkdir(parents=True, exist_ok=True)
         write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
     if rows.commit:
         ctx.tell(f"{rows.spec} was read at commit {rows.commit}")
@@ -309,7 +307,7 @@ def _note_commit(rows: Rows, ctx: Context) -> None:
         ctx.tell(f"at which commit {rows.spec} was read is not known: it came out of the cache")
 
 
-def report_rejected(rows: Rows, ctx: Context) -> None:
+def report_rejected(rows: Rows, ctx: DataContext) -> None:
     """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises
     UserError where these are too many."""
     rows.check()
@@ -322,6 +320,6 @@ def report_rejected(rows: Rows, ctx: Context) -> None:
             "there is none, and are left out (where it is a class, write a word for it)"
         )
     if rows.rejected:
-        file = ctx.folder.path / REJECTED
+        file = ctx.folder / REJECTED
         rows.write_rejected(file)
         ctx.warn(f"{len(rows.rejected)} of {rows.seen} rows could not be used; {file} lists them")

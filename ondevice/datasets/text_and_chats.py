@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest
-from ondevice.common.progress import with_progress
 from ondevice.common.rng import permutation
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
@@ -23,6 +22,7 @@ from ondevice.data.batches import hold_out, mixed_stream, tokenize_corpus, token
 from ondevice.data.builtin.corpus import build
 from ondevice.data.chat_encoding import ChatRow, encode_chats
 from ondevice.data.class_labels import LabelledText
+from ondevice.data.context import DataContext
 from ondevice.data.documents import Documents
 from ondevice.data.formats import to_chat, to_label, to_text
 from ondevice.data.mixture import epoch_order, mixture, one_after_another
@@ -46,31 +46,30 @@ from ondevice.datasets.split import (
     learned_too,
     left_to_learn,
 )
-from ondevice.runs.context import Context
 
 T = TypeVar("T")
 Tokens = NDArray[np.integer[Any]]
 
 
-def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
+def texts(wanted: DataSpec, ctx: DataContext) -> Iterator[str]:
     """Training documents of all sources, one source after the other. Raises UserError for missing,
     empty or unreadable data."""
     ones = [wanted]
     if wanted.split == "train":
         ones = wanted.alone()
     for one in ones:
-        corpus = corpus_of(one.data, ctx.shared.corpus)
+        corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
         rows = one.rows()
-        yield from with_progress(_texts(rows), f"{ctx.name}: documents read")
+        yield from ctx.progress(_texts(rows), "documents read")
         report_rejected(rows, ctx)
 
 
 def train_and_heldout(
     wanted: DataSpec,
-    ctx: Context,
+    ctx: DataContext,
     builtin: Callable[[CorpusConfig, int], tuple[T, T]],
     own: Callable[[DataSpec], T],
     split: Callable[[T, str], tuple[T, T]],
@@ -81,7 +80,7 @@ def train_and_heldout(
     train: list[T] = []
     held: list[T] = []
     for one in wanted.alone():
-        corpus = corpus_of(one.data, ctx.shared.corpus)
+        corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
             rows, last = builtin(corpus, one.limit)
             held.append(last)
@@ -95,7 +94,7 @@ def train_and_heldout(
         return train, held
     apart: list[T] = []
     for one in wanted.held():
-        corpus = corpus_of(one.data, ctx.shared.corpus)
+        corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
             apart.append(own(one))
         else:
@@ -104,13 +103,13 @@ def train_and_heldout(
 
 
 def token_streams(
-    wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str = ""
+    wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, separator: str = ""
 ) -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each
     source is held out. `separator`: text that ends a document of a person's own."""
-    cache = ctx.folder.path / "data"
+    cache = ctx.cache
     eos = tokenizer.eos_id
-    progress = partial(with_progress, title=f"{ctx.name}: documents compared")
+    progress = partial(ctx.progress, what="documents compared")
 
     def documents(tokens: Tokens) -> Documents:
         return Documents.of(tokens, eos, progress)
@@ -135,7 +134,7 @@ def token_streams(
 
 
 def _last_documents(
-    found: Documents, where: str, eos: int, ctx: Context
+    found: Documents, where: str, eos: int, ctx: DataContext
 ) -> tuple[Documents, Documents]:
     """The last tenth of the tokens is held out, except documents that stand before it too: these
     are learned from. Raises UserError where there is too little text."""
@@ -151,7 +150,7 @@ def _last_documents(
 
 
 def _without_held_documents(
-    train: list[Documents], held: list[Documents], wanted: DataSpec, ctx: Context
+    train: list[Documents], held: list[Documents], wanted: DataSpec, ctx: DataContext
 ) -> tuple[list[Any], list[Any]]:
     """(tokens to learn from, tokens held out) of each source. Raises UserError where nothing is
     left of one.
@@ -168,11 +167,11 @@ def _without_held_documents(
 
 
 def _stream(
-    wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str | None = None
+    wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, separator: str | None = None
 ) -> Tokens:
     """`separator`: as in `token_streams`; None where the stage has no such setting."""
-    cache = ctx.folder.path / "data"
-    key = wanted.key(ctx.shared.corpus)
+    cache = ctx.cache
+    key = wanted.key(ctx.corpus)
     if separator:
         key = digest([key, separator])
     reuse_cached(tokens_at(cache, tokenizer, key), wanted, ctx)
@@ -202,7 +201,9 @@ class Chats:
     held: ChatRows
 
 
-def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
+def chats(
+    wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, *, whole: bool = False
+) -> Chats:
     """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats
     of a source are held out, no other turn of them. `whole`: every token is to be learned, so that
     a chat with a turn of weight 0 is a bad row. Raises UserError for missing, empty or unreadable
@@ -222,7 +223,7 @@ def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool =
     return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
 
 
-def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
+def _last_chats(rows: ChatRows, where: str, ctx: DataContext) -> tuple[ChatRows, ChatRows]:
     """About the last tenth of the rows is held out, rows that begin with the same question and
     answer together: they are turns of one chat, or the same one again. Raises UserError as
     `last_together`."""
@@ -234,7 +235,7 @@ def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, Cha
 
 
 def _without(
-    train: list[ChatRows], held: list[ChatRows], data: str, ctx: Context
+    train: list[ChatRows], held: list[ChatRows], data: str, ctx: DataContext
 ) -> list[ChatRows]:
     """Rows to learn from that are not held out as they are. Raises UserError where nothing is left
     of a source.
@@ -297,14 +298,12 @@ class Labelled:
 
 
 def labelled_texts(
-    wanted: DataSpec, text: str, label: str, ctx: Context, pair: str = ""
+    wanted: DataSpec, text: str, label: str, ctx: DataContext, pair: str = ""
 ) -> Labelled:
     """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of
     the built-in corpus, each request and the kind of task that it is. Raises UserError for missing,
     empty or unreadable data, or for held-out classes that stand nowhere else."""
-    if pair and any(
-        corpus_of(one.data, ctx.shared.corpus) for one in (*wanted.alone(), *wanted.held())
-    ):
+    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
         raise UserError(
             "the built-in corpus has no second text",
             where="pair",
@@ -338,7 +337,7 @@ def _only(rows: Sequence[LabelledText], which: NDArray[np.bool_]) -> list[Labell
 
 
 def _last_labelled(
-    rows: list[LabelledText], where: str, ctx: Context
+    rows: list[LabelledText], where: str, ctx: DataContext
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """About the last tenth of the rows is held out, the same text again with it. Raises UserError
     as `last_together`."""
@@ -371,7 +370,7 @@ def with_replay(
     beside: ChatRows,
     seed: int,
     tokenizer: Tokenizer,
-    ctx: Context,
+    ctx: DataContext,
 ) -> ChatRows:
     """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of
     them to be learned: so many that they are `share` of all tokens. Raises UserError as `texts`
@@ -389,7 +388,7 @@ def with_replay(
     return ChatRows.joined([beside, text], np.arange(len(beside) + count))
 
 
-def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
+def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, whole: bool) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
     numbers = array("q")  # of each row its chat
     keys = array("Q")  # of each chat two
@@ -418,7 +417,7 @@ def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool
             # a chat is rendered, and so rejected, before the next one is asked for
             rows.reject(place, reason)
 
-        read = with_progress(conversations(), f"{ctx.name}: chats read")
+        read = ctx.progress(conversations(), "chats read")
         yield from encode_chats(read, tokenizer, reject=reject, numbers=numbers)
         report_rejected(rows, ctx)
         for line in spelt.told():
@@ -427,10 +426,10 @@ def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool
     def keys_of_rows() -> NDArray[np.uint64]:
         return np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)]
 
-    key = f"{wanted.key(ctx.shared.corpus)} by chat"
+    key = f"{wanted.key(ctx.corpus)} by chat"
     if whole:
         key = digest([key, "whole"])
-    place = place_of(ctx.folder.path / "data", "chats", tokenizer, key)
+    place = place_of(ctx.cache, "chats", tokenizer, key)
     return ChatRows.stored(reuse_cached(place, wanted, ctx), encoded, keys_of_rows)
 
 

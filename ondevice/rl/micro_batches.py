@@ -15,6 +15,7 @@ from ondevice.models.model import Model
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.context import Context
 from ondevice.runs.device_batch import choose_decode_batch
+from ondevice.runs.recovery import ResultRecord
 
 Floats = NDArray[np.floating[Any]]
 
@@ -71,11 +72,11 @@ def length_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
     }
 
 
-def held_out(ctx: Context) -> dict[str, Any]:
+def held_out(taken: ResultRecord | None) -> dict[str, Any]:
     """What was measured of the very weights that the stage gives, by name."""
-    if not ctx.taken:
+    if not taken:
         return {}
-    figures = dict(ctx.taken.figures)
+    figures = dict(taken.figures)
     figures.pop("groups", None)  # their place in a file
     return figures
 

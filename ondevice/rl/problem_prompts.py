@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.chat_encoding import prompt_ids
+from ondevice.data.context import DataContext
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.datasets.prompts import (
     Prompt,
@@ -22,7 +23,6 @@ from ondevice.datasets.spec import DataSpec, corpus_of, report_rejected
 from ondevice.models.model import Model
 from ondevice.rewards.problems import Problem, file_problems, problems, some_of
 from ondevice.rewards.scorer import Rewards
-from ondevice.runs.context import Context
 
 HELD = 64  # held-out problems of a measurement
 Part = Literal["train", "validation", "all"]
@@ -31,7 +31,7 @@ Part = Literal["train", "validation", "all"]
 class ProblemPrompts:
     """The problems that the settings name: those to learn from and those held out."""
 
-    def __init__(self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards) -> None:
+    def __init__(self, cfg: GRPOConfig, ctx: DataContext, policy: Model, rewards: Rewards) -> None:
         self.cfg = cfg
         self.ctx = ctx
         self.policy = policy
@@ -58,7 +58,7 @@ class ProblemPrompts:
     def source(self, one: DataSpec, part: Part, count: int, whole: bool = False) -> Prompts:
         """At most `count` problems (0: all) of one source; of a person's own the last tenth is
         `validation`, and in train only where `whole`."""
-        if one.data.startswith("gym:") or corpus_of(one.data, self.ctx.shared.corpus) is not None:
+        if one.data.startswith("gym:") or corpus_of(one.data, self.ctx.corpus) is not None:
             # they have a held-out part of their own
             return self._generated(one, "train" if part == "train" else "validation", count)
         if whole:
@@ -82,7 +82,7 @@ class ProblemPrompts:
         seed = self.cfg.seed
 
         def read() -> Iterable[Problem]:
-            return problems(one.data, part, count, seed, self.ctx.shared.corpus)
+            return problems(one.data, part, count, seed, self.ctx.corpus)
 
         return self._stored(one, read, f"{part} problems {count} {seed}")
 

@@ -16,6 +16,7 @@ from ondevice.common.clock import ticks
 from ondevice.common.progress import Progress
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
+from ondevice.data.context import DataContext
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
 from ondevice.runs.callbacks import Callback
@@ -101,6 +102,11 @@ class Context:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def data(self) -> DataContext:
+        """What reading the stage's data needs of this."""
+        return DataContext(self.folder.path, self.shared.corpus, self.tell, self.warn)
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """Where to go on from; None at a beginning. A checkpoint that other library versions wrote

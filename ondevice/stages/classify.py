@@ -47,7 +47,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
             where="sequence_length",
             hint="give as many or fewer",
         )
-    found = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
+    found = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx.data, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
     rows = partial(

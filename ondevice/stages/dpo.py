@@ -23,20 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.files import digest
-from ondevice.common.progress import with_progress
 from ondevice.config.preference import DPOConfig
 from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.token_cache import made_once
-from ondevice.datasets.preference_pairs import PairData, pairs
+from ondevice.datasets.preference_pairs import PairData
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_generative
 from ondevice.rl.rollout import Sampler, mean_kl, rows_of
 from ondevice.runs.context import Context, StageResult
 from ondevice.runs.device_batch import DeviceBatch
 from ondevice.seam.ops import Params
+from ondevice.stages.pairs import load_pairs
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
@@ -50,8 +50,8 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> StageResult:
-    model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx)
-    found = pairs(cfg, model, ctx)
+    model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx.backend)), cfg, ctx)
+    found = load_pairs(cfg, model, ctx)
     _warn_of_pairs(found, cfg, ctx)
     train, drift = _source("train", found.train, found.judged, cfg, model, ctx)
     held_out, held_drift = _source("held", found.held, found.judged, cfg, model, ctx)
@@ -274,7 +274,7 @@ def reference_logps(
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
     start = ctx.start.fingerprint.get("model", str(model.folder))
     key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
-    file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"
+    file = ctx.data.cache / f"reference-{name}-{key}.npy"
     if file.is_file():
         sums: NDArray[np.float32] = np.load(file)
         return sums
@@ -282,7 +282,7 @@ def reference_logps(
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     parts = (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
     each = []
-    for part in with_progress(parts, f"{ctx.name}: thousands scored"):
+    for part in ctx.data.progress(parts, "thousands scored"):
         for row in scorer.logprobs(model.params, list(part)):
             each.append(row.sum(dtype=np.float64))
     sums = np.array(each, np.float32).reshape(len(sides), -1)

@@ -57,7 +57,7 @@ RIGHT = "correct"  # the reward that says what is right
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
-    policy = with_adapter(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx)
+    policy = with_adapter(require_generative(load_start(cfg.model, cfg, ctx.backend)), cfg, ctx)
     require_chat_template(policy)
     with Rewards(
         cfg.judges(),
@@ -91,7 +91,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
         if feed.no_signal.steps >= cfg.steps:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
         notes = [f"rewards: {rewards.told()}"]
-    return StageResult(policy.with_params(params), {"held_out": held_out(ctx)}, notes=notes)
+    return StageResult(policy.with_params(params), {"held_out": held_out(ctx.taken)}, notes=notes)
 
 
 class GRPOFeed:
@@ -103,7 +103,7 @@ class GRPOFeed:
         self.rewards = rewards
         self.policy = policy
         self.reference = policy.params
-        self.asked, self.held, columns = ProblemPrompts(cfg, ctx, policy, rewards).parts()
+        self.asked, self.held, columns = ProblemPrompts(cfg, ctx.data, policy, rewards).parts()
         rewards.check(columns)
         self._check_answers()
         self.no_signal = NoSignal(ctx.warn)

@@ -20,6 +20,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.rng import normal
 from ondevice.config.stages import InitConfig
 from ondevice.data.builtin.corpus import build
+from ondevice.data.context import DataContext
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import SENTINELS, train_tokenizer
 from ondevice.datasets import text_and_chats
@@ -35,16 +36,16 @@ from ondevice.runs.context import Context
 
 
 def run(cfg: InitConfig, ctx: Context) -> Model:
-    tokenizer = _tokenizer(cfg, ctx)
+    tokenizer = _tokenizer(cfg, ctx.data)
     shape = model_config(cfg, tokenizer)
     params = {name: ctx.backend.array(w) for name, w in initial_weights(cfg, shape).items()}
     return Model(shape, params, tokenizer, ctx.folder.model)
 
 
-def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
+def _tokenizer(cfg: InitConfig, ctx: DataContext) -> Tokenizer:
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
-    corpus = builtin_in(cfg.data, ctx.shared.corpus)
+    corpus = builtin_in(cfg.data, ctx.corpus)
     words = text_and_chats.texts(DataSpec.of(cfg), ctx)
     if corpus is not None:  # the words of instructions are to be whole tokens too
         words = chain(

@@ -169,7 +169,7 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     Interrupted as `run` does.
     """
     cfg.check()
-    cfg = _with_models(name, cfg)
+    cfg = with_models(name, cfg)
     if cfg.resume and not cfg.out:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
@@ -180,7 +180,7 @@ def run_one(name: str, cfg: StageConfig) -> Path:
         return run_stage(name, cfg, folder, shared=shared, caller=Caller(resume_hint))
 
 
-def _with_models(name: str, cfg: StageConfig) -> StageConfig:
+def with_models(name: str, cfg: StageConfig) -> StageConfig:
     """`cfg` with the folders of the models that it names. Raises UserError where the stage needs a
     model and none is named or known, and for a model that cannot be found.
     """

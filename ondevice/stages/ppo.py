@@ -50,6 +50,7 @@ from ondevice.rl.rollout import Sampled, Sampler, count_tokens, mean_kl, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
+from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
@@ -62,9 +63,9 @@ HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> StageResult:
-    start = require_generative(load_start(cfg.model, cfg, ctx))
+    start = require_generative(load_start(cfg.model, cfg, ctx.backend))
     policy = with_adapter(start, cfg, ctx)
-    judge = load_reward_model(cfg, policy, ctx)
+    judge = load_reward_model(cfg, ctx.backend)
     value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     loss = partial(
@@ -92,20 +93,20 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
     beside = {"value_model": value.with_params(sub(params, "value."))}
     return StageResult(
         policy.with_params(own),
-        {"held_out": held_out(ctx)},
+        {"held_out": held_out(ctx.taken)},
         beside,
         [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"],
     )
 
 
-def load_reward_model(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
+def load_reward_model(cfg: PPOConfig, backend: Backend) -> Model:
     """The reward model, of whatever architecture. Raises UserError: none named, no reward model, or
     one of another tokenizer that has no chat template to read a conversation by."""
     if not cfg.reward_model:
         raise UserError(
             "no reward model was named", where="reward_model", hint="ondevice reward makes one"
         )
-    judge = load_start(cfg.reward_model, cfg, ctx)
+    judge = load_start(cfg.reward_model, cfg, backend)
     if judge.cfg.num_labels != 1:
         raise UserError(
             "is no reward model: it has no head of one score",
@@ -157,8 +158,8 @@ class PPOFeed:
         self.reference = policy.params
         room = cfg.max_new_tokens
         wanted = DataSpec.of(cfg)
-        self.asked = prompts(wanted, "train", policy, room, ctx)
-        self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
+        self.asked = prompts(wanted, "train", policy, room, ctx.data)
+        self.held = prompts(wanted, "validation", policy, room, ctx.data)[-HELD:]
         self.sampler = Sampler(
             policy,
             ctx.backend,
@@ -316,7 +317,7 @@ class PPOFeed:
         if not self.cfg.sft_coef:
             return None
         found = text_and_chats.chats(
-            DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx
+            DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx.data
         )
         width = min(128, policy.cfg.max_position_embeddings)
         return ChatSource(

@@ -5,11 +5,12 @@ was (an encoder-decoder)."""
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import TextSource
+from ondevice.data.context import DataContext
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import most_of, source_of
 from ondevice.datasets.spec import DataSpec
@@ -18,6 +19,7 @@ from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.network import objective, supports_packing
 from ondevice.runs.context import Context
+from ondevice.seam.protocols import Backend
 from ondevice.stages.summary import bytes_per_token
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
@@ -25,32 +27,47 @@ from ondevice.training.losses import causal_lm_loss
 
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
-    model = load_model(cfg.model, ctx.backend)
+    model = start_model(cfg, ctx.backend)
+    made = sources(cfg, model, ctx.data)
+    sizes: dict[str, Any] = {}
+    if isinstance(made.held, TextSource):  # every token is a target: a loss is bits per byte
+        sizes["held_bytes_per_token"] = bytes_per_token(
+            made.held.eval_batches(cfg.eval_batches), model.tokenizer
+        )
+    ctx.events.emit("data", tokens=made.tokens, held_tokens=made.held_tokens, **sizes)
+    ctx.tell(f"{made.tokens:,} tokens to learn from, {made.held_tokens:,} held out")
+    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
+    figures = heldout_metrics(partial(loss, accuracy=not sizes), made.held, ctx, cfg)
+    params = fit(model, loss, made.train, figures, ctx, cfg, sample=sampler(model, ctx))
+    return model.with_params(params)
+
+
+def start_model(cfg: PretrainConfig, backend: Backend) -> Model:
+    """The model that the stage begins from. Raises UserError for one that cannot be pre-trained, or
+    not so.
+    """
+    model = load_model(cfg.model, backend)
     _check(cfg, model)
+    return model
+
+
+class TextSources(NamedTuple):
+    """Batches to learn from and held-out ones, and how many tokens these are of."""
+
+    train: Any
+    held: Any
+    tokens: int
+    held_tokens: int
+
+
+def sources(cfg: PretrainConfig, model: Model, ctx: DataContext) -> TextSources:
+    """The batches of the text that the settings name. Raises UserError for data as `texts` does."""
     train, held = text_and_chats.token_streams(
         DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator
     )
     rows = source_of(cfg, model)
     measured = rows(held)
-    sizes: dict[str, Any] = {}
-    if isinstance(measured, TextSource):  # every token is a target: a loss is bits per byte
-        sizes["held_bytes_per_token"] = bytes_per_token(
-            measured.eval_batches(cfg.eval_batches), model.tokenizer
-        )
-    ctx.events.emit("data", tokens=len(train), held_tokens=len(held), **sizes)
-    ctx.tell(f"{len(train):,} tokens to learn from, {len(held):,} held out")
-    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    figures = heldout_metrics(partial(loss, accuracy=not sizes), measured, ctx, cfg)
-    params = fit(
-        model,
-        loss,
-        rows(train),
-        figures,
-        ctx,
-        cfg,
-        sample=sampler(model, ctx),
-    )
-    return model.with_params(params)
+    return TextSources(rows(train), measured, len(train), len(held))
 
 
 def _check(cfg: PretrainConfig, model: Model) -> None:

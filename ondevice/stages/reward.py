@@ -18,11 +18,11 @@ from ondevice.config.preference import RewardConfig
 from ondevice.data.completion_batches import prompt_and_completion, text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
-from ondevice.datasets.preference_pairs import pairs
 from ondevice.evaluation.reward_model import quality
 from ondevice.models.model import Model
 from ondevice.models.score_head import need_scores, with_head
 from ondevice.runs.context import Context, StageResult
+from ondevice.stages.pairs import load_pairs
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
@@ -31,9 +31,9 @@ from ondevice.training.sequence_logprobs import Scorer
 
 
 def run(cfg: RewardConfig, ctx: Context) -> StageResult:
-    writer = load_start(cfg.model, cfg, ctx, backbone_only=True)
+    writer = load_start(cfg.model, cfg, ctx.backend, backbone_only=True)
     need_scores(writer)
-    found = pairs(cfg, writer, ctx)
+    found = load_pairs(cfg, writer, ctx)
     if cfg.strength_margin and not found.strong:
         raise UserError(
             "no pair is of a strength above 1, so that it would change nothing",

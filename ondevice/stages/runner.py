@@ -226,7 +226,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
         if not model.cfg.num_labels:
             exam = ctx.shared.exam
             if exam is not None:
-                record["marks"] |= exam(model, ctx.backend, ctx.folder.path / "data")
+                record["marks"] |= exam(model, ctx.backend, ctx.data.cache)
             record["answers"] = answer(model, model.params, ctx.backend, ctx.shared.prompts)
     record |= {
         **ctx.spent.mapping(),

@@ -25,6 +25,7 @@ from ondevice.rl.micro_batches import decode_batch
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens
 from ondevice.runs.context import Context, StageResult
 from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
 from ondevice.training.rows_at_once import ROLLOUT, RowsAtOnce
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
@@ -32,9 +33,9 @@ TOGETHER = 64  # prompts between two commits
 
 
 def run(cfg: SampleConfig, ctx: Context) -> StageResult:
-    models = _models(cfg, ctx)
-    samplers = [_sampler(model, cfg, ctx) for model in models]
-    asked = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx)
+    models = _models(cfg, ctx.backend)
+    samplers = [_sampler(model, cfg, ctx.backend) for model in models]
+    asked = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx.data)
     asked = asked[: cfg.prompts or None]
     rows = _rows_at_once(cfg, ctx, models[0], asked)
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
@@ -76,13 +77,13 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
     return StageResult(None, {"queued": queue.queued, "alike": alike})
 
 
-def _models(cfg: SampleConfig, ctx: Context) -> list[Model]:
+def _models(cfg: SampleConfig, backend: Backend) -> list[Model]:
     """The model and, where one is named, the other one that it is compared with. Raises UserError
     where their tokenizers differ.
     """
-    models = [load_generative(cfg.model, ctx.backend)]
+    models = [load_generative(cfg.model, backend)]
     if cfg.other:
-        models.append(load_generative(cfg.other, ctx.backend))
+        models.append(load_generative(cfg.other, backend))
     models = [_with_template_settings(model, cfg) for model in models]
     if len({model.tokenizer.sha256() for model in models}) > 1:
         raise UserError(
@@ -108,10 +109,10 @@ def _rows_at_once(
     return rows
 
 
-def _sampler(model: Model, cfg: SampleConfig, ctx: Context) -> Sampler:
+def _sampler(model: Model, cfg: SampleConfig, backend: Backend) -> Sampler:
     return Sampler(
         model,
-        ctx.backend,
+        backend,
         temperature=cfg.temperature,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,

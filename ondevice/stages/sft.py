@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.config.stages import SFTConfig
 from ondevice.data.chat_encoding import ChatRow, add_template
+from ondevice.data.context import DataContext
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import _where_cut, rows_of
 from ondevice.datasets.spec import DataSpec
@@ -24,6 +26,7 @@ from ondevice.models.model import Model, require_generative
 from ondevice.models.network import supports_packing
 from ondevice.models.shapes import shapes
 from ondevice.runs.context import Context
+from ondevice.seam.protocols import Backend
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import fit
 from ondevice.training.losses import causal_lm_loss
@@ -32,9 +35,44 @@ _LOOKED_AT = 10_000  # rows of which empty answers are counted
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_adapter(
-        with_template(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx
+    model = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
+    made = sources(cfg, model, ctx.data)
+    source, held = made.train, made.held
+    chats = source.examples - made.replayed
+    ctx.events.emit(
+        "data",
+        chats=chats,
+        replayed=made.replayed,
+        held_chats=held.examples,
+        cut=source.truncated + held.truncated,
+        left_out=source.skipped + held.skipped,
     )
+    beside = f" beside {made.replayed:,} rows of plain text" if made.replayed else ""
+    ctx.tell(f"{chats:,} chats to learn from{beside}, {held.examples:,} held out")
+    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
+    params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
+    return model.with_params(params)
+
+
+def start_model(cfg: SFTConfig, backend: Backend) -> Model:
+    """The model that the stage begins from, with its chat template. Raises UserError for one that
+    cannot be tuned so.
+    """
+    return with_template(require_generative(load_start(cfg.model, cfg, backend)), cfg, backend)
+
+
+class ChatSources(NamedTuple):
+    """Batches to learn from and held-out ones; `replayed` rows of the first are plain text."""
+
+    train: Any
+    held: Any
+    replayed: int
+
+
+def sources(cfg: SFTConfig, model: Model, ctx: DataContext) -> ChatSources:
+    """The batches of the chats that the settings name. Raises UserError for settings that the model
+    cannot keep, and for data as `chats` does.
+    """
     # what the architecture cannot do is refused before anything that a number could mend
     rows = rows_of(cfg, model)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
@@ -49,6 +87,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
             f"each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
         )
     _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
+    train = found.train
     if cfg.replay:
         train = text_and_chats.with_replay(
             cfg.replay,
@@ -59,34 +98,18 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
             model.tokenizer,
             ctx,
         )
-    else:
-        train = found.train
-    source, held = rows(train), rows(found.held)
-    for name, part in (("training", source), ("held-out", held)):
+    made = ChatSources(rows(train), rows(found.held), len(train) - len(found.train))
+    for name, part in (("training", made.train), ("held-out", made.held)):
         if part.truncated or part.skipped:
             ctx.warn(
                 f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens{_where_cut(part, model)}, "
                 f"{part.skipped} left out because nothing of the answer remained"
             )
-    replay = len(train) - len(found.train)
-    chats = source.examples - replay
-    ctx.events.emit(
-        "data",
-        chats=chats,
-        replayed=replay,
-        held_chats=held.examples,
-        cut=source.truncated + held.truncated,
-        left_out=source.skipped + held.skipped,
-    )
-    beside = f" beside {replay:,} rows of plain text" if replay else ""
-    ctx.tell(f"{chats:,} chats to learn from{beside}, {held.examples:,} held out")
-    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
-    return model.with_params(params)
+    return made
 
 
 def _tell_of_empty_answers(
-    rows: Sequence[ChatRow], special: NDArray[np.bool_], ctx: Context
+    rows: Sequence[ChatRow], special: NDArray[np.bool_], ctx: DataContext
 ) -> None:
     """Warns where more than one chat in a hundred teaches special tokens alone: to stop without a
     word.
@@ -98,7 +121,7 @@ def _tell_of_empty_answers(
         )
 
 
-def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
+def with_template(model: Model, cfg: SFTConfig, backend: Backend) -> Model:
     """The model with the chat template that `cfg` names, its special tokens and their embeddings
     with it.
 
@@ -127,22 +150,22 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
             where="chat_template",
             hint="take plain, which needs none, or train all weights",
         )
-    return grow_vocabulary(replace(model, tokenizer=tokenizer), ctx)
+    return grow_vocabulary(replace(model, tokenizer=tokenizer), backend)
 
 
-def grow_vocabulary(model: Model, ctx: Context) -> Model:
+def grow_vocabulary(model: Model, backend: Backend) -> Model:
     """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the
     average one.
     """
     size = model.tokenizer.vocab_size
     cfg, params = replace(model.cfg, vocab_size=size), dict(model.params)
     for name, shape in shapes(cfg).items():
-        old = ctx.backend.numpy(params[name])
+        old = backend.numpy(params[name])
         for axis in (
             axis
             for axis, (wanted, had) in enumerate(zip(shape, old.shape, strict=True))
             if wanted > had
         ):
             rows = np.repeat(old.mean(axis, keepdims=True), shape[axis] - old.shape[axis], axis)
-            params[name] = ctx.backend.array(np.concatenate([old, rows], axis).astype(np.float32))
+            params[name] = backend.array(np.concatenate([old, rows], axis).astype(np.float32))
     return replace(model, params=params, cfg=cfg)

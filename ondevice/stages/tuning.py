@@ -25,18 +25,21 @@ from ondevice.models.state_dict import quantised
 from ondevice.models.tensor_names import is_block_matrix, is_embedding, is_router
 from ondevice.runs.context import Context
 from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 
-def load_start(name: str, cfg: TuningConfig, ctx: Context, *, backbone_only: bool = False) -> Model:
+def load_start(
+    name: str, cfg: TuningConfig, backend: Backend, *, backbone_only: bool = False
+) -> Model:
     """The model as training reads it: whole weights in float32, or a frozen base in the compute
     type with the adapters of earlier stages beside it; `backbone_only` as in `load_model`. Raises
     UserError as that does, and for quantised weights that were to be trained."""
     if cfg.adapter == "lora":
         base = load_model(
-            name, ctx.backend, dtype=ctx.backend.dtype, merge=False, backbone_only=backbone_only
+            name, backend, dtype=backend.dtype, merge=False, backbone_only=backbone_only
         )
         return _checked(base, cfg)
-    model = _checked(load_model(name, ctx.backend, backbone_only=backbone_only), cfg)
+    model = _checked(load_model(name, backend, backbone_only=backbone_only), cfg)
     if quantised(model.params):
         raise UserError(
             "quantised weights cannot be trained",

@@ -156,7 +156,7 @@ def prepare(job: Job) -> None:
     from ondevice.stages.tuning import load_start, with_adapter
 
     ctx, cfg = context(job, lambda *args, **fields: None), job.config()
-    model = require_generative(load_start(job.model, cfg, ctx))
+    model = require_generative(load_start(job.model, cfg, ctx.backend))
     rows, count = [row for row, _ in read(job.data)], job.steps * job.rows
     each = (
         (rows[i], encoded(job, rows[i], model.tokenizer))
