@@ -77,7 +77,7 @@ def rendered(rows: list[dict[str, Any]]) -> list[str]:
 
 def split(rows: list[dict[str, Any]], folder: Path, **more: Any) -> tuple[Chats, list[str]]:
     ctx = Ctx(folder)
-    return chats(DataSpec(write(folder / "rows.jsonl", rows), **more), TOKENIZER, ctx), ctx.warned  # type: ignore[arg-type]
+    return chats(DataSpec(write(folder / "rows.jsonl", rows), **more), TOKENIZER, ctx), ctx.warned
 
 
 @pytest.mark.parametrize("order", ["one after another", "shuffled"])
@@ -156,7 +156,7 @@ def test_a_template_that_needs_a_row_a_turn_splits_no_chat(tmp_path: Path) -> No
         "{{ m.content + eos_token }}{% endif %}{% endfor %}",
         (),
     )
-    found = chats(DataSpec(write(tmp_path / "rows.jsonl", rows)), per_turn, Ctx(tmp_path))  # type: ignore[arg-type]
+    found = chats(DataSpec(write(tmp_path / "rows.jsonl", rows)), per_turn, Ctx(tmp_path))
     assert (len(found.train), len(found.held)) == (54, 6)
 
 
@@ -167,7 +167,7 @@ def test_the_turns_of_a_chat_of_pairs_stand_on_one_side(tmp_path: Path) -> None:
         for row in by_turns(number, 3)
     ]
     part = tmp_path / "pairs.jsonl"
-    _copied(part, DataSpec(write(tmp_path / "rows.jsonl", rows)), 0.3, Ctx(tmp_path))  # type: ignore[arg-type]
+    _copied(part, DataSpec(write(tmp_path / "rows.jsonl", rows)), 0.3, Ctx(tmp_path))
     sides: dict[bool, set[str]] = {False: set(), True: set()}
     for row in map(json.loads, part.read_text().splitlines()):
         sides[row["held"]].add(row["prompt"][0]["content"])
@@ -184,7 +184,7 @@ def document(number: int) -> dict[str, Any]:
 def streams(wanted: DataSpec, folder: Path, **more: Any) -> tuple[list[str], list[str], list[str]]:
     """Documents to learn from, those held out, and what was said."""
     ctx = Ctx(folder)
-    found = token_streams(wanted, TOKENIZER, ctx, **more)  # type: ignore[arg-type]
+    found = token_streams(wanted, TOKENIZER, ctx, **more)
     train, held = (
         [text for text in TOKENIZER.decode(part[:], skip_special=False).split(END) if text]
         for part in found
@@ -281,7 +281,7 @@ def test_a_stream_with_gaps_is_repeated_like_any_other() -> None:
 
 def classes(wanted: DataSpec, folder: Path, pair: str = "") -> tuple[Labelled, list[str]]:
     ctx = Ctx(folder)
-    return labelled_texts(wanted, "text", "label", ctx, pair), ctx.warned  # type: ignore[arg-type]
+    return labelled_texts(wanted, "text", "label", ctx, pair), ctx.warned
 
 
 def test_texts_of_a_validation_file_are_no_examples_of_classes(tmp_path: Path) -> None:
@@ -337,8 +337,8 @@ def asking(number: int, turns: int = 5) -> list[dict[str, Any]]:
 def test_prompts_that_are_turns_of_one_chat_stand_on_one_side(tmp_path: Path) -> None:
     rows = [row for number in range(20) for row in asking(number)]
     data = DataSpec(write(tmp_path / "rows.jsonl", [rows[7 * n % 100] for n in range(100)]))
-    ctx: Any = Ctx(tmp_path)
-    train, held = (prompts(data, part, MODEL, 8, ctx) for part in ("train", "validation"))  # type: ignore[arg-type]
+    ctx = Ctx(tmp_path)
+    train, held = (prompts(data, part, MODEL, 8, ctx) for part in ("train", "validation"))
     sides = [{one.messages[0]["content"] for one in part} for part in (train, held)]
     assert (len(train), len(held)) == (90, 10) and not sides[0] & sides[1] and not ctx.warned
 
@@ -370,7 +370,7 @@ def test_prompts_that_are_left_out_are_counted(tmp_path: Path) -> None:
         write(tmp_path / name, [{"prompt": f"question {n}"} for n in numbers])
         for name, numbers in (("a.jsonl", range(20)), ("b.jsonl", [*range(30, 49), 3, 50]))
     )
-    ctx: Any = Ctx(tmp_path)
+    ctx = Ctx(tmp_path)
     wanted = DataSpec(f"{one},{other}")
     found = prompts(wanted, "train", MODEL, 8, ctx)
     assert ctx.warned == ["1 prompt is left out because it is held out too"]
