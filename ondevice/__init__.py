@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StageConfig,
     )
     from ondevice.config.use import (
+        BenchConfig,
         ChatConfig,
         CompareConfig,
         DataConfig,
@@ -370,6 +371,17 @@ def export(
     from ondevice.exports.export import export as function
 
     return function(_made(ExportConfig, {"model": str(model), "to": to, **fields}, cfg))
+
+
+def bench(
+    *, cfg: BenchConfig | None = None, tell: Callable[[str], None] | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Tokens per second of each stage on this machine (fields of `BenchConfig`). `tell` hears each
+    figure. See `ondevice.benchmark.standard.bench`."""
+    from ondevice.benchmark.standard import bench as function
+    from ondevice.config.use import BenchConfig
+
+    return function(_made(BenchConfig, fields, cfg), tell)
 
 
 def doctor() -> dict[str, Any]:

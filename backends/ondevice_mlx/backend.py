@@ -109,6 +109,9 @@ class MLXBackend:
             return type(x)(self._place(v) for v in x)
         return x
 
+    def device_name(self) -> str:
+        return str(mx.device_info().get("device_name", "")) if self.device == "gpu" else ""
+
     def memory(self) -> Memory:
         total = physical_memory() or 0
         if self.device == "gpu":

@@ -137,6 +137,11 @@ class TorchBackend:
             return type(x)(self._place(v) for v in x)
         return x
 
+    def device_name(self) -> str:
+        if self.device == "cuda":
+            return torch.cuda.get_device_name(self._device)
+        return "Apple GPU (MPS)" if self.device == "mps" else ""
+
     def memory(self) -> Memory:
         if self.device == "cuda":
             total = torch.cuda.get_device_properties(self._device).total_memory

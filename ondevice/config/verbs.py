@@ -243,6 +243,16 @@ _TABLE = (
         sets=False,
     ),
     Verb(
+        "bench",
+        "Look",
+        "how fast this machine is in each stage, as a block to paste",
+        f"{_USE}:BenchConfig",
+        (),
+        "bench",
+        sets=False,
+        render="ondevice.benchmark.standard:render",
+    ),
+    Verb(
         "doctor",
         "Look",
         "what this machine can do, and what would be chosen",
