@@ -17,34 +17,48 @@ _SHOWN: Mapping[str, str] = {
     "loss": "{:.4f}",
     "kl": "{:.3f}",
 }
-"""Figures that are told, in this order."""
+"""Figures that are shown, in this order."""
 
 
 def achieved(outcome: Mapping[str, Any]) -> str:
     """One line from what done.json holds as `outcome`: "accuracy 12.5% → 40.6%, reward 0.210 →
     0.480 at step 60, on 64 problems"; empty where nothing was measured."""
-    before, after = (outcome.get(name) or {} for name in ("before", "after"))
-    told = [
-        f"{name} {_pair(before.get(name), after[name], form)}"
-        for name, form in _SHOWN.items()
-        if _number(after.get(name))
-    ]
-    if not told:
+    before = outcome.get("before") or {}
+    after = outcome.get("after") or {}
+    figures = []
+    for name, form in _SHOWN.items():
+        if _number(after.get(name)):
+            change = _pair(before.get(name), after[name], form)
+            figures.append(f"{name} {change}")
+    if not figures:
         return ""
     bits = outcome.get("bits_per_byte")
     if _number(bits):
-        told.append(f"{bits:.3f} bits per byte")
-    held, unit = outcome.get("held"), str(outcome.get("unit") or "tokens")
-    size = f", on {held:,} {unit if held != 1 else unit.removesuffix('s')}" if held else ""
-    return f"{', '.join(told)} at step {outcome.get('measured')}{size}"
+        figures.append(f"{bits:.3f} bits per byte")
+    return f"{', '.join(figures)} at step {outcome.get('measured')}{_size(outcome)}"
+
+
+def _size(outcome: Mapping[str, Any]) -> str:
+    """How much held-out data the figures are of; empty where that is not known."""
+    count = outcome.get("held")
+    if not count:
+        return ""
+    unit = str(outcome.get("unit") or "tokens")
+    if count == 1:
+        unit = unit.removesuffix("s")
+    return f", on {count:,} {unit}"
 
 
 def worse(outcome: Mapping[str, Any], higher: bool) -> bool:
     """Whether the figure that decides is worse than before the first step."""
     name = outcome.get("figure")
-    before, after = (outcome.get(part) or {} for part in ("before", "after"))
-    one, other = before.get(name), after.get(name)
-    return bool(_number(one) and _number(other) and (other < one if higher else other > one))
+    before = (outcome.get("before") or {}).get(name)
+    after = (outcome.get("after") or {}).get(name)
+    if not (_number(before) and _number(after)):
+        return False
+    if higher:
+        return after < before
+    return after > before
 
 
 def _pair(before: Any, after: float, form: str) -> str:

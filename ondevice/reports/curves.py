@@ -33,7 +33,7 @@ _REWARDS = (
 
 @dataclass(frozen=True)
 class Curve:
-    """What the steps told of one figure, and what was measured of it on held-out data."""
+    """One figure as the steps reported it, and as it was measured on held-out data."""
 
     title: str
     steps: Points
@@ -42,21 +42,43 @@ class Curve:
 
 def curves(path: Path) -> list[Curve]:
     """The curves of an event file; none of a stage that does not train."""
-    found = list(events.read(path))
-    steps = [event for event in found if event.get("event") == "step" and "lr" in event]
-    held = [event for event in found if event.get("event") == "eval"]
-    rewarded = any("reward" in event for event in steps)
-    out = []
-    of_classes = any(
-        event.get("event") == "start" and event.get("stage") == "classify" for event in found
-    )
-    for name, title, measured in _REWARDS if rewarded else _CLASSES if of_classes else _LOSSES:
-        if not measured:  # PPO measures the reward model's score, GRPO the reward
-            measured = "score" if any("score" in event for event in held) else "reward"
-        curve = Curve(title, _points(steps, name), _points(held, measured))
+    steps = []
+    evaluations = []
+    of_classes = False
+    for event in events.read(path):
+        kind = event.get("event")
+        if kind == "step" and "lr" in event:
+            steps.append(event)
+        elif kind == "eval":
+            evaluations.append(event)
+        elif kind == "start" and event.get("stage") == "classify":
+            of_classes = True
+    found = []
+    for name, title, measured in _figures(steps, of_classes):
+        if not measured:
+            measured = _measured_reward(evaluations)
+        curve = Curve(title, _points(steps, name), _points(evaluations, measured))
         if curve.steps:
-            out.append(curve)
-    return out
+            found.append(curve)
+    return found
+
+
+def _figures(
+    steps: Sequence[Mapping[str, Any]], of_classes: bool
+) -> tuple[tuple[str, str, str], ...]:
+    """The figures that a stage with these steps has a curve of."""
+    if any("reward" in event for event in steps):
+        return _REWARDS
+    if of_classes:
+        return _CLASSES
+    return _LOSSES
+
+
+def _measured_reward(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """PPO measures the reward model's score, GRPO the reward."""
+    if any("score" in event for event in evaluations):
+        return "score"
+    return "reward"
 
 
 def decimate(points: Sequence[tuple[float, float]], most: int = MOST) -> Points:
@@ -90,35 +112,50 @@ def smooth(points: Sequence[tuple[float, float]]) -> Points:
 def svg(curve: Curve, stage: str) -> str:
     """The curve: training steps, dim under their mean where they are many; held-out measurements as
     dots. `stage` is made harmless here."""
-    across = _Scale([x for x, _ in (*curve.steps, *curve.held)], _LEFT, WIDTH - _RIGHT)
-    up = _Scale([y for _, y in (*curve.steps, *curve.held)], HEIGHT - _BOTTOM, _TOP)
-    grid = [
-        f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{WIDTH - _RIGHT}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end">{_tick(y)}</text>'
-        for y in up.ticks(4)
-    ]
-    below = f'y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle"'
-    grid += [
-        f'<text class="tick" x="{across(x):.1f}" {below}>{_tick(x)}</text>'
-        for x in across.ticks(5)
-        if x == int(x)
-    ]
-    many = len(curve.steps) >= 40  # else the mean over a window would be the curve itself
-    lines = f'<path class="{"raw" if many else "mean"}" d="{_path(decimate(curve.steps), across, up)}"/>'
-    if many:
-        lines += f'<path class="mean" d="{_path(decimate(smooth(curve.steps), MOST // 2), across, up)}"/>'
-    dots = "".join(
-        f'<circle class="held" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
-        for x, y in decimate(curve.held, 100)
-    )
+    points = [*curve.steps, *curve.held]
+    across = _Scale([x for x, _ in points], _LEFT, WIDTH - _RIGHT)
+    up = _Scale([y for _, y in points], HEIGHT - _BOTTOM, _TOP)
     middle, centre = (HEIGHT - _BOTTOM + _TOP) / 2, (WIDTH + _LEFT - _RIGHT) / 2
     return (
-        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{sanitize_html(_told(curve, stage))}</title>'
-        f"{''.join(grid)}{lines}{dots}"
+        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f"<title>{sanitize_html(_in_words(curve, stage))}</title>"
+        f"{_grid(across, up)}{_lines(curve, across, up)}{_dots(curve, across, up)}"
         f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
         f'<text class="axis" transform="translate(10 {middle:.0f}) rotate(-90)" text-anchor="middle">'
         f"{sanitize_html(curve.title)}</text></svg>"
     )
+
+
+def _grid(across: _Scale, up: _Scale) -> str:
+    """Level lines with their values, and the numbers of steps below."""
+    parts = []
+    for y in up.ticks(4):
+        parts.append(f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{WIDTH - _RIGHT}"/>')
+        place = f'x="{_LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end"'
+        parts.append(f'<text class="tick" {place}>{_tick(y)}</text>')
+    below = f'y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle"'
+    for x in across.ticks(5):
+        if x == int(x):  # steps are whole numbers
+            parts.append(f'<text class="tick" x="{across(x):.1f}" {below}>{_tick(x)}</text>')
+    return "".join(parts)
+
+
+def _lines(curve: Curve, across: _Scale, up: _Scale) -> str:
+    """The steps and, where they are many, their mean over a window: of few it would be the curve
+    itself."""
+    line = _path(decimate(curve.steps), across, up)
+    if len(curve.steps) < 40:
+        return f'<path class="mean" d="{line}"/>'
+    mean = _path(decimate(smooth(curve.steps), MOST // 2), across, up)
+    return f'<path class="raw" d="{line}"/><path class="mean" d="{mean}"/>'
+
+
+def _dots(curve: Curve, across: _Scale, up: _Scale) -> str:
+    """The held-out measurements."""
+    dots = ""
+    for x, y in decimate(curve.held, 100):
+        dots += f'<circle class="held" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
+    return dots
 
 
 _STYLE = (
@@ -139,11 +176,11 @@ class _Scale:
     """Values onto a stretch of the picture."""
 
     def __init__(self, values: Iterable[float], start: float, end: float) -> None:
-        found = list(values)
-        self.low, self.high, self.start, self.end = min(found), max(found), start, end
-        if self.high / 2 - self.low / 2 <= max(
-            1e-12 * abs(self.high), 1e-200
-        ):  # a level line has no ticks of its own
+        numbers = list(values)
+        self.low, self.high = min(numbers), max(numbers)
+        self.start, self.end = start, end
+        level = max(1e-12 * abs(self.high), 1e-200)
+        if self.high / 2 - self.low / 2 <= level:  # a level line has no ticks of its own
             room = abs(self.low) * 0.1 or 1.0
             self.low, self.high = self.low - room, self.high + room
 
@@ -156,18 +193,21 @@ class _Scale:
         """At most `most` + 1 round values within."""
         rough = self.high / most - self.low / most
         unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= rough * (1 - 1e-9))
+        enough = rough * (1 - 1e-9)
+        step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= enough)
         first = math.ceil(self.low / step - 1e-9)
-        return [
-            (first + i) * step
-            for i in range(most + 2)
-            if (first + i) * step <= self.high + step * 1e-9
-        ]
+        end = self.high + step * 1e-9
+        values = [(first + i) * step for i in range(most + 2)]
+        return [value for value in values if value <= end]
 
 
-def _points(found: Sequence[Mapping[str, Any]], name: str) -> Points:
-    values = [(_finite(event.get("step")), _finite(event.get(name))) for event in found]
-    return [(x, y) for x, y in values if x is not None and y is not None]
+def _points(measured: Sequence[Mapping[str, Any]], name: str) -> Points:
+    points = []
+    for event in measured:
+        step, value = _finite(event.get("step")), _finite(event.get(name))
+        if step is not None and value is not None:
+            points.append((step, value))
+    return points
 
 
 def _finite(value: Any) -> float | None:
@@ -187,13 +227,15 @@ def _tick(value: float) -> str:
     return number(int(value))
 
 
-def _told(curve: Curve, stage: str) -> str:
-    """What the picture shows, for who cannot see it."""
+def _in_words(curve: Curve, stage: str) -> str:
+    """What the picture shows, for those who cannot see it."""
     mean = smooth(curve.steps)
+    (first, start), (last, end) = mean[0], mean[-1]
     text = (
-        f"{stage}: {curve.title} over {len(curve.steps):,} steps, from {number(mean[0][1])} at step "
-        f"{mean[0][0]:.0f} to {number(mean[-1][1])} at step {mean[-1][0]:.0f}"
+        f"{stage}: {curve.title} over {len(curve.steps):,} steps, from {number(start)} at step "
+        f"{first:.0f} to {number(end)} at step {last:.0f}"
     )
     if curve.held:
-        return f"{text}; held out {number(curve.held[-1][1])} at step {curve.held[-1][0]:.0f}"
+        step, value = curve.held[-1]
+        return f"{text}; held out {number(value)} at step {step:.0f}"
     return text

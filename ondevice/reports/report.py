@@ -25,18 +25,16 @@ def ladder(run: RunFolder) -> str:
     first, *others = sections(done)
     parts = [_plain(first.table), *_sentences(first)]
     for section in others:
-        table = [_plain(section.table)] if section.table else []
-        parts += ["\n".join([section.title, *table]), *_sentences(section)]
-    for prompt, said in answers(done):
-        width = max(len(stage) for stage, _ in said)
-        parts.append(
-            "\n".join(
-                [
-                    f"> {sanitize(prompt, newlines=False)}",
-                    *(f"  {stage:<{width}}  {_answer(text)}" for stage, text in said),
-                ]
-            )
-        )
+        title = section.title
+        if section.table:
+            title += f"\n{_plain(section.table)}"
+        parts += [title, *_sentences(section)]
+    for prompt, replies in answers(done):
+        width = max(len(stage) for stage, _ in replies)
+        lines = [f"> {sanitize(prompt, newlines=False)}"]
+        for stage, text in replies:
+            lines.append(f"  {stage:<{width}}  {_answer(text)}")
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -51,12 +49,16 @@ def write_report(run: RunFolder) -> Path:
             lines += [f"## {cell(section.title)}", ""]
         if section.table:
             lines += [*markdown(section.table), ""]
-        lines += [*(f"- {cell(note)}" for note in section.notes), ""] if section.notes else []
-    asked = answers(done)
-    if asked:
+        if section.notes:
+            lines += [f"- {cell(note)}" for note in section.notes]
+            lines.append("")
+    replies_by_prompt = answers(done)
+    if replies_by_prompt:
         lines += ["## The same prompts, asked after every stage", ""]
-    for prompt, said in asked:
-        table = [["stage", "answer"], *([stage, _answer(text)] for stage, text in said)]
+    for prompt, replies in replies_by_prompt:
+        table = [["stage", "answer"]]
+        for stage, text in replies:
+            table.append([stage, _answer(text)])
         lines += [f"**{cell(prompt)}**", "", *markdown(table), ""]
     write_file(run.report, "\n".join(lines))
     write_file(html_of(run), page(run, done))
@@ -73,33 +75,29 @@ def _answer(text: str) -> str:
 
 
 def _plain(table: Table) -> str:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in table
-    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0])]
+        for text, width in zip(row[1:], widths[1:], strict=True):
+            cells.append(text.rjust(width))
+        lines.append("  ".join(cells))
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
 def _sentences(section: Section) -> list[str]:
     """One paragraph, or none."""
-    lines = [
-        textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-        for note in section.notes
-    ]
-    if lines:
-        return ["\n".join(lines)]
-    return []
+    if not section.notes:
+        return []
+    lines = []
+    for note in section.notes:
+        lines.append(textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    return ["\n".join(lines)]
 
 
 def markdown(table: Table) -> list[str]:
     """The lines of a table."""
-    rows = ["| " + " | ".join(map(cell, row)) + " |" for row in table]
+    rows = [f"| {' | '.join(map(cell, row))} |" for row in table]
     return [rows[0], "|" + " --- |" * len(table[0]), *rows[1:]]
 
 

@@ -111,9 +111,11 @@ def _marks(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def _ladder(done: Done) -> Section:
     """A row per stage; columns that no stage has are left out, except what each stage cost."""
     records = [record for _, record in done]
-    reasoning = [_marks(record).get("reasoning") or {} for record in records]
-    tries = sorted({found["passes"] for found in reasoning if found})
-    pass_head = f"pass@{tries[0]}" if len(tries) == 1 else "pass@k"
+    reasoning = _reasoning_marks(records)
+    tries = sorted({marks["passes"] for marks in reasoning})
+    pass_head = "pass@k"
+    if len(tries) == 1:
+        pass_head = f"pass@{tries[0]}"
     own = all(_marks(record).get("bits_per_byte") is None for record in records)
     won = win_rates(done)
     rows = [_figures(record, won.get(name), own, pass_head) for name, record in done]
@@ -126,6 +128,16 @@ def _ladder(done: Done) -> Section:
     return Section("The ladder", table, _ladder_notes(heads, reasoning, won, tries))
 
 
+def _reasoning_marks(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What the stages that were given problems made of them."""
+    found = []
+    for record in records:
+        marks = _marks(record).get("reasoning")
+        if marks:
+            found.append(marks)
+    return found
+
+
 def _figures(
     record: Mapping[str, Any], won: tuple[int, int, int] | None, own: bool, pass_head: str
 ) -> dict[str, str]:
@@ -136,9 +148,14 @@ def _figures(
     outcome = record.get("outcome") or {}
     reasoning = marks.get("reasoning") or {}
     classes = marks.get("classes") or {}
-    loss = outcome.get("loss") if own else None
-    bits = outcome.get("bits_per_byte") if own else marks.get("bits_per_byte")
-    share = won[0] / sum(won) if won is not None else None
+    loss = None
+    bits = marks.get("bits_per_byte")
+    if own:
+        loss = outcome.get("loss")
+        bits = outcome.get("bits_per_byte")
+    share = None
+    if won is not None:
+        share = won[0] / sum(won)
     return {
         "held-out loss": number(loss, "{:.4f}"),
         "bits/byte": number(bits, "{:.3f}"),
@@ -154,8 +171,13 @@ def _figures(
 
 def _heads_with_figures(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """The heads of the columns in which a row has a figure."""
-    heads = list(rows[0]) if rows else []
-    return [head for head in heads if any(row[head] != NOTHING for row in rows)]
+    if not rows:
+        return []
+    heads = []
+    for head in rows[0]:
+        if any(row[head] != NOTHING for row in rows):
+            heads.append(head)
+    return heads
 
 
 def _cost(record: Mapping[str, Any]) -> list[str]:
@@ -168,15 +190,15 @@ def _cost(record: Mapping[str, Any]) -> list[str]:
 
 def _together(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the stages cost together; the most memory is that of one of them."""
+    seconds = sum(_known(records, "seconds"))
+    cpu_seconds = sum(_known(records, "cpu_seconds"))
+    most_memory = max(_known(records, "peak_bytes"))
+    return [duration(seconds), f"{cpu_seconds:,.0f}", _gigabytes(most_memory)]
 
-    def known(name: str) -> list[float]:
-        return [record[name] for record in records if record.get(name) is not None] or [0]
 
-    return [
-        duration(sum(known("seconds"))),
-        f"{sum(known('cpu_seconds')):,.0f}",
-        _gigabytes(max(known("peak_bytes"))),
-    ]
+def _known(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A cost of every stage that has it; 0 where none has."""
+    return [record[name] for record in records if record.get(name) is not None] or [0]
 
 
 def _gigabytes(count: float) -> str:
@@ -196,21 +218,21 @@ def _ladder_notes(
             "same stage of another run, not with the rows above and below."
         )
     if "reasoning" in heads:
-        asked = max(r["asked"] for r in reasoning if r)
+        asked = max(marks["asked"] for marks in reasoning)
         k = "/".join(map(str, tries))
         notes.append(
             f"reasoning: {asked} held-out problems answered greedily; pass@{k}: solved by at least one of {k} "
             "answers at temperature 1."
         )
     if won:
-        counts = "; ".join(
-            f"{name}: {w} won, {t} tied, {n} lost" for name, (w, t, n) in won.items()
-        )
+        counts = []
+        for name, (wins, ties, losses) in won.items():
+            counts.append(f"{name}: {wins} won, {ties} tied, {losses} lost")
         asked = sum(next(iter(won.values())))
         notes.append(
             f"wins, simulated: the share of {asked} held-out prompts where the answer has more points than "
             f"that of the stage {RIVAL}; ties count as lost. The points are a rule's, not a person's. "
-            f"{counts}."
+            f"{'; '.join(counts)}."
         )
     if "KL" in heads:
         notes.append(
@@ -227,7 +249,9 @@ def _kinds(done: Done) -> Section:
         if counts:
             by_stage[name] = counts
     kinds = _kinds_in(by_stage)
-    table = [["kind", "questions", *by_stage]] if kinds else []
+    table = []
+    if kinds:
+        table.append(["kind", "questions", *by_stage])
     for kind in kinds:
         shares = [_share(counts, kind, 0) for counts in by_stage.values()]
         asked = _most_asked(by_stage, kind)
@@ -240,18 +264,18 @@ def _reasoning(done: Done) -> Section:
     written where they help."""
     by_stage = {}
     for name, record in done:
-        found = _marks(record).get("reasoning")
-        if found:
-            by_stage[name] = found["by_kind"]
+        marks = _marks(record).get("reasoning")
+        if marks:
+            by_stage[name] = marks["by_kind"]
     kinds = _kinds_in(by_stage)
     if not kinds:
         return Section("", [])
     heads = ["stage"]
-    told = []
+    asked = []
     for kind in kinds:
         heads.append(sanitize(f"{kind}: right", newlines=False))
         heads.append(sanitize(f"{kind}: steps written", newlines=False))
-        told.append(f"{_most_asked(by_stage, kind)} {sanitize(kind, newlines=False)}")
+        asked.append(f"{_most_asked(by_stage, kind)} {sanitize(kind, newlines=False)}")
     table = [heads]
     for name, counts in by_stage.items():
         row = [name]
@@ -263,8 +287,8 @@ def _reasoning(done: Done) -> Section:
         "Reasoning by kind of problem",
         table,
         [
-            f"{', '.join(told)}; answered greedily. Steps written: the answer works the problem out before it says the "
-            "result, rightly or not."
+            f"{', '.join(asked)}; answered greedily. Steps written: the answer works the problem out "
+            "before it says the result, rightly or not."
         ],
     )
 
@@ -332,17 +356,18 @@ def _about(done: Done) -> Section:
     """
     lines = []
     for name, record in done:
-        told = [*_about_ratings(_marks(record)), *_about_held_out(record)]
-        told += map(str, record.get("notes") or [])
-        lines += [f"{name}: {sanitize(sentence, newlines=False)}" for sentence in told]
+        sentences = [*_about_ratings(_marks(record)), *_about_held_out(record)]
+        sentences += map(str, record.get("notes") or [])
+        for sentence in sentences:
+            lines.append(f"{name}: {sanitize(sentence, newlines=False)}")
     return Section("About the stages", [], lines)
 
 
 def _about_ratings(marks: Mapping[str, Any]) -> list[str]:
     """Sentences on the prompts that were sampled and the votes that were cast."""
-    told = []
+    sentences = []
     if "queued" in marks:
-        told.append(
+        sentences.append(
             f"{marks['queued']:,} prompts with different answers, to be rated; {marks.get('alike') or 0:,} "
             "left out because all their answers were alike"
         )
@@ -352,38 +377,38 @@ def _about_ratings(marks: Mapping[str, Any]) -> list[str]:
             whose = f"{rule:,} of them simulated: by a rule, not by a person"
         else:
             whose = "all by people"
-        told.append(f"{marks['votes']:,} votes, {whose}; {marks['pairs']:,} usable pairs")
-    return told
+        sentences.append(f"{marks['votes']:,} votes, {whose}; {marks['pairs']:,} usable pairs")
+    return sentences
 
 
 def _about_held_out(record: Mapping[str, Any]) -> list[str]:
     """Sentences on what a stage's model does with its own held-out data."""
     marks = _marks(record)
-    told = []
+    sentences = []
     if isinstance(marks.get("pairs"), Mapping):  # DPO and its family
         whose = " (rated by a simulated rater)" if marks.get("simulated") else ""
-        told.append(
+        sentences.append(
             f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
             f"margin {marks['pairs']['margin']:.3f}"
         )
     if isinstance(marks.get("judged"), Mapping):  # KTO on single completions
-        told.append(
+        sentences.append(
             f"puts {marks['judged']['accuracy']:.1%} of held-out completions on the side of their label, "
             f"mean margin {marks['judged']['margin']:.3f}"
         )
     classes = marks.get("classes")
     if classes:
-        told.append(
+        sentences.append(
             f"{classes['accuracy']:.1%} of {classes['texts']:,} held-out texts put into the right one of "
             f"{len(classes['names'])} classes (95 % interval {classes['low']:.1%} to {classes['high']:.1%}; the "
             f"most frequent class alone: {classes['most_frequent']:.1%})"
         )
     outcome = achieved(record.get("outcome") or {})
     if outcome:
-        told.append(f"held out: {outcome}")
+        sentences.append(f"held out: {outcome}")
     elif marks.get("held_out"):  # of an older version
-        told.append(f"held out: {_older_figures(marks['held_out'])}")
-    return told
+        sentences.append(f"held out: {_older_figures(marks['held_out'])}")
+    return sentences
 
 
 def _older_figures(held: Mapping[str, Any]) -> str:
@@ -394,8 +419,8 @@ def _older_figures(held: Mapping[str, Any]) -> str:
         "reward": "reward {:.2f}",
         "completion_length": "{:.0f} tokens a completion",
     }
-    told = []
+    sentences = []
     for name, form in forms.items():
         if held.get(name) is not None:
-            told.append(form.format(held[name]))
-    return ", ".join(told)
+            sentences.append(form.format(held[name]))
+    return ", ".join(sentences)
