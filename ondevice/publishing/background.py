@@ -76,15 +76,16 @@ class BackgroundPusher:
         try:
             self._tell_of_failure()
             keep(self.stage, saved)
-            if (
-                self._process is None or last
-            ):  # the last one waits its turn behind the one that is under way
+            # the last one waits its turn behind the one that is under way
+            if self._process is None or last:
                 self._process = start(self.stage, self.repo)
         except (OSError, UserError) as error:
             self.warn(f"step {saved.step} was not pushed: {error}")
 
     def _tell_of_failure(self) -> None:
-        code = self._process.poll() if self._process is not None else None
+        if self._process is None:
+            return
+        code = self._process.poll()
         if code is None:
             return
         self._process = None
@@ -148,7 +149,8 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
     count = 0
     with _turn(stage):
         account = with_retries(client.account, repo)
-        repo = repo if "/" in repo else f"{account.name}/{repo}"
+        if "/" not in repo:
+            repo = f"{account.name}/{repo}"
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
             real_file(folder / PENDING, stage.path)
@@ -158,11 +160,11 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
                 plan = plan_checkpoint(stage, folder, repo)
             try:
                 send(plan, client, lambda event: None)
-                told = f"pushed to {repo}, tag {plan.tag}"
+                message = f"pushed to {repo}, tag {plan.tag}"
             except Conflict as taken:  # a stage that is run again comes by the same steps
-                told = f"pushed to {repo}; {taken.message}"
+                message = f"pushed to {repo}; {taken.message}"
             atomic.remove(folder)
-            print(f"{folder.name}: {told}", flush=True)
+            print(f"{folder.name}: {message}", flush=True)
             count += 1
     return count
 
@@ -171,10 +173,10 @@ def plan_checkpoint(stage: StageFolder, folder: Path, repo: str) -> Plan:
     """The plan of one checkpoint's push: private, with a tag of its stage and step."""
     run, step = RunFolder(stage.path.parent), int(folder.name.removeprefix("step-"))
     card = run_card(run, stage.name, repo, model=folder, step=step)
-    written = [
-        PlannedFile(path, len(text.encode()), text=text)
-        for path, text in {CARD: card.text, **card.pictures}.items()
-    ]
+    texts = {CARD: card.text, **card.pictures}
+    written = []
+    for path, text in texts.items():
+        written.append(PlannedFile(path, len(text.encode()), text=text))
     message = sanitize(
         f"Push {own_name(run.path.resolve())}: {stage.name}, step {step}", newlines=False, limit=200
     )
@@ -194,9 +196,8 @@ def _turn(stage: StageFolder) -> Iterator[None]:
     """One process of a run pushes at a time, so that two stages do not stand in each other's way."""
     descriptor = os.open(stage.path.parent / ".push.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with suppress(
-            OSError
-        ):  # a disk without locks: two pushes at once end in a conflict, and are tried again
+        # a disk without locks: two pushes at once end in a conflict, and are tried again
+        with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -211,9 +212,8 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(sanitize(redacted(str(error)), newlines=False), flush=True)
         return 2
-    except (
-        Exception
-    ):  # a fault of ours: told in full, but for what may stand in the client's request
+    except Exception:
+        # a fault of ours: told in full, except what may stand in the client's request
         print(sanitize(redacted(traceback.format_exc()), limit=None), flush=True)
         return 1
 

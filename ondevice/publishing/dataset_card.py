@@ -6,7 +6,6 @@ Who rated is counted and not named, unless a person asks for it (`with_raters`).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,25 +27,26 @@ def data_files(
     """Path → text of everything that a data set holds. Raises UserError where there is no pair to
     publish.
     """
-    with Ratings.open(ratings) as found:
-        pairs = pairs_of(found)
+    with Ratings.open(ratings) as opened:
+        pairs = pairs_of(opened)
     if not pairs.rows:
         raise UserError(
             "no pair can be made of these ratings",
             where=str(ratings),
             hint=f"ondevice rate {ratings}",
         )
-    rows = "".join(
-        to_json({**row.trl(), **(plain_values(row.extras()) if with_raters else {})}) + "\n"
-        for row in pairs
-    )
-    return {ROWS: rows, "README.md": _card(pairs, repo, with_raters, license)}
+    lines = []
+    for pair in pairs:
+        row = pair.trl()
+        if with_raters:
+            row |= plain_values(pair.extras())
+        lines.append(to_json(row) + "\n")
+    return {ROWS: "".join(lines), "README.md": _card(pairs, repo, with_raters, license)}
 
 
 def _card(pairs: Pairs, repo: str, with_raters: bool, license: str) -> str:
-    names = {name for row in pairs for name in row.raters}
-    programs = sum(map(is_simulated, names))
-    people, by_program = len(names) - programs, sum(row.simulated for row in pairs)
+    by_program = sum(row.simulated for row in pairs)
+    seen_otherwise = sum(row.against > 0 for row in pairs)
     head = metadata(
         license=license,
         task_categories=["text-generation"],
@@ -54,12 +54,9 @@ def _card(pairs: Pairs, repo: str, with_raters: bool, license: str) -> str:
         size_categories=[_bracket(len(pairs))],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
     )
-    left_out = [
-        ["left out because", "count"],
-        *([word.replace("_", " "), f"{count:,}"] for word, count in pairs.left_out.items()),
-    ]
-    against = Counter(row.against > 0 for row in pairs)[True]
-    raters = "Who rated is in `raters`." if with_raters else "Who rated is not in it."
+    raters = "Who rated is not in it."
+    if with_raters:
+        raters = "Who rated is in `raters`."
     lines = [
         head,
         f"# {cell(repo.rpartition('/')[2] or 'Ratings')}",
@@ -69,14 +66,17 @@ def _card(pairs: Pairs, repo: str, with_raters: bool, license: str) -> str:
         "",
         f"- votes: {pairs.votes:,}, of people {pairs.votes - pairs.simulated_votes:,}, of programs (a rule, not a "
         f"person) {pairs.simulated_votes:,}",
-        f"- raters: {people} {'person' if people == 1 else 'people'}, {programs} "
-        f"program{'' if programs == 1 else 's'}. {raters}",
+        f"- raters: {_raters_in_words(pairs)}. {raters}",
         f"- pairs in whose majority a program is: {by_program:,}",
-        f"- pairs that some rater saw otherwise: {against:,}",
+        f"- pairs that some rater saw otherwise: {seen_otherwise:,}",
         "- a pair is here where more than half of the opinions on it say the same",
         "",
     ]
-    lines += [*markdown(left_out), ""] if pairs.left_out else []
+    if pairs.left_out:
+        left_out = [["left out because", "count"]]
+        for word, count in pairs.left_out.items():
+            left_out.append([word.replace("_", " "), f"{count:,}"])
+        lines += [*markdown(left_out), ""]
     lines += [
         "The answers are models'; they were not checked for truth or harm.",
         "",
@@ -89,6 +89,18 @@ def _card(pairs: Pairs, repo: str, with_raters: bool, license: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _raters_in_words(pairs: Pairs) -> str:
+    """How many people and programs have rated, and no name of theirs."""
+    names: set[str] = set()
+    for row in pairs:
+        names.update(row.raters)
+    programs = sum(map(is_simulated, names))
+    people = len(names) - programs
+    persons = "person" if people == 1 else "people"
+    plural = "" if programs == 1 else "s"
+    return f"{people} {persons}, {programs} program{plural}"
+
+
 def _bracket(count: int) -> str:
     """The Hub's word for a number of rows."""
     brackets: Mapping[int, str] = {
@@ -97,4 +109,7 @@ def _bracket(count: int) -> str:
         100_000: "10K<n<100K",
         1_000_000: "100K<n<1M",
     }
-    return next((word for limit, word in brackets.items() if count < limit), "n>1M")
+    for limit, word in brackets.items():
+        if count < limit:
+            return word
+    return "n>1M"

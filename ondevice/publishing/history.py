@@ -35,6 +35,8 @@ from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
 
 RATINGS = "the run's ratings"
+_NOT_COUNTS = ("t", "event", "step", "raters")
+"""Keys of an event about data that are not counts of it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _past(folder: StageFolder, record: Mapping[str, Any]) -> StageRecord:
         if event.get("event") == "start":
             start = event
         elif event.get("event") == "data":
-            data = {k: v for k, v in event.items() if k not in ("t", "event", "step", "raters")}
+            data = {name: value for name, value in event.items() if name not in _NOT_COUNTS}
         elif event.get("event") == "step":
             step = int(event.get("step") or 0)
     return StageRecord(
@@ -107,7 +109,7 @@ def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:
     found = []
     for field, value in _learned_from(past):
         if value:
-            names = tuple(dict.fromkeys(source_name(one) for one in _sources(value)))
+            names = tuple(dict.fromkeys(map(source_name, _sources(value))))
         else:
             names = (RATINGS,)
         found.append((names, str(past.fingerprint.get(field) or "")))
@@ -116,16 +118,19 @@ def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:
 
 def data_names(past: StageRecord) -> list[str]:
     """Every source that the stage learned from, by its own name."""
-    return list(dict.fromkeys(name for names, _ in data_read(past) for name in names))
+    found: list[str] = []
+    for names, _ in data_read(past):
+        found += names
+    return list(dict.fromkeys(found))
 
 
 def commits(past: StageRecord) -> dict[str, str]:
     """Name → commit of those of the stage's sources that were read from the Hub, where it is known."""
-    return {
-        source_name(spec): str(commit)
-        for spec, commit in read_json(past.folder.path / COMMITS).items()
-        if commit
-    }
+    found = {}
+    for spec, commit in read_json(past.folder.path / COMMITS).items():
+        if commit:
+            found[source_name(spec)] = str(commit)
+    return found
 
 
 def _learned_from(past: StageRecord) -> list[tuple[str, str]]:
@@ -133,11 +138,9 @@ def _learned_from(past: StageRecord) -> list[tuple[str, str]]:
     found = []
     for field in ("data", "replay", "sft_data"):
         value = past.config.get(field)
-        if (
-            not isinstance(value, str)
-            or (not value and field != "data")
-            or field not in past.config
-        ):
+        if not isinstance(value, str):
+            continue
+        if not value and field != "data":
             continue
         if field == "sft_data" and not past.config.get("sft_coef"):
             continue
@@ -151,29 +154,35 @@ def _sources(value: str) -> list[str]:
 
 def hub_datasets(pasts: list[StageRecord]) -> list[str]:
     """The data sets that came from the Hub, by their ids."""
-    values = [
-        past.config.get(field)
-        for past in pasts
-        for field in ("data", "replay", "sft_data", "validation")
-    ]
-    found = [
-        one
-        for value in values
-        if isinstance(value, str)
-        for one in _sources(value)
-        if one.startswith("hub:")
-    ]
-    return sorted({name for one in found if is_name(name := HubSpec.parse(one).repo)})
+    repos = set()
+    for past in pasts:
+        for field in ("data", "replay", "sft_data", "validation"):
+            value = past.config.get(field)
+            if isinstance(value, str):
+                repos.update(_hub_repos(value))
+    return sorted(filter(is_name, repos))
+
+
+def _hub_repos(value: str) -> list[str]:
+    """The repositories of the sources that a setting names by `hub:`."""
+    repos = []
+    for source in _sources(value):
+        if source.startswith("hub:"):
+            repos.append(HubSpec.parse(source).repo)
+    return repos
 
 
 def licences(past: StageRecord) -> dict[str, str]:
     """Name → licence of those of the stage's sources whose own card states one: the README.md
     beside a data set that lies here, or what the Hub's client has kept of one from there."""
     found: dict[str, str] = {}
-    for source in (one for _, value in _learned_from(past) for one in _sources(value)):
-        if source and source_name(source) != CORPUS:
+    for _, value in _learned_from(past):
+        for source in _sources(value):
+            if not source or source_name(source) == CORPUS:
+                continue
             stated = _front_matter(_card_of(source)).get("license")
-            found |= {source_name(source): str(stated)} if stated else {}
+            if stated:
+                found[source_name(source)] = str(stated)
     return found
 
 
@@ -181,15 +190,14 @@ def _card_of(data: str) -> str:
     if data.startswith("hub:"):
         return cached_card(HubSpec.parse(data).repo)
     path = Path(os.path.expanduser(data))
-    if (
-        not path.exists()
-    ):  # gone, or meant in another folder: a README.md that is found now would be another's
+    # gone, or meant in another folder: a README.md that is found now would be another's
+    if not path.exists():
         return ""
-    folder = path if path.is_dir() else path.parent
-    if (
-        not path.is_dir() and (folder.parent / ORIGIN).is_file()
-    ):  # a pulled data set keeps its rows in a folder
-        folder = folder.parent
+    folder = path
+    if not path.is_dir():
+        folder = path.parent
+        if (folder.parent / ORIGIN).is_file():  # a pulled data set keeps its rows in a folder
+            folder = folder.parent
     try:
         return (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -225,8 +233,10 @@ def start_of(past: StageRecord) -> str:
 def lineage(pasts: list[StageRecord]) -> list[StageRecord]:
     """The stages whose weights the last one's are, it last: each began from the model of the one
     before it. The first may have begun from a model of another run."""
-    chain, names = [pasts[-1]], {past.name: past for past in pasts[:-1]}
-    while before := names.pop(_start_in_run(chain[0]), None):
+    *earlier, last = pasts
+    by_name = {past.name: past for past in earlier}
+    chain = [last]
+    while before := by_name.pop(_start_in_run(chain[0]), None):
         chain.insert(0, before)
     return chain
 
@@ -238,19 +248,15 @@ def _start_in_run(past: StageRecord) -> str:
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
         return ""
-    start, run = Path(os.path.expanduser(value)), past.folder.path.parent
+    start = Path(os.path.expanduser(value))
+    runs = [past.folder.path.parent.absolute()]
     out = past.config.get("out")
-    runs = [
-        run.absolute(),
-        *([Path(os.path.expanduser(out))] if isinstance(out, str) and out else []),
-    ]
-    if (
-        start.name != "model"
-        or start.parent.parent not in runs
-        and start.absolute().parent.parent not in runs
-    ):
-        return ""
-    return start.parent.name
+    if isinstance(out, str) and out:
+        runs.append(Path(os.path.expanduser(out)))
+    in_run = start.parent.parent in runs or start.absolute().parent.parent in runs
+    if start.name == "model" and in_run:
+        return start.parent.name
+    return ""
 
 
 def base_of(past: StageRecord) -> str:
@@ -262,21 +268,19 @@ def base_of(past: StageRecord) -> str:
 
 def notes(past: StageRecord) -> list[str]:
     """What the stage noted, without the folders of this machine."""
-    values = [value for value in past.config.values() if isinstance(value, str)]
-    known = [
-        *values,
-        *(one for value in values for one in _sources(value)),
-        str(past.folder.path.parent.absolute()),
-    ]
-    known = [path for path in known if not path.startswith("hub:")]
-    return [without_places(str(note), known) for note in past.record.get("notes") or ()]
+    names = [str(past.folder.path.parent.absolute())]
+    for value in past.config.values():
+        if isinstance(value, str):
+            names += [value, *_sources(value)]
+    paths = [name for name in names if not name.startswith("hub:")]
+    return [without_places(str(note), paths) for note in past.record.get("notes") or ()]
 
 
 def made_with(past: StageRecord) -> str:
     """Libraries, device and machine of the stage's last start, and the version of ondevice where a
     recipe tells it.
     """
-    told = [f"{key} {value}" for key, value in past.versions.items()]
+    words = [f"{key} {value}" for key, value in past.versions.items()]
     recipe = past.folder.path.parent / "recipe.yaml"
     if recipe.is_file():
         try:
@@ -284,9 +288,12 @@ def made_with(past: StageRecord) -> str:
         except UserError:
             known = {}  # somebody has edited it
         version = _mapping(known.get("versions")).get("ondevice")
+        if version:
+            words.append(f"ondevice {version}")
         system = str(_mapping(known.get("machine")).get("system", "")).partition("-")[0]
-        told += [f"ondevice {version}"] * bool(version) + [system] * bool(system)
-    return ", ".join(told)
+        if system:
+            words.append(system)
+    return ", ".join(words)
 
 
 def raters(past: StageRecord) -> tuple[int, int, int] | None:
@@ -313,14 +320,17 @@ def raters(past: StageRecord) -> tuple[int, int, int] | None:
 
 def parameters(folder: Path) -> int:
     """Numbers in a folder's weights, or in an adapter's, from the files' heads: nothing is loaded."""
+    if is_adapter_folder(folder):
+        files = [folder / peft.WEIGHTS]
+    else:
+        files = weight_files(folder)
     total = 0
-    for file in [folder / peft.WEIGHTS] if is_adapter_folder(folder) else weight_files(folder):
+    for file in files:
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             head = json.loads(opened.read(length))
-        total += sum(
-            prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__"
-        )
+        head.pop("__metadata__", None)
+        total += sum(prod(tensor["shape"]) for tensor in head.values())
     return total
 
 

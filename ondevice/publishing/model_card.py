@@ -55,7 +55,9 @@ def model_card(
     """Markdown with the metadata that the Hub reads; settings as they were, who rated where
     somebody did. `part` is the folder of the stage that the model stands in."""
     subject = _subject(made.model)
-    beside = "" if part == "model" else f", {part.replace('_', ' ')}"
+    beside = ""
+    if part != "model":
+        beside = f", {part.replace('_', ' ')}"
     lines = [
         metadata(**subject.metadata(), tags=["ondevice"]),
         f"# {cell(own_name(run))}: {cell(stage)}{beside}",
@@ -73,8 +75,8 @@ def model_card(
         lines += [f"Start: {cell(short_name(start))}", ""]
     settings = to_mapping(cfg)
     if made.notes:
-        known = [value for value in settings.values() if isinstance(value, str)]
-        lines += [f"* {cell(without_places(note, known))}" for note in made.notes]
+        texts = [value for value in settings.values() if isinstance(value, str)]
+        lines += [f"* {cell(without_places(note, texts))}" for note in made.notes]
         lines.append("")
     return "\n".join([*lines, *card_sections.settings_table(settings)]) + "\n"
 
@@ -149,11 +151,11 @@ def metadata(**values: Any) -> str:
 
 
 def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: str) -> str:
-    found = subject.metadata()
-    if not found["base_model"]:
-        found["base_model"] = base_of(lineage(list(pasts))[0])
+    values = subject.metadata()
+    if not values["base_model"]:
+        values["base_model"] = base_of(lineage(list(pasts))[0])
     return metadata(
-        **found,
+        **values,
         license=license,
         datasets=hub_datasets(list(pasts)),
         tags=["ondevice", *(past.name for past in pasts)],
@@ -163,22 +165,21 @@ def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: s
 
 def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
     """The held-out figures as the Hub lists results."""
-    found = _metrics(past.marks)
-    if not found:
+    metrics = _metrics(past.marks)
+    if not metrics:
         return []
     whose = " and ".join(data_names(past)) or CORPUS
     data = {"name": f"{whose}, held out", "type": "ondevice-held-out"}
-    return [
-        {"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}
-    ]
+    results = {"task": {"type": task}, "dataset": data, "metrics": metrics}
+    return [{"name": name, "results": [results]}]
 
 
 def _metrics(marks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A stage's held-out figures as the Hub names them."""
     found = []
-    for key, kind, told in _METRICS:
+    for key, kind, title in _METRICS:
         if isinstance(marks.get(key), int | float):
-            found.append(_metric(kind, marks[key], told))
+            found.append(_metric(kind, marks[key], title))
     if "accuracy" in marks and "interval" in marks:
         found.append(_metric("accuracy", marks["accuracy"], "Held-out pairs ranked rightly"))
     classes = marks.get("classes")

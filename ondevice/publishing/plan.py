@@ -203,12 +203,12 @@ def plan_push(cfg: PushConfig) -> Plan:
         cfg = dataclasses.replace(cfg, stage=target.stage.name)  # the record says which one it was
         run = _records_inside(target.run)
         card = run_card(run, target.stage.name, cfg.repo_id, license=cfg.license)
-        told = f"{own_name(run.path.resolve())}: {target.stage.name}"
+        what = f"{own_name(run.path.resolve())}: {target.stage.name}"
     else:
         real_file(target.model / CARD, target.home)
         card = folder_card(target.model, cfg.repo_id, license=cfg.license)
-        told = own_name(target.model.resolve())
-    return _plan(cfg, target.home, f"Push {told}", files, card)
+        what = own_name(target.model.resolve())
+    return _plan(cfg, target.home, f"Push {what}", files, card)
 
 
 @dataclass(frozen=True)
@@ -226,11 +226,10 @@ def find_target(path: str, stage: str = "") -> Target:
     """A model's folder, a stage's or a run's. Raises UserError for what is none of them."""
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise UserError(
-            "is a file, no folder" if folder.exists() else "there is no such folder",
-            where=path,
-            hint="give the folder of a model or of a run",
-        )
+        problem = "there is no such folder"
+        if folder.exists():
+            problem = "is a file, not a folder"
+        raise UserError(problem, where=path, hint="give the folder of a model or of a run")
     if holds_model(folder):
         if stage:
             raise UserError(
@@ -246,9 +245,15 @@ def find_target(path: str, stage: str = "") -> Target:
         named = _stage_named(stage, made, path)
         return Target(folder, named.model, run, named)
     newest = find_model(path)
-    last = next((found for found in made if found.model == newest), None)
-    model = newest if holds_model(newest) else None
-    return Target(folder, model, run if made else None, last)
+    model = None
+    if holds_model(newest):
+        model = newest
+    if not made:
+        return Target(folder, model)
+    for last in made:
+        if last.model == newest:
+            return Target(folder, model, run, last)
+    return Target(folder, model, run)
 
 
 def _model_target(folder: Path) -> Target:
@@ -271,12 +276,10 @@ def _stage_named(name: str, made: Sequence[StageFolder], path: str) -> StageFold
     for stage in made:
         if stage.name == name:
             return stage
-    known = [stage.name for stage in made]
-    raise UserError(
-        f"has no finished stage {name!r} with a model",
-        where=path,
-        hint=nearest(name, known) if known else "",
-    )
+    hint = ""
+    if made:
+        hint = nearest(name, [stage.name for stage in made])
+    raise UserError(f"has no finished stage {name!r} with a model", where=path, hint=hint)
 
 
 def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
@@ -284,8 +287,8 @@ def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
     repository; `home` is the folder that was named. Raises UserError where weights are missing, or
     are pickled, where a file leads out of `home`, or where an adapter's base is a folder of this
     machine: nobody else would have it."""
-    names = [name for name in TEXTS if (folder / name).is_file()]
-    weights = [folder / name for name in ADAPTERS if (folder / name).is_file()]
+    names = _files_in(folder, TEXTS)
+    weights = [folder / name for name in _files_in(folder, ADAPTERS)]
     if weights and not base_may_be_told(folder):
         raise UserError(
             "is an adapter whose base is a folder of this machine",
@@ -303,6 +306,11 @@ def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
         real_file(path, home)
         found.append(_planned(f"{under}{path.name}", path, home))
     return found
+
+
+def _files_in(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that are files there."""
+    return [name for name in names if (folder / name).is_file()]
 
 
 def _planned(name: str, path: Path, home: Path) -> PlannedFile:
@@ -328,13 +336,17 @@ def _every_stage(cfg: PushConfig, target: Target) -> Plan:
     its name.
     """
     run = target.run
-    stages = _stages_with_models(run) if run else []
+    stages = []
+    if run:
+        stages = _stages_with_models(run)
     if run is None or target.stage is None or not stages:
         raise UserError(
-            "is no run with finished stages", where=cfg.model, hint="leave --all-stages out"
+            "is not a run with finished stages", where=cfg.model, hint="leave --all-stages out"
         )
     _records_inside(run)
-    files = model_files(target.stage.model, target.home) if target.model else []
+    files = []
+    if target.model:
+        files = model_files(target.stage.model, target.home)
     for stage in stages:
         files += model_files(stage.model, target.home, f"{stage.name}/")
         own = run_card(run, stage.name, cfg.repo_id, under=stage.name, license=cfg.license)
@@ -349,8 +361,8 @@ def _dataset(cfg: PushConfig) -> Plan:
     if given.is_dir():
         real_file(given / FILE, given)
     file = ratings_file(given)
-    files = data_files(file, cfg.repo_id, with_raters=cfg.with_raters, license=cfg.license)
-    made = [_written(path, text) for path, text in files.items()]
+    texts = data_files(file, cfg.repo_id, with_raters=cfg.with_raters, license=cfg.license)
+    files = tuple(_written(path, text) for path, text in texts.items())
     message = f"Push ratings of {own_name(file.resolve().parent)}"
     return Plan(
         cfg.repo_id,
@@ -358,7 +370,7 @@ def _dataset(cfg: PushConfig) -> Plan:
         cfg.public,
         str(file.parent),
         message,
-        tuple(made),
+        files,
         cfg.tag,
         settings=_settings(cfg),
     )
@@ -431,7 +443,7 @@ def _written(path: str, text: str) -> PlannedFile:
 
 def _hashed(file: PlannedFile, home: Path) -> PlannedFile:
     if not file.source:
-        found = hashlib.sha256(file.text.encode()).hexdigest()
+        digest = hashlib.sha256(file.text.encode()).hexdigest()
     else:
         source = real_file(Path(file.source), home)
         if not source.is_file():
@@ -440,10 +452,10 @@ def _hashed(file: PlannedFile, home: Path) -> PlannedFile:
             )
         if source.stat().st_size != file.size:
             raise _changed(file)
-        found = sha256_of(source)
-    if file.sha256 and found != file.sha256:
+        digest = sha256_of(source)
+    if file.sha256 and digest != file.sha256:
         raise _changed(file)
-    return dataclasses.replace(file, sha256=found)
+    return dataclasses.replace(file, sha256=digest)
 
 
 def _changed(file: PlannedFile) -> UserError:
@@ -469,13 +481,20 @@ def replaced(present: Iterable[str], files: Iterable[PlannedFile]) -> tuple[str,
 
 def plan_text(told: Mapping[str, Any], size: Callable[[float], str]) -> str:
     """`Plan.told` as lines: where to, who can see it, every file with its size."""
-    kind = "data set" if told["kind"] == "dataset" else "model"
-    seen = "private" if told["private"] else "PUBLIC: everyone can see it"
-    tag = f", tag {told['tag']}" if told["tag"] else ""
+    kind = "model"
+    if told["kind"] == "dataset":
+        kind = "data set"
+    seen = "PUBLIC: everyone can see it"
+    if told["private"]:
+        seen = "private"
+    tag = ""
+    if told["tag"]:
+        tag = f", tag {told['tag']}"
     files = told["files"]
-    wide = max((len(size(file["bytes"])) for file in files), default=0)
+    sizes = [size(file["bytes"]) for file in files]
+    width = max(map(len, sizes), default=0)
     lines = [f"{told['repo']}  ({kind}, {seen}{tag})"]
-    for file in files:
-        lines.append(f"  {size(file['bytes']):>{wide}}  {file['path']}")
+    for file, amount in zip(files, sizes, strict=True):
+        lines.append(f"  {amount:>{width}}  {file['path']}")
     lines.append(f"  {len(files)} files, {size(told['bytes'])}")
     return "\n".join(lines)

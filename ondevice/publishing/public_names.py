@@ -54,7 +54,8 @@ def _ended(name: str) -> bool:
 
 def source_names(data: str) -> list[str]:
     """Of each source: built-in corpus, its id on the Hub, or a file's or folder's own name."""
-    return list(dict.fromkeys(source_name(source.data) for source in parts(data)))
+    names = [source_name(source.data) for source in parts(data)]
+    return list(dict.fromkeys(names))
 
 
 def source_name(data: str) -> str:
@@ -70,23 +71,32 @@ def source_name(data: str) -> str:
 
 def sources_value(data: str) -> str:
     """A setting's value as it was given, with its weights, every path by its last part."""
-    told = []
+    sources = []
     for name, weight in parts(data):
-        kind, colon, rest = name.partition(":")
-        if colon and kind in ("builtin", "hub", "gym"):
-            if kind != "builtin" and not _ABSOLUTE.match(rest):
-                shown = name
-            else:
-                shown = f"{kind}:{own_name(rest)}"
-        else:
-            shown = name if name == "builtin" else own_name(name)
-        told.append(shown if weight is None else f"{shown}:{weight:g}")
-    return ",".join(told)
+        shown = _source_value(name)
+        if weight is not None:
+            shown += f":{weight:g}"
+        sources.append(shown)
+    return ",".join(sources)
+
+
+def _source_value(name: str) -> str:
+    """One source as it was given, its path by its last part."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind in ("builtin", "hub", "gym"):
+        if kind != "builtin" and not _ABSOLUTE.match(rest):
+            return name
+        return f"{kind}:{own_name(rest)}"
+    if name == "builtin":
+        return name
+    return own_name(name)
 
 
 def own_name(path: str | Path) -> str:
     """A file's or folder's own name; a home's is a person's, and is not told."""
-    text = str(path).replace("\\", "/") if re.match(r"[A-Za-z]:\\|\\\\", str(path)) else str(path)
+    text = str(path)
+    if re.match(r"[A-Za-z]:\\|\\\\", text):  # a path of Windows
+        text = text.replace("\\", "/")
     name = Path(text).name
     if name in ("", "..", "~", Path.home().name):
         return "a folder"
@@ -95,19 +105,18 @@ def own_name(path: str | Path) -> str:
 
 def short_name(path: str) -> str:
     """The stage that a model's folder belongs to, else the folder's own name."""
-    found = Path(path)
     if not path:
         return ""
-    if found.name == "model" and found.parent.name:
-        return own_name(found.parent)
-    return own_name(found)
+    folder = Path(path)
+    if folder.name == "model" and folder.parent.name:
+        return own_name(folder.parent)
+    return own_name(folder)
 
 
 def without_places(text: str, known: Iterable[str] = ()) -> str:
     """A sentence in which every path, and each of the `known` ones, is told by its own name."""
-    for path in sorted(
-        {path for path in known if "/" in path}, key=len, reverse=True
-    ):  # one may begin another
+    paths = {path for path in known if "/" in path}
+    for path in sorted(paths, key=len, reverse=True):  # one may begin another
         text = text.replace(path, short_name(path))
     return _IN_TEXT.sub(_last_part, without_home(text))
 
@@ -130,7 +139,10 @@ def plain_values(value: Any) -> Any:
     in keys too.
     """
     if isinstance(value, Mapping):
-        return {str(plain_values(key)): plain_values(one) for key, one in value.items()}
+        plain = {}
+        for key, one in value.items():
+            plain[str(plain_values(key))] = plain_values(one)
+        return plain
     if isinstance(value, list | tuple):
         return [plain_values(one) for one in value]
     if isinstance(value, str):
@@ -141,16 +153,19 @@ def plain_values(value: Any) -> Any:
 def _plain(value: str) -> str:
     if "\n" in value or "/" not in value and "\\" not in value:
         return value
-    told = [
-        source.data.partition(":")[2]
-        if source.data.startswith(("builtin:", "hub:", "gym:"))
-        else source.data
-        for source in parts(value)
-    ]
-    deep = any(
-        _ABSOLUTE.match(one) and len(re.findall(r"[\\/]+[^\\/]", one)) > 1 - one.startswith("~")
-        for one in told
-    )
+    deep = any(_is_deep_path(source.data) for source in parts(value))
     if deep or value.startswith("file:"):
         return sources_value(value)
     return value
+
+
+def _is_deep_path(source: str) -> bool:
+    """Whether a source says where something lies, by two folders or more; a home counts as one."""
+    if source.startswith(("builtin:", "hub:", "gym:")):
+        source = source.partition(":")[2]
+    if not _ABSOLUTE.match(source):
+        return False
+    steps = len(re.findall(r"[\\/]+[^\\/]", source))
+    if source.startswith("~"):
+        steps += 1
+    return steps > 1

@@ -27,6 +27,7 @@ from ondevice.hub.client import (
     Conflict,
     Hub,
     NoReply,
+    RemoteFile,
     RepoNotFound,
     Sending,
     git_blob,
@@ -60,7 +61,8 @@ def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
     of a dry run the plan. Raises UserError, or Interrupted where a push was stopped that `resume`
     goes on with."""
     cfg.check()
-    tell = tell or (_line if cfg.lines else _say)
+    if tell is None:
+        tell = _line if cfg.lines else _say
     if cfg.dry_run:
         return {**_planned(cfg).told(), **_login()}
     plan = _planned(cfg)
@@ -69,30 +71,26 @@ def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
     if "/" not in plan.repo:  # the card names the whole address
         plan = _planned(dataclasses.replace(cfg, repo_id=f"{account.name}/{plan.repo}"))
     tell({"event": "plan", **plan.told()})
-    if (
-        not cfg.yes
-        and not cfg.lines
-        and sys.stdin.isatty()
-        and sys.stderr.isatty()
-        and not _agreed()
-    ):
+    if not _agreed(cfg):
         raise UserError("nothing was sent", hint="--yes does not ask")
-    again = (
-        f"ondevice push {cfg.model}{' --dataset' if cfg.dataset else ''} --resume goes on with it"
-    )
+    kind = " --dataset" if cfg.dataset else ""
+    again = f"ondevice push {cfg.model}{kind} --resume goes on with it"
     try:
         done = send(plan, client, tell)
-        return {} if cfg.lines else done  # its last line says it
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped. {again}" if plan.pending.is_file() else "stopped; nothing was sent"
-        ) from None
+        message = "stopped; nothing was sent"
+        if plan.pending.is_file():
+            message = f"stopped. {again}"
+        raise Interrupted(message) from None
     except UserError as error:
         if not plan.pending.is_file() or "--resume" in error.hint:
             raise
         raise UserError(
             error.message, where=error.where, hint="; ".join(filter(None, (error.hint, again)))
         ) from None
+    if cfg.lines:
+        return {}  # its last line says it
+    return done
 
 
 def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
@@ -122,9 +120,8 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
         )
     if not plan.parent:
         present = with_retries(lambda: client.files(repo, remote.head), repo, wait)
-        plan = dataclasses.replace(
-            plan, parent=remote.head, removed=replaced([f.path for f in present], plan.files)
-        )
+        removed = replaced([file.path for file in present], plan.files)
+        plan = dataclasses.replace(plan, parent=remote.head, removed=removed)
     plan.keep()
     commit = _land(plan, client, remote.head, tell)
     tell({"event": "verify", "commit": commit})
@@ -158,10 +155,10 @@ def render(result: Mapping[str, Any]) -> str | None:
     """A result for people: the address, or the plan of a dry run. None where each step was told as
     a line.
     """
-    if not result or "url" in result:
-        if result:
-            return str(result["url"])
+    if not result:
         return None
+    if "url" in result:
+        return str(result["url"])
     login = result.get("login") or {}
     return f"{plan_text(result, size)}\n  {login.get('text', '')}".rstrip()
 
@@ -169,7 +166,10 @@ def render(result: Mapping[str, Any]) -> str | None:
 def _planned(cfg: PushConfig) -> Plan:
     if not cfg.resume:
         return plan_push(cfg)
-    home = ratings_file(cfg.model).parent if cfg.dataset else find_target(cfg.model, cfg.stage).home
+    if cfg.dataset:
+        home = ratings_file(cfg.model).parent
+    else:
+        home = find_target(cfg.model, cfg.stage).home
     plan = pending(home)
     if cfg.repo_id and cfg.repo_id not in (plan.repo, plan.repo.partition("/")[2]):
         raise UserError(
@@ -196,7 +196,7 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
     """
     if head != plan.parent:
         return _found(plan, client, tell)
-    files = [Sending(f.path, _source(f, plan)) for f in plan.files]
+    files = [Sending(file.path, _source(file, plan)) for file in plan.files]
     trouble = NoReply("no reply")
     for wait in (*hub_client.WAITS_S, 0.0):
         try:
@@ -266,17 +266,13 @@ def _verify(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -
     """Compares every file's hash in the commit with the one here. Raises UserError naming what
     differs.
     """
-    there = {
-        f.path: f for f in with_retries(lambda: client.files(plan.repo, commit), plan.repo, wait)
-    }
-    wrong = [
-        file.path
-        for file in plan.files
-        if file.path not in there
-        or not there[file.path].holds(
-            file.size, file.sha256, _blob(file) if not there[file.path].sha256 else ""
-        )
-    ]
+    remote_files = with_retries(lambda: client.files(plan.repo, commit), plan.repo, wait)
+    by_path = {remote.path: remote for remote in remote_files}
+    wrong = []
+    for file in plan.files:
+        remote = by_path.get(file.path)
+        if remote is None or not _same(file, remote):
+            wrong.append(file.path)
     if wrong:
         raise UserError(
             f"arrived otherwise than it was sent: {', '.join(wrong[:3])}",
@@ -285,13 +281,25 @@ def _verify(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -
         )
 
 
+def _same(file: PlannedFile, remote: RemoteFile) -> bool:
+    blob = ""
+    if not remote.sha256:
+        blob = _blob(file)
+    return remote.holds(file.size, file.sha256, blob)
+
+
 def _blob(file: PlannedFile) -> str:
     if file.source:
         return git_blob_of(Path(file.source))
     return git_blob(file.text.encode())
 
 
-def _agreed() -> bool:
+def _agreed(cfg: PushConfig) -> bool:
+    """Whether to send: a person at a terminal is asked, unless the settings say so."""
+    if cfg.yes or cfg.lines:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
     print("Send it? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -315,7 +323,8 @@ def _words(event: Mapping[str, Any]) -> str:
         case "wait":
             return f"  waiting: {event['reason']}"
         case "done":
-            return f"  done: commit {event['commit'][:12]}, {'private' if event['private'] else 'public'}"
+            seen = "private" if event["private"] else "public"
+            return f"  done: commit {event['commit'][:12]}, {seen}"
         case "landed":
             return "  it had landed already"
     return {"commit": "  committing", "verify": "  comparing hashes"}[event["event"]]

@@ -17,7 +17,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.publishing.public_names import own_name, plain_values
-from ondevice.publishing.usage import hub_base
+from ondevice.publishing.usage import with_hub_base
 
 OPTIMIZER = ("optimizer.safetensors", "trainer.json")
 SETTINGS = (
@@ -80,20 +80,26 @@ def plain_settings(file: Path, folder: Path) -> str | None:
         raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
     if not isinstance(given, Mapping):
         return None
-    found: Mapping[str, Any] = given
-    if file.name == "adapter_config.json" and (base := hub_base(folder, given)):
-        key = "model" if "fine_tune_type" in given else "base_model_name_or_path"
-        found = {**given, key: base[0], **({"revision": base[1]} if base[1] else {})}
-    # a tokenizer's other strings are tokens and templates, and a class may be called
-    # /business/finance
-    told = {
-        key: value if file.name == _OF_TOKENIZER or key in _LABELS else plain_values(value)
-        for key, value in found.items()
-    }
-    told |= {key: _named(str(told[key])) for key in _NAMES if isinstance(told.get(key), str)}
-    if told != given:
-        return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    settings: Mapping[str, Any] = given
+    if file.name == "adapter_config.json":
+        settings = with_hub_base(folder, given)
+    plain = _without_paths(settings, of_tokenizer=file.name == _OF_TOKENIZER)
+    if plain != given:
+        return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     return None
+
+
+def _without_paths(settings: Mapping[str, Any], *, of_tokenizer: bool) -> dict[str, Any]:
+    plain = {}
+    for key, value in settings.items():
+        # a tokenizer's other strings are tokens and templates, and a class may be called
+        # /business/finance
+        if not of_tokenizer and key not in _LABELS:
+            value = plain_values(value)
+        if key in _NAMES and isinstance(value, str):
+            value = _named(value)
+        plain[key] = value
+    return plain
 
 
 def _named(value: str) -> str:
@@ -115,13 +121,13 @@ def content(source: str, home: Path, sha256: str) -> bytes:
     try:
         descriptor = os.open(real_file(path, home), os.O_RDONLY | os.O_NOFOLLOW)
         with open(descriptor, "rb") as file:
-            found = file.read()
+            data = file.read()
     except OSError as error:
         raise UserError(
             f"cannot be read: {error.strerror}", where=source, hint="push without --resume"
         ) from error
-    if hashlib.sha256(found).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
             "has changed since the push began", where=source, hint="push without --resume"
         )
-    return found
+    return data

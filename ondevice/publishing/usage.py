@@ -44,13 +44,11 @@ class Subject:
     @classmethod
     def of(cls, folder: Path) -> Subject:
         config = _json(folder / "config.json") or _json(folder / _ADAPTER_CONFIG)
-        if base := hub_base(folder, config):
-            key = "model" if "fine_tune_type" in config else "base_model_name_or_path"
-            config = {**config, key: base[0], **({"revision": base[1]} if base[1] else {})}
-        template = (folder / "chat_template.jinja").is_file() or "chat_template" in _json(
-            folder / "tokenizer_config.json"
-        )
-        return cls(config, template)
+        if (folder / "chat_template.jinja").is_file():
+            chats = True
+        else:
+            chats = "chat_template" in _json(folder / "tokenizer_config.json")
+        return cls(with_hub_base(folder, config), chats)
 
     @property
     def task(self) -> str:
@@ -58,9 +56,10 @@ class Subject:
         if self.config.get("task_type") in _ADAPTER_TASKS:
             return _ADAPTER_TASKS[self.config["task_type"]]
         names = [str(name) for name in self.config.get("architectures") or ()]
-        return next(
-            (task for part, task in _TASKS.items() if any(part in name for name in names)), WRITES
-        )
+        for part, task in _TASKS.items():
+            if any(part in name for name in names):
+                return task
+        return WRITES
 
     @property
     def adapter(self) -> bool:
@@ -104,10 +103,28 @@ class Subject:
 
     @property
     def _base(self) -> str:
-        key = "model" if "fine_tune_type" in self.config else "base_model_name_or_path"
         if self.adapter:
-            return str(self.config.get(key) or "")
+            return str(self.config.get(_base_key(self.config)) or "")
         return ""
+
+
+def _base_key(config: Mapping[str, Any]) -> str:
+    """Under what an adapter's config names its base: mlx-lm's, or PEFT's."""
+    if "fine_tune_type" in config:
+        return "model"
+    return "base_model_name_or_path"
+
+
+def with_hub_base(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An adapter's config that names its base as the Hub does; any other config as it is."""
+    base = hub_base(folder, config)
+    if base is None:
+        return config
+    name, commit = base
+    changed = {**config, _base_key(config): name}
+    if commit:
+        changed["revision"] = commit
+    return changed
 
 
 def base_may_be_told(folder: Path) -> bool:
@@ -123,14 +140,12 @@ def hub_base(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
     base = Subject(config)._base
     if not base:
         return None
-    for place in (
-        folder / base,
-        Path(os.path.expanduser(base)),
-    ):  # a folder goes before a name, as where it is loaded
+    # a folder goes before a name, as where it is loaded
+    for place in (folder / base, Path(os.path.expanduser(base))):
         if place.is_dir():
-            found = origin(place)
-            if found.get("kind") == "model":
-                return (found["repo"], found["commit"])
+            pulled = origin(place)
+            if pulled.get("kind") == "model":
+                return (pulled["repo"], pulled["commit"])
             return None
     if is_name(base):
         return (base, "")
@@ -147,26 +162,28 @@ class Place:
     @property
     def arguments(self) -> str:
         """Of `from_pretrained`."""
-        return f'"{self.repo}"' + (f', subfolder="{self.under}"' if self.under else "")
+        if self.under:
+            return f'"{self.repo}", subfolder="{self.under}"'
+        return f'"{self.repo}"'
 
 
 def use(subject: Subject, place: Place, prompt: str) -> list[str]:
     """Markdown: how to use it in transformers (and PEFT), mlx-lm and ondevice, where these can."""
+    transformers = "transformers"
+    if subject.adapter:
+        transformers = "transformers and PEFT"
     ways = [
-        (
-            "transformers and PEFT" if subject.adapter else "transformers",
-            "python",
-            _in_transformers(subject, place, prompt),
-        ),
+        (transformers, "python", _in_transformers(subject, place, prompt)),
         ("mlx-lm", "python", _in_mlx_lm(subject, place, prompt)),
         ("ondevice", "sh", _here(subject, place, prompt)),
     ]
-    parts = [
-        f"With {program}:\n\n```{kind}\n{text.strip()}\n```\n"
-        for program, kind, text in ways
-        if text
-    ]
-    return ["## Use\n", *parts] if parts else []
+    parts = []
+    for program, kind, text in ways:
+        if text:
+            parts.append(f"With {program}:\n\n```{kind}\n{text.strip()}\n```\n")
+    if not parts:
+        return []
+    return ["## Use\n", *parts]
 
 
 # Braces are filled in: `load` is what makes `tokenizer` and `model`, `asked` a chat's prompt or a
@@ -217,16 +234,9 @@ print(generate(model, tokenizer, prompt=prompt, max_tokens=64))
 def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
     if subject.opener not in ("transformers", "peft") or (subject.adapter and not subject.base):
         return ""
-    task, auto = subject.task, _CLASSES[subject.task]
+    task = subject.task
     classes = task == JUDGES and len(subject.config.get("id2label") or ()) > 1
-    names = sorted([auto, "AutoTokenizer"]) + ["pipeline"] * (classes or task == FILLS)
-    load = (_ADAPTER if subject.adapter else _MODEL).format(
-        imports=", ".join(names),
-        auto=auto,
-        arguments=place.arguments,
-        base=subject.base,
-        more=subject.base_revision + (", num_labels=1" if task == JUDGES else ""),
-    )
+    load = _loading(subject, place, pipeline=classes or task == FILLS)
     if subject.chats:
         asked = (
             f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True,\n"
@@ -234,22 +244,47 @@ def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
         )
     else:
         asked = f'tokenizer({json.dumps(prompt)}, return_tensors="pt")'
-    # an encoder-decoder's output is the answer alone
-    answer = ', ids["input_ids"].shape[1]:' if task == WRITES else ""
-    text = {FILLS: _FILL, JUDGES: _CLASSIFY if classes else _SCORE}.get(task, _WRITE)
+    answer = ""  # an encoder-decoder's output is the answer alone
+    if task == WRITES:
+        answer = ', ids["input_ids"].shape[1]:'
+    text = _WRITE
+    if task == FILLS:
+        text = _FILL
+    elif classes:
+        text = _CLASSIFY
+    elif task == JUDGES:
+        text = _SCORE
     return text.format(
         load=load, asked=asked, answer=answer, said=json.dumps(prompt), turns=_turns(prompt)
     )
 
 
+def _loading(subject: Subject, place: Place, *, pipeline: bool) -> str:
+    """The lines that make `tokenizer` and `model`, and import `pipeline` where it is used."""
+    auto = _CLASSES[subject.task]
+    names = sorted([auto, "AutoTokenizer"])
+    if pipeline:
+        names.append("pipeline")
+    more = subject.base_revision
+    if subject.task == JUDGES:
+        more += ", num_labels=1"
+    template = _MODEL
+    if subject.adapter:
+        template = _ADAPTER
+    return template.format(
+        imports=", ".join(names),
+        auto=auto,
+        arguments=place.arguments,
+        base=subject.base,
+        more=more,
+    )
+
+
 def _in_mlx_lm(subject: Subject, place: Place, prompt: str) -> str:
     """It opens decoders, at a repository's top alone, and adapters of its own kind, in a folder."""
-    if (
-        subject.task != WRITES
-        or place.under
-        or subject.opener == "peft"
-        or (subject.adapter and not subject.base)
-    ):
+    if subject.task != WRITES or place.under or subject.opener == "peft":
+        return ""
+    if subject.adapter and not subject.base:
         return ""
     imports, what = "from mlx_lm import generate, load", f'"{place.repo}"'
     if subject.adapter:
@@ -263,16 +298,20 @@ def _in_mlx_lm(subject: Subject, place: Place, prompt: str) -> str:
 
 
 def _here(subject: Subject, place: Place, prompt: str) -> str:
-    if subject.task == JUDGES or (
-        subject.adapter and (subject.opener != "peft" or not subject.base)
-    ):
+    if subject.task == JUDGES:
+        return ""
+    if subject.adapter and (subject.opener != "peft" or not subject.base):
         return ""
     name = place.repo.rpartition("/")[2]
-    folder = f"{name}/{place.under}" if place.under else name
+    folder = name
+    if place.under:
+        folder += f"/{place.under}"
     if subject.task == FILLS:
         ask = f'fill {folder} "The [MASK] is here."'
     else:
-        ask = f"generate {folder} {shlex.quote(prompt)} --max-new-tokens 64{' --chat' if subject.chats else ''}"
+        ask = f"generate {folder} {shlex.quote(prompt)} --max-new-tokens 64"
+        if subject.chats:
+            ask += " --chat"
     return f"ondevice pull {place.repo} --out {name}\nondevice {ask}"
 
 
