@@ -397,7 +397,7 @@ def test_weights_where_none_are_given(write: WriteFile) -> None:
     ({"names": ("correct", "correct")}, "named twice"),
     ({"names": ()}, "no reward was named"),
     ({"weights": (1.0,)}, "1 weights for 3 rewards"),
-    ({"weights": (1.0, 2.0, float("nan"))}, "nan is no weight"),
+    ({"weights": (1.0, 2.0, float("nan"))}, "nan is not a weight"),
     ({"form": "hashes"}, "did you mean 'hash'"),
     ({"timeout": 0.0}, "timeout"),
     ({"user_file": "nowhere/reward.py"}, "reward.py: there is no such file"),

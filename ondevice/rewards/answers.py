@@ -2,7 +2,7 @@
 same.
 
 Strict, for whatever is rewarded is learned: an answer stands where its form puts it, at the end and
-unambiguous, or it is no answer. Two marked answers that differ are a bet, not an answer. What a
+unambiguous, or it is not an answer. Two marked answers that differ are a bet, not an answer. What a
 model wrote inside `<think>…</think>` is not its answer; a thought that never ends leaves none.
 Where a template's generation prompt opens the thought, that opening is a part of the text
 (`datasets.prompts.thought_opening`).
@@ -18,7 +18,7 @@ Where a template's generation prompt opens the thought, that opening is a part o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
@@ -53,9 +53,9 @@ class Answer(NamedTuple):
 
 def final_answer(completion: str, form: str) -> str | None:
     """The text of the answer, None where the completion gives none in this form."""
-    found = find_answer(completion, form)
-    if found:
-        return found.text
+    answer = find_answer(completion, form)
+    if answer:
+        return answer.text
     return None
 
 
@@ -110,7 +110,7 @@ def same_answer(given: str, right: str) -> bool:
     stop at the end.
 
     Exact: 1/2 is 0.5, 132. is 132.0, -0 is 0, 1,000 is 1000; 0.333 is not 1/3. Capitals count.
-    Empty is no answer.
+    Empty is not an answer.
     """
     given, right = plain(given), plain(right)
     one, other = number(given), number(right)
@@ -121,8 +121,10 @@ def same_answer(given: str, right: str) -> bool:
 
 def _after_thoughts(text: str) -> int | None:
     """Where the text begins that is no thought; None where a thought does not end."""
-    start = text.rfind(_THOUGHT)
-    start = 0 if start < 0 else start + len(_THOUGHT)
+    start = 0
+    closing = text.rfind(_THOUGHT)
+    if closing >= 0:
+        start = closing + len(_THOUGHT)
     if text.find(_THINK, start) >= 0:
         return None
     return start
@@ -151,11 +153,16 @@ def _whole(text: str, start: int) -> Answer | None:
 
 def _hash(text: str, start: int) -> Answer | None:
     body = text.rstrip()
-    lines = ((m.end(), _line_end(body, m.end())) for m in _HASH.finditer(body, start))
-    found = _agreed(text, lines, "####")
-    if found and found.end == len(body):
-        return found
+    answer = _agreed(text, _hash_lines(body, start), "####")
+    if answer and answer.end == len(body):
+        return answer
     return None
+
+
+def _hash_lines(text: str, start: int) -> Iterator[tuple[int, int]]:
+    """Spans of what stands after the mark in every marked line."""
+    for mark in _HASH.finditer(text, start):
+        yield mark.end(), _line_end(text, mark.end())
 
 
 def _line_end(text: str, start: int) -> int:
@@ -166,10 +173,12 @@ def _line_end(text: str, start: int) -> int:
 
 
 def _boxed(text: str, start: int) -> Answer | None:
-    found = _agreed(text, _boxes(text, start), "\\boxed")
-    closed = text.find("}", found.end) if found else -1
-    if found and _AFTER_BOX.fullmatch(text, closed + 1):
-        return found
+    answer = _agreed(text, _boxes(text, start), "\\boxed")
+    if answer is None:
+        return None
+    closed = text.find("}", answer.end)
+    if _AFTER_BOX.fullmatch(text, closed + 1):
+        return answer
     return None
 
 
@@ -203,10 +212,12 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _tag(text: str, start: int) -> Answer | None:
-    found = _agreed(text, _tags(text, start), "answer>")
-    closed = text.find(">", found.end) if found else -1
-    if found and not text[closed + 1 :].strip():
-        return found
+    answer = _agreed(text, _tags(text, start), "answer>")
+    if answer is None:
+        return None
+    closed = text.find(">", answer.end)
+    if not text[closed + 1 :].strip():
+        return answer
     return None
 
 
@@ -217,35 +228,37 @@ def _tags(text: str, start: int) -> Iterator[tuple[int, int] | None]:
         if bool(tag[1]) == (opened is None):
             yield None
             return
-        if opened is not None:
+        if opened is None:
+            opened = tag.end()
+        else:
             yield opened, tag.start()
-        opened = tag.end() if opened is None else None
+            opened = None
     if opened is not None:
         yield None
 
 
 def _agreed(text: str, spans: Iterator[tuple[int, int] | None], mark: str) -> Answer | None:
     """The last of the spans, where all of them say the same and none holds a mark itself."""
-    said: set[str] = set()
+    texts: set[str] = set()
     last: Answer | None = None
     for span in spans:
-        last = _answer(text, *span) if span else None
+        if span is None:
+            return None
+        last = _answer(text, *span)
         if last is None or len(last.text) > LONGEST or mark in last.text:
             return None
-        said.add(plain(last.text))
-        if len(said) > 1:
+        texts.add(plain(last.text))
+        if len(texts) > 1:
             return None
     return last
 
 
 def _last_number(text: str, start: int) -> Answer | None:
     body = text[start:].rstrip().removesuffix(".")
-    begin = max(body.rfind(sign) for sign in " \t\n=:") + 1
+    begin = _after_last(body, " \t\n=:", len(body))
     if len(body) - begin > LONGEST_NUMBER or not _PLAIN.fullmatch(body, begin):
         return None
-    sentence = body[
-        max(body.rfind(sign, 0, begin) for sign in (". ", "! ", "? ", "\n")) + 1 : begin
-    ]
+    sentence = body[_after_last(body, (". ", "! ", "? ", "\n"), begin) : begin]
     if "=" in sentence:
         alone = sentence.count("=") == 1 and not sentence.rpartition("=")[2].strip()
     else:
@@ -253,6 +266,12 @@ def _last_number(text: str, start: int) -> Answer | None:
     if not alone:
         return None
     return _answer(text, start + begin, start + len(body))
+
+
+def _after_last(text: str, signs: Iterable[str], end: int) -> int:
+    """One place past the beginning of the last of these signs before `end`; 0 where none stands
+    there."""
+    return max(text.rfind(sign, 0, end) for sign in signs) + 1
 
 
 _FINDERS: dict[str, Callable[[str, int], Answer | None]] = {

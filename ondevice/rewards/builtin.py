@@ -3,7 +3,7 @@
 Each is `reward(prompts, completions, **columns) -> list[float | None]`, as TRL calls them: N
 prompts and completions (strings), the data's columns as lists of N, and from the stage
 `completion_ids` (lists of ids), `truncated` (bools), `max_new_tokens` (int), `form` (how answers
-are written) and `apart` (calls a judge of apart.py in its own process). Rewards of `TURNS` get the
+are written) and `apart` (calls a judge of judges.py in its own process). Rewards of `TURNS` get the
 whole of the assistant's turn: where the prompt has opened a thought, with its opening. None: this
 reward says nothing about the row. The first line of its docstring is its help.
 """
@@ -48,30 +48,41 @@ def correct(
     to 1.
     """
     given = [final_answer(completion, form) for completion in completions]
-    values: list[float | None] = [
-        None if right is None else float(found is not None and same_answer(found, str(right)))
-        for found, right in zip(given, answer, strict=True)
-    ]
-    scored = [n for n, row in enumerate(gym or ()) if row is not None]
-    mathematics = [
-        n
-        for n in range(len(given))
-        if form == "boxed"
-        and n not in set(scored)
-        and values[n] == 0
-        and _need_algebra(given[n], str(answer[n]))
-    ]
-    for judge, rows, name, column in (
-        ("gym", scored, "gym", gym),
-        ("latex", mathematics, "answer", answer),
-    ):
-        if rows and column is not None:
-            judged = apart(
-                judge, {"completions": [given[n] for n in rows], name: [column[n] for n in rows]}
-            )
-            for n, value in zip(rows, judged, strict=True):
-                values[n] = value
+    values: list[float | None] = []
+    for found, right in zip(given, answer, strict=True):
+        if right is None:
+            values.append(None)
+        else:
+            values.append(float(found is not None and same_answer(found, str(right))))
+    tasks = [n for n, row in enumerate(gym or ()) if row is not None]
+    if tasks and gym is not None:
+        _judge_rows(values, tasks, "gym", "gym", gym, given, apart)
+    if form == "boxed":
+        formulas = []
+        for n in range(len(given)):
+            if n in tasks or values[n] != 0:
+                continue
+            if _need_algebra(given[n], str(answer[n])):
+                formulas.append(n)
+        if formulas:
+            _judge_rows(values, formulas, "latex", "answer", answer, given, apart)
     return values
+
+
+def _judge_rows(
+    values: list[float | None],
+    rows: Sequence[int],
+    judge: str,
+    column: str,
+    wanted: Sequence[Any],
+    given: Sequence[str | None],
+    apart: Apart,
+) -> None:
+    """Puts what a judge of judges.py says of these rows into `values`."""
+    arguments = {"completions": [given[n] for n in rows], column: [wanted[n] for n in rows]}
+    judged = apart(judge, arguments)
+    for n, value in zip(rows, judged, strict=True):
+        values[n] = value
 
 
 def _need_algebra(given: str | None, right: str) -> bool:
@@ -83,10 +94,11 @@ def follows_form(
     prompts: Sequence[str], completions: Sequence[str], *, form: str, **columns: Any
 ) -> Values:
     """1 where there is an answer in the asked form, once and at the end, right or wrong; else 0."""
-    return [
-        float(find_answer(text, form) is not None and marks(text, form) == 1)
-        for text in completions
-    ]
+    return [float(_follows(text, form)) for text in completions]
+
+
+def _follows(text: str, form: str) -> bool:
+    return find_answer(text, form) is not None and marks(text, form) == 1
 
 
 def exact(
@@ -99,10 +111,14 @@ def exact(
     """1 where the whole completion is the answer, give or take spaces and one full stop at the end,
     else 0.
     """
-    return [
-        None if right is None else float(bool(plain(text)) and plain(text) == plain(str(right)))
-        for text, right in zip(completions, answer, strict=True)
-    ]
+    values: list[float | None] = []
+    for text, right in zip(completions, answer, strict=True):
+        if right is None:
+            values.append(None)
+        else:
+            given = plain(text)
+            values.append(float(bool(given) and given == plain(str(right))))
+    return values
 
 
 def choice(
@@ -116,20 +132,28 @@ def choice(
     """1 where the answer is the right letter of a multiple choice (B, b, (B), B.), else 0; no
     letter, nothing else.
     """
-    form = form if form in ("hash", "boxed", "tag") else "whole"
-    given = [letter(final_answer(text, form)) for text in completions]
-    right = [letter(None if value is None else str(value)) for value in answer]
-    return [
-        None if wanted is None else float(found == wanted)
-        for found, wanted in zip(given, right, strict=True)
-    ]
+    if form not in ("hash", "boxed", "tag"):
+        form = "whole"
+    values: list[float | None] = []
+    for text, value in zip(completions, answer, strict=True):
+        right = None
+        if value is not None:
+            right = letter(str(value))
+        if right is None:
+            values.append(None)
+        else:
+            values.append(float(letter(final_answer(text, form)) == right))
+    return values
 
 
 def letter(text: str | None) -> str | None:
-    found = _CHOICE.fullmatch(plain(text)) if text else None
-    if found:
-        return found[1].upper()
-    return None
+    """The letter of a choice as a capital; None where the text is anything else."""
+    if not text:
+        return None
+    match = _CHOICE.fullmatch(plain(text))
+    if match is None:
+        return None
+    return match[1].upper()
 
 
 def regex(
@@ -155,23 +179,21 @@ def json(
     """1 where what follows any thoughts is JSON alone that fits the JSON schema in the column
     `schema`, else 0.
     """
-    wanted = [
-        one if one is None or isinstance(one, str) else json_text.dumps(one) for one in schema
-    ]
+    wanted = []
+    for one in schema:
+        if one is not None and not isinstance(one, str):
+            one = json_text.dumps(one)
+        wanted.append(one)
     return _judged("json", "schema", wanted, list(map(after_thoughts, completions)), apart)
 
 
 def _judged(
-    judge: str, column: str, wanted: Sequence[str | None], said: Sequence[str | None], apart: Apart
+    judge: str, column: str, wanted: Sequence[str | None], given: Sequence[str | None], apart: Apart
 ) -> Values:
-    """What a judge of apart.py says of the rows that want something."""
+    """What a judge of judges.py says of the rows that want something."""
     rows = [n for n, one in enumerate(wanted) if one is not None]
-    values: list[float | None] = [None] * len(said)
-    judged = apart(
-        judge, {"completions": [said[n] for n in rows], column: [wanted[n] for n in rows]}
-    )
-    for n, value in zip(rows, judged, strict=True):
-        values[n] = value
+    values: list[float | None] = [None] * len(given)
+    _judge_rows(values, rows, judge, column, wanted, given, apart)
     return values
 
 
@@ -183,9 +205,9 @@ def language(prompts: Sequence[str], completions: Sequence[str], **columns: Any)
 
 
 def _foreign(text: str, prompt: str) -> float:
-    known, said = set(_scripts(prompt)), _scripts(text)
-    if known and said:
-        return sum(script not in known for script in said) / len(said)
+    known, used = set(_scripts(prompt)), _scripts(text)
+    if known and used:
+        return sum(script not in known for script in used) / len(used)
     return 0.0
 
 
@@ -193,10 +215,13 @@ def _scripts(text: str) -> list[str]:
     """The script of each letter by its Unicode name (LATIN, CYRILLIC, CJK; kana count with the
     latter).
     """
-    named = [unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha()]
-    return [
-        "CJK" if name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else name for name in named
-    ]
+    scripts = []
+    for sign in filter(str.isalpha, text):
+        script = unicodedata.name(sign, "").partition(" ")[0]
+        if script in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"):
+            script = "CJK"
+        scripts.append(script)
+    return scripts
 
 
 def think(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
@@ -205,13 +230,11 @@ def think(prompts: Sequence[str], completions: Sequence[str], **columns: Any) ->
 
 
 def _thinks(text: str) -> bool:
-    found = _THINK.fullmatch(text)
-    return (
-        found is not None
-        and text.count("<think>") == text.count("</think>") == 1
-        and bool(found[1].strip())
-        and bool(found[2].strip())
-    )
+    match = _THINK.fullmatch(text)
+    if match is None or text.count("<think>") != 1 or text.count("</think>") != 1:
+        return False
+    thought, rest = match.groups()
+    return bool(thought.strip()) and bool(rest.strip())
 
 
 def truncated(
@@ -233,9 +256,11 @@ def overlong(
     2025, equation 13).
     """
     last = max(max_new_tokens // 5, 1)
-    return [
-        min(max((max_new_tokens - last - len(ids)) / last, -1.0), 0.0) for ids in completion_ids
-    ]
+    values = []
+    for ids in completion_ids:
+        room = (max_new_tokens - last - len(ids)) / last
+        values.append(min(max(room, -1.0), 0.0))
+    return values
 
 
 def length(

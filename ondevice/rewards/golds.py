@@ -31,14 +31,16 @@ class Unreadable(NamedTuple):
 
 def attainable(right: str, form: str) -> bool:
     """Whether a completion in this form can be the right answer."""
-    value, spelt = number(plain(right)), [right]
+    spellings = [right]
+    value = number(plain(right))
     if value is not None:
-        spelt += [str(value), f"{float(value):f}".rstrip("0").rstrip(".")]
-    written = (_WRITTEN.get(form, "{}").format(text) for text in spelt)
-    return any(
-        found is not None and same_answer(found, right)
-        for found in (final_answer(w, form) for w in written)
-    )
+        spellings += [str(value), f"{float(value):f}".rstrip("0").rstrip(".")]
+    for text in spellings:
+        completion = _WRITTEN.get(form, "{}").format(text)
+        answer = final_answer(completion, form)
+        if answer is not None and same_answer(answer, right):
+            return True
+    return False
 
 
 def unreadable(
@@ -46,14 +48,16 @@ def unreadable(
 ) -> list[Unreadable]:
     """What of the `answer`s of these rows no completion can be, for each of the rewards `names`
     that reads them. A gym's task judges by itself."""
-    answers = [
-        str(row["answer"])
-        for row in rows
-        if row.get("answer") is not None and row.get("gym") is None
-    ]
+    answers = []
+    for row in rows:
+        if row.get("answer") is not None and row.get("gym") is None:
+            answers.append(str(row["answer"]))
     found = []
     for name, readable in _READERS.items():
-        if name in names and (bad := [right for right in answers if not readable(right, form)]):
+        if name not in names:
+            continue
+        bad = [right for right in answers if not readable(right, form)]
+        if bad:
             found.append(Unreadable(name, len(bad), len(answers), bad[0]))
     return found
 

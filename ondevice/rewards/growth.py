@@ -28,16 +28,22 @@ def _bits(node: Any) -> float:
         if largest > 1:
             return float(largest.bit_length())
         return 0.0
-    inner = node.flat() if isinstance(node, sympy.MatrixBase) else getattr(node, "args", ())
-    # the latter: math-verify's sets
-    parts = [_bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))]
+    if isinstance(node, sympy.MatrixBase):
+        inner = node.flat()
+    else:
+        inner = getattr(node, "args", ())
+    unsorted = getattr(node, "_unsorted_args", ())  # of math-verify's sets
+    parts = [_bits(part) for part in (*inner, *unsorted)]
     if isinstance(node, sympy.Pow):
         if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function):
             least = 1.0
         else:
             least = 0.0
         base = max(parts[0], least)
-        return max(*parts, base * _size(node.exp) if base else 0.0)
+        power = 0.0
+        if base:
+            power = base * _size(node.exp)
+        return max(*parts, power)
     if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma)):
         return max(*parts, _of_factorial(_size(node.args[0])))
     if isinstance(node, (sympy.binomial, sympy.RisingFactorial, sympy.FallingFactorial)):
@@ -70,18 +76,30 @@ def _size(node: Any) -> float:
         if all(parts):
             return math.prod(parts)
         return 0.0
-    if isinstance(node, (sympy.Pow, sympy.exp)):
-        base, power = parts if isinstance(node, sympy.Pow) else (math.e, parts[0])
-        if isinstance(node, sympy.Pow) and node.exp.is_negative:  # below a fraction's bar
+    if isinstance(node, sympy.Pow):
+        base, power = parts
+        if node.exp.is_negative:  # below a fraction's bar
             if node.exp == -1 and base:
                 return 1 / base
             return math.inf
-        if (bits := math.log2(max(base, 1.0)) * power if power else 0.0) < 1000:
-            return float(2.0**bits)
-        return math.inf
+        return _power(base, power)
+    if isinstance(node, sympy.exp):
+        return _power(math.e, parts[0])
     if isinstance(
         node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma, sympy.binomial)
     ):
-        # of a binomial, no less
-        return 2.0**bits if (bits := _of_factorial(sum(parts))) < 1000 else math.inf
+        return _two_to(_of_factorial(sum(parts)))  # of a binomial, no less
     return sum(parts) + 1.0
+
+
+def _power(base: float, power: float) -> float:
+    if not power:
+        return 1.0
+    return _two_to(math.log2(max(base, 1.0)) * power)
+
+
+def _two_to(bits: float) -> float:
+    """2 to this power, infinite from 1,000 bits on."""
+    if bits < 1000:
+        return float(2.0**bits)
+    return math.inf

@@ -74,7 +74,8 @@ def open_task(task: str, seed: int, size: int) -> Any:
         raise UserError(
             f"there is no task {name!r}", where=f"gym:{task}", hint=nearest(name, known)
         )
-    settings = {key: _value(value) for key, value in parse_qsl(rest, keep_blank_values=True)}
+    given = parse_qsl(rest, keep_blank_values=True)
+    settings = {key: _value(value) for key, value in given}
     if reserved := {"seed", "size"} & set(settings):
         raise UserError(
             f"{min(reserved)} is not given here", where=f"gym:{task}", hint="the stage decides it"
@@ -97,15 +98,12 @@ def open_task(task: str, seed: int, size: int) -> Any:
 def _draws(task: str, split: Split, seed: int) -> Iterator[dict[str, Any]]:
     """Entries without end, some of them more than once."""
     for page in itertools.count():
-        found = open_task(
-            task, seed=int(generator(seed, "gym", task, split, page).integers(1 << 30)), size=PAGE
-        )
+        numbers = generator(seed, "gym", task, split, page)
+        questions = open_task(task, seed=int(numbers.integers(1 << 30)), size=PAGE)
         for number in range(PAGE):
             try:
-                entry = found[number]
-            except (
-                Exception
-            ) as error:  # settings that are valid one by one may leave nothing to ask
+                entry = questions[number]
+            except Exception as error:  # settings valid one by one may leave nothing to ask
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
                     f"cannot make a question: {reason}",

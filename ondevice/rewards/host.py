@@ -1,11 +1,11 @@
 """The process in which reward functions run that may hang, crash or print: a person's `reward.py`,
-and `apart.py`.
+and `judges.py`.
 
     python -m ondevice.rewards.host FILE PARENT [NAME,NAME…]
 
 JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}], "unused": [names of public
 functions that are no rewards]} or {"failed", "where"}; then for each {"call": name, "arguments":
-{…}} one {"values": […]} (number, null, or {"type": name} for what is no number) or {"error",
+{…}} one {"values": […]} (number, null, or {"type": name} for what is not a number) or {"error",
 "where"}. What the functions print goes to stderr, what they read is empty.
 
 It ends, and everything it started in its process group with it, when its stdin ends or its parent
@@ -44,13 +44,17 @@ def main() -> None:
     requests, replies = _take_pipes()
     sys.path.insert(0, str(file.parent))
     try:
-        module, names = _load(file), sys.argv[3].split(",") if len(sys.argv) > 3 else []
+        module = _load(file)
+        names = []
+        if len(sys.argv) > 3:
+            names = sys.argv[3].split(",")
         functions = reward_functions(module, names)
         ready = [{"name": name, "needs": _needs(function)} for name, function in functions.items()]
-        unused = [] if names else [name for name in _written(module) if name not in functions]
-    except (
-        BaseException
-    ) as error:  # a file may end in any way, sys.exit() included; the parent tells the person
+        unused = []
+        if not names:
+            unused = [name for name in _written(module) if name not in functions]
+    # a file may end in any way, sys.exit() included; the parent tells the person
+    except BaseException as error:
         _send(replies, {"failed": _named(error), "where": _place(error, file)})
         _end()
     _send(replies, {"ready": ready, "unused": unused})
@@ -71,13 +75,17 @@ def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable
             raise NoReward(f"there is no function {name!r}")
     if names:
         return {name: getattr(module, name) for name in names}
-    public = {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and _judges(value)
-    }
     written = _written(module)
-    found = {name: value for name, value in public.items() if name in written} or public
+    own: dict[str, Callable[..., Any]] = {}
+    imported: dict[str, Callable[..., Any]] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or not _judges(value):
+            continue
+        if name in written:
+            own[name] = value
+        else:
+            imported[name] = value
+    found = own or imported
     if not found:
         raise NoReward("there is no reward function: a public function that takes `completions`")
     return found
@@ -85,13 +93,19 @@ def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable
 
 def _written(module: ModuleType) -> list[str]:
     """Public functions of the module itself, and what it has made that can be called as one."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and not inspect.isclass(value)
-        and (value.__module__ == module.__name__ if inspect.isfunction(value) else _judges(value))
-    ]
+    names = []
+    for name, value in vars(module).items():
+        if not name.startswith("_") and _is_written_in(module, value):
+            names.append(name)
+    return names
+
+
+def _is_written_in(module: ModuleType, value: Any) -> bool:
+    if inspect.isclass(value):
+        return False
+    if inspect.isfunction(value):
+        return value.__module__ == module.__name__
+    return _judges(value)
 
 
 def _judges(value: Any) -> bool:
@@ -113,7 +127,10 @@ class Turn(str):
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
             return str.__getitem__(self, key)
-        return Message(str.__getitem__(self, key) if self else "", self)
+        letter = ""
+        if self:
+            letter = str.__getitem__(self, key)
+        return Message(letter, self)
 
 
 class Asked(Turn):
@@ -160,27 +177,21 @@ def _load(file: Path) -> ModuleType:
 
 def _needs(function: Callable[..., Any]) -> list[str]:
     """Parameters that a caller must give."""
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    names = []
+    for parameter in inspect.signature(function).parameters.values():
+        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if by_name and parameter.default is parameter.empty:
+            names.append(parameter.name)
+    return names
 
 
 def _reply(
     function: Callable[..., Any], arguments: Mapping[str, Any], file: Path
 ) -> dict[str, Any]:
-    arguments = {
-        name: [kind(one) if isinstance(one, str) else one for one in value]
-        if (kind := _KINDS.get(name))
-        else value
-        for name, value in arguments.items()
-    }
-    taken = inspect.signature(function).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in taken):
-        arguments = {p.name: arguments[p.name] for p in taken if p.name in arguments}
+    given = {name: _as_turns(name, column) for name, column in arguments.items()}
+    taken = _taken(function, given)
     try:
-        values = function(**arguments)
+        values = function(**taken)
         if inspect.iscoroutine(values):
             import asyncio  # 40 ms
 
@@ -190,6 +201,26 @@ def _reply(
         return {"values": [_value(value) for value in values]}
     except BaseException as error:  # whatever it is, it is the person's, and is told to them
         return {"error": _named(error), "where": _place(error, file)}
+
+
+def _as_turns(name: str, column: Any) -> Any:
+    """A column whose texts are conversations, too, where it is of prompts or completions."""
+    kind = _KINDS.get(name)
+    if kind is None:
+        return column
+    turns = []
+    for one in column:
+        turns.append(kind(one) if isinstance(one, str) else one)
+    return turns
+
+
+def _taken(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the arguments that the function has a parameter for."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    names = [parameter.name for parameter in parameters]
+    return {name: arguments[name] for name in names if name in arguments}
 
 
 def _value(value: Any) -> Any:
@@ -206,7 +237,9 @@ def _value(value: Any) -> Any:
 def _named(error: BaseException) -> str:
     if isinstance(error, NoReward):
         return str(error)
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        text = error.msg
     return " ".join(f"{type(error).__name__}: {text}".split())[:500].rstrip(": ")
 
 
@@ -214,13 +247,9 @@ def _place(error: BaseException, file: Path) -> str:
     """file:line, the innermost line of the file itself."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f"{file}:{error.lineno}"
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(file)
-    ]
-    if lines:
-        return f"{file}:{lines[-1]}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == str(file):
+            return f"{file}:{frame.lineno}"
     return str(file)
 
 

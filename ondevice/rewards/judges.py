@@ -10,7 +10,7 @@ import json as json_text
 import pickle
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -38,30 +38,32 @@ def prepare(judge: str) -> list[float]:
 
 def latex(completions: Sequence[str | None], answer: Sequence[str]) -> list[float | None]:
     """1 where the given LaTeX equals the right answer as mathematics, else 0 (math-verify)."""
-    return [
-        _limited(_same_latex, given, right)
-        for given, right in zip(completions, answer, strict=True)
-    ]
+    return _limited_each(_same_latex, zip(completions, answer, strict=True))
 
 
 def regex(completions: Sequence[str], pattern: Sequence[str]) -> list[float | None]:
     """1 where the whole text matches the row's pattern, else 0."""
-    return [
-        _limited(_matches, text, wanted) for text, wanted in zip(completions, pattern, strict=True)
-    ]
+    return _limited_each(_matches, zip(completions, pattern, strict=True))
 
 
 def json(completions: Sequence[str | None], schema: Sequence[str]) -> list[float | None]:
     """1 where the text is JSON alone and fits the row's schema, else 0 (jsonschema)."""
-    return [_limited(_fits, text, wanted) for text, wanted in zip(completions, schema, strict=True)]
+    return _limited_each(_fits, zip(completions, schema, strict=True))
 
 
 def gym(completions: Sequence[str | None], gym: Sequence[dict[str, str]]) -> list[float | None]:
     """What the task's own `score_answer` gives, held to 0 … 1 (reasoning-gym)."""
-    return [
-        _limited(_gym_score, given, row["entry"], _gym_task(row["task"]))
-        for given, row in zip(completions, gym, strict=True)
-    ]
+    values = []
+    for given, row in zip(completions, gym, strict=True):
+        task = _gym_task(row["task"])
+        values.append(_limited(_gym_score, given, row["entry"], task))
+    return values
+
+
+def _limited_each(
+    judge: Callable[..., float], rows: Iterable[tuple[Any, ...]]
+) -> list[float | None]:
+    return [_limited(judge, *row) for row in rows]
 
 
 def _limited(judge: Callable[..., float], *arguments: Any) -> float | None:
@@ -131,7 +133,7 @@ def _fits(text: str | None, schema: str) -> float:
 
 
 def _no_json(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

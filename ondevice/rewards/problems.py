@@ -51,9 +51,9 @@ class Problem:
     @property
     def chat(self) -> list[dict[str, Any]]:
         """What is asked, as messages."""
-        return [dict(message) for message in self.messages] or [
-            {"role": "user", "content": self.prompt}
-        ]
+        if not self.messages:
+            return [{"role": "user", "content": self.prompt}]
+        return [dict(message) for message in self.messages]
 
 
 def problems(
@@ -85,9 +85,8 @@ def problems(
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
         named = "test" if split == "all" else "train"
-        all_of_it = _part(
-            list(file_problems(spec, settle, uses=uses, split=named, reading=reading)), split, spec
-        )
+        rows = list(file_problems(spec, settle, uses=uses, split=named, reading=reading))
+        all_of_it = _part(rows, split, spec)
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
@@ -97,27 +96,26 @@ def problems(
 
 
 def _builtin(corpus: CorpusConfig, split: Split | Literal["all"]) -> list[Problem]:
-    made = build(corpus)
-    return [
-        Problem(row["prompt"], row["answer"], row["kind"])
-        for part in _splits(split)
-        for row in made.problems(part)
-    ]
+    sums = build(corpus)
+    found = []
+    for part in _splits(split):
+        for row in sums.problems(part):
+            found.append(Problem(row["prompt"], row["answer"], row["kind"]))
+    return found
 
 
 def _gym(task: str, split: Split | Literal["all"], count: int, seed: int) -> list[Problem]:
     kind = task.partition("?")[0]
-    # A task with many right answers (graph_color, rubiks_cube) states none; its scorer knows them.
-    return [
-        Problem(
-            entry["question"],
-            "" if entry["answer"] is None else str(entry["answer"]),
-            kind,
-            {"gym": column(task, entry)},
-        )
-        for part in _splits(split)
-        for entry in entries(task, part, count, seed)
-    ]
+    found = []
+    for part in _splits(split):
+        for entry in entries(task, part, count, seed):
+            # A task with many right answers (graph_color, rubiks_cube) states none; its scorer
+            # knows them.
+            answer = ""
+            if entry["answer"] is not None:
+                answer = str(entry["answer"])
+            found.append(Problem(entry["question"], answer, kind, {"gym": column(task, entry)}))
+    return found
 
 
 def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
@@ -163,13 +161,10 @@ def file_problems(
         except BadRow as error:
             rows.reject(where, str(error), row)
             continue
-        columns = {name: value for name, value in problem.columns.items() if name not in HARMLESS}
-        asked = _key(
-            problem.chat, {name: value for name, value in columns.items() if name != "solution"}
-        )
-        answer, whole = _key(problem.answer), _key(problem.chat, problem.answer, columns)
-        if right.setdefault(asked, (answer, where))[0] != answer:
-            disputed.setdefault(asked, f"{right[asked][1]} and {where}")
+        question, answer, whole = _keys(problem)
+        first_answer, first_place = right.setdefault(question, (answer, where))
+        if answer != first_answer:
+            disputed.setdefault(question, f"{first_place} and {where}")
         if whole in seen:
             repeated += 1
             continue
@@ -184,10 +179,17 @@ def file_problems(
     settle(rows)
 
 
+def _keys(problem: Problem) -> tuple[bytes, bytes, bytes]:
+    """What is the same where the question is, where the answer is, and where all of it is."""
+    columns = {name: value for name, value in problem.columns.items() if name not in HARMLESS}
+    whole = _key(problem.chat, problem.answer, columns)
+    columns.pop("solution", None)
+    return _key(problem.chat, columns), _key(problem.answer), whole
+
+
 def _key(*parts: Any) -> bytes:
-    return hashlib.blake2b(
-        json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16
-    ).digest()
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
@@ -195,14 +197,16 @@ def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> lis
         return found
     keys = np.array([prompt_keys(problem.chat)[0] for problem in found], np.uint64)
     last, _ = last_together(keys, spec, "problem")
-    train, held = (
-        [problem for problem, there in zip(found, last, strict=True) if there == side]
-        for side in (False, True)
-    )
-    known = {_key(problem.chat) for problem in held}
-    if split == "train":
-        return [problem for problem in train if _key(problem.chat) not in known]
-    return held
+    train, held_out = [], []
+    for problem, is_last in zip(found, last, strict=True):
+        if is_last:
+            held_out.append(problem)
+        else:
+            train.append(problem)
+    if split != "train":
+        return held_out
+    known = {_key(problem.chat) for problem in held_out}
+    return [problem for problem in train if _key(problem.chat) not in known]
 
 
 def to_problem(
@@ -216,43 +220,45 @@ def to_problem(
     `solution`.
     """
     row = Record.of(row)
-    asked = next((name for name in ("prompt", "question", "query") if name in row), None)
-    if asked is None or (answered and "answer" not in row):
-        raise BadRow(
-            "a problem needs prompt (or question)" + " and answer" * answered + it_has(row)
-        )
+    question = next((name for name in ("prompt", "question", "query") if name in row), None)
+    if question is None or (answered and "answer" not in row):
+        needs = "a problem needs prompt (or question)"
+        if answered:
+            needs += " and answer"
+        raise BadRow(needs + it_has(row))
     if clash := sorted(RESERVED & set(row)):
         raise BadRow(f"a column may not be called {clash[0]}")
-    if not isinstance(row[asked], list):
-        _text(row[asked], asked)
+    if not isinstance(row[question], list):
+        _text(row[question], question)
     messages, _ = to_prompt(row)
-    answer = _text(row["answer"], "answer") if "answer" in row else ""
-    columns = {
-        name: value for name, value in dict.items(row) if name not in (asked, "answer", "kind")
-    }
-    for name in columns if uses is None else uses:
-        row.get(name)
+    answer = ""
+    if "answer" in row:
+        answer = _text(row["answer"], "answer")
+    own = (question, "answer", "kind")
+    columns = {name: value for name, value in dict.items(row) if name not in own}
+    if uses is None:
+        uses = columns
+    for name in uses:
+        row.get(name)  # which counts it as read
     if marked := find_answer(answer, "hash"):
         columns.setdefault("solution", answer)
         answer = marked.text
     named = row.get("kind")
-    said = str(messages[-1]["content"])
-    return Problem(
-        said,
-        answer,
-        named if isinstance(named, str) and named else kind,
-        columns,
-        () if messages == [{"role": "user", "content": said}] else messages,
-    )
+    if isinstance(named, str) and named:
+        kind = named
+    text = str(messages[-1]["content"])
+    if messages == [{"role": "user", "content": text}]:
+        return Problem(text, answer, kind, columns)
+    return Problem(text, answer, kind, columns, messages)
 
 
 def _text(value: Any, name: str) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
-        raise BadRow(
-            f"{name} is {'missing' if value is None else f'no text but {type(value).__name__}'}"
-        )
+        if value is None:
+            raise BadRow(f"{name} is missing")
+        raise BadRow(f"{name} is not a text but {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"{name} is empty")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):

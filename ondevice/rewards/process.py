@@ -55,12 +55,10 @@ class Host:
     def __init__(
         self, file: Path, names: Sequence[str] = (), *, timeout: float, log: Path | None = None
     ) -> None:
-        self.file, self.names, self.timeout, self.log = (
-            Path(file).absolute(),
-            tuple(names),
-            timeout,
-            log,
-        )
+        self.file = Path(file).absolute()
+        self.names = tuple(names)
+        self.timeout = timeout
+        self.log = log
         self.unused: tuple[str, ...] = ()
         """Public functions of the file that are no rewards, once it was started."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -109,10 +107,10 @@ class Host:
         )
         reply = self._exchange(request.encode(), timeout or self.timeout)
         if "error" in reply:
-            said = sanitize(reply["error"], newlines=False)
-            raise CallFailed(
-                f"{said} ({reply['where']})", f"{said.partition(':')[0]} {reply['where']}"
-            )
+            message = sanitize(reply["error"], newlines=False)
+            kind = message.partition(":")[0]
+            where = reply["where"]
+            raise CallFailed(f"{message} ({where})", f"{kind} {where}")
         values: list[Any] = reply["values"]
         return values
 
@@ -130,7 +128,7 @@ class Host:
             return reply
         except ValueError as error:
             self.close()
-            raise CallFailed("its process wrote what is no reply") from error
+            raise CallFailed("its process wrote what is not a reply") from error
         except BaseException:
             self.close()
             raise
@@ -168,13 +166,12 @@ class Host:
 
 def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
     """A group of its own, so that all of it can be ended, and Ctrl-C does not reach it."""
-    command = processes.command(
-        "ondevice.rewards.host", str(file), str(os.getpid()), *([",".join(names)] if names else [])
-    )
-    printed = open(log, "ab") if log else open(os.devnull, "wb")  # noqa: SIM115 closed below, the child has its own
-    try:
+    arguments = [str(file), str(os.getpid())]
+    if names:
+        arguments.append(",".join(names))
+    with open(log or os.devnull, "ab") as printed:  # the child has its own
         process = processes.start(
-            command,
+            processes.command("ondevice.rewards.host", *arguments),
             processes.Access.REWARD,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -182,8 +179,6 @@ def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Pop
             bufsize=0,
             start_new_session=True,
         )
-    finally:
-        printed.close()
     assert process.stdin is not None
     os.set_blocking(process.stdin.fileno(), False)
     return process
@@ -212,9 +207,8 @@ def _end_of(process: subprocess.Popen[bytes]) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(
-        ProcessLookupError, PermissionError
-    ):  # gone already; macOS says EPERM of a zombie
+    # gone already; macOS says EPERM of a zombie
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout):

@@ -20,7 +20,7 @@ from ondevice.common.errors import UserError, nearest
 from ondevice.rewards.answers import check_form, final_answer
 from ondevice.rewards.builtin import BUILTIN, TURNS
 from ondevice.rewards.golds import Unreadable, unreadable
-from ondevice.rewards.process import START_S, CallFailed, Host
+from ondevice.rewards.process import START_S, CallFailed, Function, Host
 
 FAILURES = 5
 """Failures in a row of one function of a person's that a run survives."""
@@ -77,11 +77,16 @@ class Rewards:
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
         self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "json", "gym"), timeout=timeout)
-        self._user = Host(*named_file(user_file), timeout=timeout, log=log) if user_file else None
+        self._user: Host | None = None
+        if user_file:
+            self._user = Host(*named_file(user_file), timeout=timeout, log=log)
         self._failed: Counter[str] = Counter()  # failures in a row of each function
         self._warnings: list[str] = []
         try:
-            self._functions = {f.name: f for f in (self._user.start() if self._user else ())}
+            self._functions: dict[str, Function] = {}
+            if self._user is not None:
+                for function in self._user.start():
+                    self._functions[function.name] = function
             self.weights = self._weigh(tuple(names), tuple(weights))
             if form == "boxed" and "correct" in self.weights:
                 _need(
@@ -118,13 +123,16 @@ class Rewards:
 
     def needed(self) -> set[str]:
         """Columns without which a reward cannot judge."""
-        return {
-            need
-            for name in self.weights
-            for need in (
-                self._functions[name].needs if name in self._functions else BUILTIN[name].needs
-            )
-        }
+        columns: set[str] = set()
+        for name in self.weights:
+            columns.update(self._needs(name))
+        return columns
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        """What a reward must be given."""
+        if name in self._functions:
+            return self._functions[name].needs
+        return BUILTIN[name].needs
 
     def uses(self) -> set[str] | None:
         """Columns of the data that a reward reads; None: all may be read, by a person's own
@@ -140,12 +148,14 @@ class Rewards:
         """
         there = STAGE_GIVES | set(columns)
         for name in self.weights:
-            needs = self._functions[name].needs if name in self._functions else BUILTIN[name].needs
-            if lacking := [need for need in needs if need not in there]:
+            for need in self._needs(name):
+                if need in there:
+                    continue
+                columns_there = ", ".join(sorted(there - STAGE_GIVES))
                 raise UserError(
-                    f"the data has no column {lacking[0]!r}, which this reward needs",
+                    f"the data has no column {need!r}, which this reward needs",
                     where=f"reward {name}",
-                    hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}",
+                    hint=f"it has {columns_there or 'none'}",
                 )
 
     def check_answers(self, rows: Iterable[Mapping[str, Any]]) -> list[Unreadable]:
@@ -177,9 +187,8 @@ class Rewards:
         """
         count = len(completions)
         assert len(prompts) == count
-        assert all(
-            len(column) == count for name, column in columns.items() if name != "max_new_tokens"
-        )
+        for name, column in columns.items():
+            assert name == "max_new_tokens" or len(column) == count, name
         self._warnings = []
         given = {
             **columns,
@@ -188,20 +197,18 @@ class Rewards:
             "form": self.form,
         }
         if openings:
-            turns = [*map("".join, zip(openings, completions, strict=True))]
+            turns = list(map("".join, zip(openings, completions, strict=True)))
         else:
             turns = list(completions)
-        turned = {**given, "completions": turns}
-        by_name = {
-            name: self._ask_user(name, given, count)
-            if name in self._functions
-            else self._clean(
-                name,
-                BUILTIN[name].function(**(turned if name in TURNS else given), apart=self._apart),
-                count,
-            )
-            for name in self.weights
-        }
+        with_openings = {**given, "completions": turns}
+        by_name = {}
+        for name in self.weights:
+            if name in self._functions:
+                by_name[name] = self._ask_user(name, given, count)
+                continue
+            arguments = with_openings if name in TURNS else given
+            values = BUILTIN[name].function(**arguments, apart=self._apart)
+            by_name[name] = self._clean(name, values, count)
         parsed = [final_answer(turn, self.form) for turn in turns]
         return Scores(_total(by_name, self.weights, count), by_name, parsed, self._warnings)
 
@@ -214,10 +221,8 @@ class Rewards:
                     where=str(self._user and self._user.file),
                     hint="call the function something else",
                 )
-        known = {
-            **{name: reward.weight for name, reward in BUILTIN.items()},
-            **dict.fromkeys(self._functions, 1.0),
-        }
+        known = {name: reward.weight for name, reward in BUILTIN.items()}
+        known |= dict.fromkeys(self._functions, 1.0)
         for name in names:
             if name not in known:
                 raise UserError(
@@ -235,9 +240,12 @@ class Rewards:
             )
         for weight in weights:
             if not math.isfinite(weight):
-                raise UserError(f"{weight} is no weight", where="weights", hint="give a number")
-        chosen = dict(zip(names, weights or [known[name] for name in names], strict=True))
-        chosen |= {name: 1.0 for name in self._functions if name not in chosen}
+                raise UserError(f"{weight} is not a weight", where="weights", hint="give a number")
+        if not weights:
+            weights = tuple(known[name] for name in names)
+        chosen = dict(zip(names, weights, strict=True))
+        for name in self._functions:
+            chosen.setdefault(name, 1.0)
         if not chosen:
             raise UserError("no reward was named", where="rewards", hint=nearest("", BUILTIN))
         return chosen
@@ -277,7 +285,8 @@ class Rewards:
             if isinstance(value, Mapping):
                 bad[f"not a number but {value['type']}"] += 1
             elif value is not None and not math.isfinite(value):
-                bad["NaN" if math.isnan(value) else "infinite"] += 1
+                kind = "NaN" if math.isnan(value) else "infinite"
+                bad[kind] += 1
             elif value is not None:
                 cleaned[n] = value
         for kind, times in bad.items():
@@ -296,7 +305,9 @@ class Rewards:
         only the bad ones are missing."""
         count = len(arguments["completions"])
         try:
-            values = self._judge(judge, arguments, None) if count else []
+            values = []
+            if count:
+                values = self._judge(judge, arguments, None)
         except CallFailed as error:
             self._warn(
                 f"judge {judge}",
@@ -317,11 +328,10 @@ class Rewards:
         values: list[float | None] = []
         failures = 0
         for n in range(count):
+            row = {name: [column[n]] for name, column in arguments.items()}
             try:
                 if failures < _JUDGES_FAILURES:
-                    values += self._judge(
-                        judge, {k: [v[n]] for k, v in arguments.items()}, _JUDGES_ROW_S
-                    )
+                    values += self._judge(judge, row, _JUDGES_ROW_S)
                 else:
                     values.append(None)
             except CallFailed:
@@ -353,6 +363,6 @@ def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: in
 def named_file(user_file: str) -> tuple[Path, list[str]]:
     """`reward.py`, or `reward.py:name,name`, as the file and the names."""
     file, _, names = user_file.rpartition(":")
-    if file.endswith(".py") and all(name.isidentifier() for name in names.split(",")):
+    if file.endswith(".py") and all(map(str.isidentifier, names.split(","))):
         return Path(os.path.expanduser(file)), names.split(",")
     return Path(os.path.expanduser(user_file)), []
