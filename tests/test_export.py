@@ -388,7 +388,7 @@ def test_adapters_go_both_ways(
     )
     assert "model.safetensors" in whole["files"]
     assert gap(first, logits(load_model(tmp_path / "whole", backend), backend, text)).share < 1e-5
-    with pytest.raises(UserError, match="is no adapter"):
+    with pytest.raises(UserError, match="is not an adapter"):
         od.export(policy, "peft", out=tmp_path / "x", backend=backend.name)
 
 
@@ -427,7 +427,7 @@ def test_peft_reads_what_came_from_mlx_lm(adapter: Path, policy: Path, tmp_path:
     [
         ({"fine_tune_type": "dora"}, "kind 'dora'"),
         ({"model": ""}, "names no base"),
-        ({"lora_parameters": 3}, "no adapter"),
+        ({"lora_parameters": 3}, "is not an adapter"),
         ({"model": "nowhere/at/all"}, "nowhere"),
     ],
 )

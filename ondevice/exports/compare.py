@@ -53,7 +53,9 @@ class Gap:
 
 def gap(one: Floats, other: Floats) -> Gap:
     """Of two arrays (T, V); not finite where one of them is not."""
-    largest = float(np.abs(one - other).max()) if np.isfinite(other).all() else math.inf
+    largest = math.inf
+    if np.isfinite(other).all():
+        largest = float(np.abs(one - other).max())
     return Gap(
         largest,
         largest / max(float(np.abs(one).max()), 1e-6),
@@ -81,8 +83,9 @@ def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
             return ops.cast(ops.linear(params, net.score, x), "float32")
         return net.head.logits(ops, params, x)
 
-    found: Floats = backend.numpy(backend.inference_fn(fn, compile="off")(model.params, batch, at))
-    return found
+    run = backend.inference_fn(fn, compile="off")
+    values: Floats = backend.numpy(run(model.params, batch, at))
+    return values
 
 
 def prompt_of(model: Model) -> list[int]:
@@ -117,9 +120,9 @@ def with_library(
         return None, "only models that go on with a text are"
     if quantised(mine.params):
         return None, "its weights are packed"
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        return None, f"{missing[0]} is not installed"
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            return None, f"{name} is not installed"
     raw = read_json(folder / "config.json")
     other = load_backend("torch", "cpu", "float32")
     try:

@@ -9,6 +9,7 @@ allows, or it is not there.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from ondevice.datasets.spec import corpus_of, plain_texts
 from ondevice.evaluation.held_out import builtin_exam
 from ondevice.exports import gguf_file, mlx_adapter
 from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
-from ondevice.exports.gguf_words import words_of
+from ondevice.exports.gguf_words import Words, words_of
 from ondevice.exports.modelfile import modelfile, trims
 from ondevice.models.convert import quantised_model
 from ondevice.models.decoder_config import DecoderConfig
@@ -68,10 +69,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     cfg.check()
     folder = find_model(cfg.model)
     out = Path(os.path.expanduser(cfg.out or f"{name_of(folder)}-{cfg.to}"))
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UserError("is there already", where=str(out), hint="give another --out")
-    if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
-        raise UserError("would stand below a file", where=str(out), hint="give another --out")
+    _need_free(out)
     backend = load_backend(cfg.backend, "cpu", "float32")
     if mlx_adapter.is_folder(folder):
         model = mlx_adapter.read(folder, backend)
@@ -93,29 +91,42 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
-        found = gap(logits(model, backend, text), logits(back, backend, text))
-        _need_near(found, cfg)
+        distance = gap(logits(model, backend, text), logits(back, backend, text))
+        _need_near(distance, cfg)
+        perplexities = {}
         if cfg.rounds and _measures(model):
             perplexities = _perplexities(cfg, model, back, backend)
-        else:
-            perplexities = {}
-        files = {
-            str(p.relative_to(aside)): p.stat().st_size
-            for p in sorted(aside.rglob("*"))
-            if p.is_file()
-        }
+        files = _sizes(aside)
     return {
         "path": str(out),
         "to": cfg.to,
         "dtype": cfg.written_type,
         "files": list(files),
         "bytes": sum(files.values()),
-        "largest_difference": found.largest,
-        "same_token": found.same,
-        "places": found.places,
+        "largest_difference": distance.largest,
+        "same_token": distance.same,
+        "places": distance.places,
         **perplexities,
         "notes": [*notes, read],
     }
+
+
+def _need_free(out: Path) -> None:
+    """Raises UserError for a place where no new folder can stand."""
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError("is there already", where=str(out), hint="give another --out")
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise UserError("would stand below a file", where=str(out), hint="give another --out")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The files in a folder, by their paths in it, and their sizes."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+    return sizes
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -128,13 +139,16 @@ def render(result: Mapping[str, Any]) -> str:
         lines.append(
             f"perplexity: {result['perplexity_before']:.4g} before, {result['perplexity_after']:.4g} after"
         )
-    return "\n".join([*lines, *(f"note: {text}" for text in result["notes"])])
+    lines += [f"note: {text}" for text in result["notes"]]
+    return "\n".join(lines)
 
 
 def name_of(folder: Path) -> str:
     """What a model's folder is called: of a stage's `model` its run and its stage."""
     parts = folder.resolve().parts
-    name = "-".join(parts[-3:-1]) if len(parts) > 3 and parts[-1] == "model" else parts[-1]
+    name = parts[-1]
+    if len(parts) > 3 and name == "model":
+        name = "-".join(parts[-3:-1])
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
@@ -148,22 +162,18 @@ def _gguf(
     file = aside / f"{name}-{cfg.written_type.upper()}.gguf"
     kept = gguf_file.write(file, model, backend, words, cfg.written_type, name)
     context = gguf_file.context_of(own)
-    text, told = modelfile(file.name, model.tokenizer, context, words.opens, model.generation)
+    text, with_template = modelfile(
+        file.name, model.tokenizer, context, words.opens, model.generation
+    )
     (aside / "Modelfile").write_text(text, encoding="utf-8")
-    notes = [f"splits text as llama.cpp's {words.pre!r}"]
-    if words.differs:
-        shown = "; ".join(sanitize(repr(t), newlines=False, limit=60) for t in words.differs)
-        notes = [
-            f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, in "
-            f"{shown}"
-        ]
+    notes = [_splitting(words)]
     if context < own.max_position_embeddings:
         notes.append(
             f"llama.cpp knows no window in this family: the context is the window, {context} tokens"
         )
     if kept:
         notes.append(f"{kept} matrices stay float16: their rows are no whole number of 32")
-    if not told:
+    if not with_template:
         notes.append(
             "the chat template could not be put into the Modelfile: Ollama looks for one that it knows"
         )
@@ -172,6 +182,17 @@ def _gguf(
             "the chat template takes white space off the ends of messages: Ollama leaves it where it is"
         )
     return gguf_file.read(file, model, backend), notes
+
+
+def _splitting(words: Words) -> str:
+    """How llama.cpp splits text into words, and where that differs."""
+    if not words.differs:
+        return f"splits text as llama.cpp's {words.pre!r}"
+    shown = "; ".join(sanitize(repr(t), newlines=False, limit=60) for t in words.differs)
+    return (
+        f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, "
+        f"in {shown}"
+    )
 
 
 def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
@@ -185,7 +206,8 @@ def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: st
         dtype=cfg.written_type,
         generation=model.generation,
     )
-    for file in (model.folder / beside for beside in _BESIDE):
+    for name_beside in _BESIDE:
+        file = model.folder / name_beside
         if file.is_file():
             shutil.copyfile(file, aside / file.name)
     return load_model(aside, backend), []
@@ -194,20 +216,21 @@ def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: st
 def _mlx(
     cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str
 ) -> ExportedModel:
-    whole = model if model.adapter is None else _whole(model, backend)
+    whole = model
+    if model.adapter is not None:
+        whole = _whole(model, backend)
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
     kept = len(matrices(whole.cfg, every=True)) - len(quantised(packed.params))
+    notes = []
     if kept:
-        notes = [
+        notes.append(
             f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"
-        ]
-    else:
-        notes = []
-    if (
-        isinstance(whole.cfg, DecoderConfig)
-        and (whole.cfg.rope_scaling or {}).get("rope_type") == "longrope"
-    ):
+        )
+    scaling: Mapping[str, Any] = {}
+    if isinstance(whole.cfg, DecoderConfig):
+        scaling = whole.cfg.rope_scaling or {}
+    if scaling.get("rope_type") == "longrope":
         notes.append(
             "mlx-lm takes the long factors of longrope for every text: short ones differ there"
         )
@@ -219,7 +242,7 @@ def _peft(
 ) -> ExportedModel:
     if model.adapter is None:
         raise UserError(
-            "is no adapter", where=str(model.folder), hint="--to hf writes whole models"
+            "is not an adapter", where=str(model.folder), hint="--to hf writes whole models"
         )
     write(aside, backend, model)
     return load_model(aside, backend, merge=False), [_needs_base(model)]
@@ -262,7 +285,10 @@ def _perplexities(
     cfg: ExportConfig, model: Model, back: Model, backend: Backend
 ) -> dict[str, float]:
     corpus = corpus_of(cfg.data, CorpusConfig())
-    documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
+    if corpus is None:
+        documents = plain_texts(cfg.data)
+    else:
+        documents = list(builtin_exam(corpus).documents)
     return {
         "perplexity_before": perplexity(model, backend, documents),
         "perplexity_after": perplexity(back, backend, documents),
@@ -272,27 +298,30 @@ def _perplexities(
 def _as_the_library_reads(model: Model, backend: Backend) -> str:
     """What is said of how transformers reads the model's folder, or its base's. Raises UserError
     where it computes something else: whatever were written would be another model."""
-    base = model if model.adapter is None else load_model(model.adapter.base, backend)
+    base = model
+    if model.adapter is not None:
+        base = load_model(model.adapter.base, backend)
     folder = base.folder
-    found, why = with_library(folder, base.tokenizer, base, backend)
-    if found is None:
+    distance, why = with_library(folder, base.tokenizer, base, backend)
+    if distance is None:
         return f"how the folder is read was not compared with transformers: {why}"
-    if not found.share <= _READ:
+    if not distance.share <= _READ:
         raise UserError(
-            f"is read here otherwise than transformers does, by {found.largest:.3g} in a logit: nothing "
+            f"is read here otherwise than transformers does, by {distance.largest:.3g} in a logit: nothing "
             "was written",
             where=str(folder),
             hint="please report it, with its config.json",
         )
-    return f"the folder is read as transformers does: largest difference of a logit {found.largest:.2g}"
+    return f"the folder is read as transformers does: largest difference of a logit {distance.largest:.2g}"
 
 
-def _need_near(found: Gap, cfg: ExportConfig) -> None:
+def _need_near(distance: Gap, cfg: ExportConfig) -> None:
     """Raises UserError where what was written computes something else."""
     what = cfg.written_type or cfg.to
-    if not found.share <= _LIMITS.get(what, float("inf")) or found.largest == float("inf"):
+    limit = _LIMITS.get(what, math.inf)
+    if not distance.share <= limit or distance.largest == math.inf:
         raise UserError(
-            f"what was written differs by {found.largest:.3g} in a logit, more than {what} explains: "
+            f"what was written differs by {distance.largest:.3g} in a logit, more than {what} explains: "
             "nothing was kept",
             where="dtype",
             hint="take a type with more bits",

@@ -76,8 +76,8 @@ def config_of(cfg: ModelConfig, where: str) -> DecoderConfig:
 def context_of(cfg: DecoderConfig) -> int:
     """Tokens for which llama.cpp computes what the model does: it knows no window in these
     families, and within one there is none."""
-    window = min((w for w in cfg.windows if w), default=cfg.max_position_embeddings)
-    return min(window, cfg.max_position_embeddings)
+    windows = filter(None, cfg.windows)
+    return min([*windows, cfg.max_position_embeddings])
 
 
 def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, name: str) -> int:
@@ -100,9 +100,8 @@ def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, 
         _add(writer, theirs, value, kind)
     if cfg.rope_scaling and _kind(cfg) == "llama3":
         # llama.cpp divides its own frequencies by these
-        plain, scaled = (
-            frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, cfg.rope_scaling)
-        )
+        plain = frequencies(cfg.head_dim, cfg.rope_theta, None)
+        scaled = frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         _add(writer, "rope_freqs.weight", (plain / scaled).astype(np.float32), "F32")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -179,7 +178,6 @@ def _stated(reader: Any, cfg: DecoderConfig) -> DecoderConfig:
     def field(key: str) -> Any:
         return reader.fields[f"{arch}.{key}"].contents()
 
-    factor = reader.fields.get(f"{arch}.rope.scaling.factor")
     return replace(
         cfg,
         vocab_size=field("vocab_size"),
@@ -193,12 +191,17 @@ def _stated(reader: Any, cfg: DecoderConfig) -> DecoderConfig:
         rms_norm_eps=float(field("attention.layer_norm_rms_epsilon")),
         rope_theta=float(field("rope.freq_base")),
         windows=(),
-        rope_scaling={"rope_type": "linear", "factor": factor.contents()}
-        if factor
-        else cfg.rope_scaling
-        if any(t.name == "rope_freqs.weight" for t in reader.tensors)
-        else None,
+        rope_scaling=_stated_scaling(reader, cfg),
     )
+
+
+def _stated_scaling(reader: Any, cfg: DecoderConfig) -> dict[str, Any] | None:
+    factor = reader.fields.get(f"{ARCHITECTURES[cfg.model_type]}.rope.scaling.factor")
+    if factor:
+        return {"rope_type": "linear", "factor": factor.contents()}
+    if any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+        return cfg.rope_scaling
+    return None
 
 
 def _turned(name: str, value: Floats, cfg: DecoderConfig, undo: bool) -> Floats:
@@ -211,7 +214,9 @@ def _turned(name: str, value: Floats, cfg: DecoderConfig, undo: bool) -> Floats:
     )
     if heads is None:
         return value
-    halves = (cfg.head_dim // 2, 2) if undo else (2, cfg.head_dim // 2)
+    halves = (2, cfg.head_dim // 2)
+    if undo:
+        halves = (cfg.head_dim // 2, 2)
     return value.reshape(heads, *halves, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
@@ -233,10 +238,10 @@ def _add(writer: Any, name: str, value: Floats, kind: str) -> None:
     if kind == "Q8_0":
         packed = gguf.quants.quantize(value, gguf.GGMLQuantizationType.Q8_0)
         writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    elif kind == "F16":
+        writer.add_tensor(name, np.ascontiguousarray(value, np.float16))
     else:
-        writer.add_tensor(
-            name, np.ascontiguousarray(value, np.float16 if kind == "F16" else np.float32)
-        )
+        writer.add_tensor(name, np.ascontiguousarray(value, np.float32))
 
 
 def _architecture(cfg: DecoderConfig) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,24 +87,26 @@ def words_of(tokenizer: Tokenizer, vocab_size: int, where: str) -> Words:
     model = described["model"]
     if model.get("type") != "BPE" or not tokenizer.is_byte_level or _prefixed(described):
         raise UserError(
-            "its tokenizer is no byte-level BPE, the one kind that is written as GGUF here",
+            "its tokenizer is not a byte-level BPE, the one kind that is written as GGUF here",
             where=where,
             hint="llama.cpp's own convert_hf_to_gguf.py knows more",
         )
     pre, differs = _rule(described)
     added = tokenizer.inner.get_added_tokens_decoder()
     names = {i: word for word, i in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
-    tokens = [names.get(i, f"[PAD{i}]") for i in range(vocab_size)]
-    kinds = [
-        TokenType.UNUSED
-        if i not in names
-        else TokenType.NORMAL
-        if i not in added
-        else TokenType.CONTROL
-        if added[i].special
-        else TokenType.USER_DEFINED
-        for i in range(vocab_size)
-    ]
+    tokens = []
+    kinds = []
+    for i in range(vocab_size):
+        tokens.append(names.get(i, f"[PAD{i}]"))
+        if i not in names:
+            kind = TokenType.UNUSED
+        elif i not in added:
+            kind = TokenType.NORMAL
+        elif added[i].special:
+            kind = TokenType.CONTROL
+        else:
+            kind = TokenType.USER_DEFINED
+        kinds.append(int(kind))
     ids = {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     if tokenizer.bos_id is not None:
         ids["bos"] = tokenizer.bos_id
@@ -111,15 +114,18 @@ def words_of(tokenizer: Tokenizer, vocab_size: int, where: str) -> Words:
     if end is not None and end != tokenizer.eos_id:
         ids["eot"] = end
     first = tokenizer.inner.encode("a", add_special_tokens=True).ids[:1]
-    return Words(
-        pre,
-        tokens,
-        [int(kind) for kind in kinds],
-        [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
-        ids,
-        first == [tokenizer.bos_id],
-        differs,
-    )
+    opens = first == [tokenizer.bos_id]
+    return Words(pre, tokens, kinds, _merges(model["merges"]), ids, opens, differs)
+
+
+def _merges(listed: Sequence[str | Sequence[str]]) -> list[str]:
+    """Pairs of pieces with a space between them; newer tokenizers list them as pairs."""
+    merges = []
+    for merge in listed:
+        if not isinstance(merge, str):
+            merge = " ".join(merge)
+        merges.append(merge)
+    return merges
 
 
 def template_of(tokenizer: Tokenizer) -> str | None:
@@ -127,42 +133,51 @@ def template_of(tokenizer: Tokenizer) -> str | None:
     other programs' engines need not know them."""
     if tokenizer.chat_template is None:
         return None
-    return _GENERATION.sub(
-        lambda m: f"{m[1]}{'endif' if m[2] else 'if true'}{m[3]}", tokenizer.chat_template
-    )
+    return _GENERATION.sub(_without_mark, tokenizer.chat_template)
+
+
+def _without_mark(tag: re.Match[str]) -> str:
+    """A tag that has no effect in place of one that marks."""
+    start, is_end, end = tag.groups()
+    if is_end:
+        return f"{start}endif{end}"
+    return f"{start}if true{end}"
 
 
 def _rule(described: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """(name, probes whose ids differ under it): the name with the fewest."""
-    own = tokenizers.Tokenizer.from_str(json.dumps(described))
-    want = [own.encode(text, add_special_tokens=False).ids for text in _PROBES]
-    found: dict[str, tuple[str, ...]] = {}
+    own = _probe_ids(tokenizers.Tokenizer.from_str(json.dumps(described)))
+    differs_by_rule: dict[str, tuple[str, ...]] = {}
     for name, (expressions, whole) in _RULES.items():
-        other = tokenizers.Tokenizer.from_str(
-            json.dumps({**described, "model": {**described["model"], "ignore_merges": whole}})
-        )
-        other.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-            [
-                *(
-                    tokenizers.pre_tokenizers.Split(tokenizers.Regex(e), behavior="isolated")
-                    for e in expressions
-                ),
-                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        found[name] = tuple(
-            text
-            for text, ids in zip(_PROBES, want, strict=True)
-            if other.encode(text, add_special_tokens=False).ids != ids
-        )
-    name = min(found, key=lambda n: len(found[n]))
-    if len(found[name]) > _MOST:
+        ids = _probe_ids(_under_rule(described, expressions, whole))
+        differs_by_rule[name] = tuple(text for text in _PROBES if ids[text] != own[text])
+    name, differs = min(differs_by_rule.items(), key=lambda rule: len(rule[1]))
+    if len(differs) > _MOST:
         raise UserError(
             "llama.cpp knows no rule that splits text as its tokenizer does",
             where="tokenizer.json",
-            hint=f"nearest: {name}, which differs in {len(found[name])} of {len(_PROBES)} texts",
+            hint=f"nearest: {name}, which differs in {len(differs)} of {len(_PROBES)} texts",
         )
-    return name, found[name]
+    return name, differs
+
+
+def _probe_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, list[int]]:
+    return {text: tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES}
+
+
+def _under_rule(
+    described: dict[str, Any], expressions: Sequence[str], whole: bool
+) -> tokenizers.Tokenizer:
+    """The tokenizer as llama.cpp has it under one of its rules."""
+    model = {**described["model"], "ignore_merges": whole}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**described, "model": model}))
+    steps: list[Any] = []
+    for expression in expressions:
+        regex = tokenizers.Regex(expression)
+        steps.append(tokenizers.pre_tokenizers.Split(regex, behavior="isolated"))
+    steps.append(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+    return tokenizer
 
 
 def _prefixed(described: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def read(folder: Path, backend: Backend) -> Model:
         base = config.get("model")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"is no adapter of mlx-lm's: {error}", where=str(file), hint="is the download whole?"
+            f"is not an adapter of mlx-lm's: {error}",
+            where=str(file),
+            hint="is the download whole?",
         ) from error
     if kind != "lora" or not isinstance(scale, int | float):
         raise UserError(
@@ -71,11 +74,13 @@ def read(folder: Path, backend: Backend) -> Model:
     known, params = matrices(model.cfg), dict(model.params)
     for module, parts in halves.items():
         if module not in known or len(parts) != 2:
-            raise UserError(f"{module} is no adapted matrix of {base}", where=str(folder / WEIGHTS))
+            raise UserError(
+                f"{module} is not an adapted matrix of {base}", where=str(folder / WEIGHTS)
+            )
         pair = Pair(parts["lora_a"], parts["lora_b"], float(scale))
-        if (pair.b.shape[0], pair.a.shape[1]) != known[module] or pair.a.shape[0] != pair.b.shape[
-            1
-        ]:
+        outputs, inputs = pair.b.shape[0], pair.a.shape[1]
+        ranks_differ = pair.a.shape[0] != pair.b.shape[1]
+        if (outputs, inputs) != known[module] or ranks_differ:
             raise UserError(
                 f"{module}: shapes {pair.a.shape} and {pair.b.shape} do not fit {base}",
                 where=str(folder),
@@ -88,7 +93,7 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
     """Fills an existing folder. Raises UserError for what mlx-lm's form cannot hold."""
     if model.adapter is None:
         raise UserError(
-            "is no adapter", where=str(model.folder), hint="--to mlx writes whole models"
+            "is not an adapter", where=str(model.folder), hint="--to mlx writes whole models"
         )
     if model.adapter.whole:
         raise UserError(
@@ -98,13 +103,7 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
         )
     assert not isinstance(model.cfg, LibraryConfig)
     pairs, known = concat_all_lora(model.params, backend), matrices(model.cfg)
-    parts = {module: _BLOCK.fullmatch(module) for module in pairs}
-    outside = [module for module, found in parts.items() if found is None]
-    if outside:
-        raise UserError(
-            f"adapts {outside[0]}, which mlx-lm names otherwise", where=str(model.folder)
-        )
-    keys = sorted({found[2] for found in parts.values() if found is not None})
+    keys = _adapted_matrices(pairs, str(model.folder))
     rank, scale = max(p.rank for p in pairs.values()), next(iter(pairs.values())).scale
     config = {
         "fine_tune_type": "lora",
@@ -115,11 +114,22 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: Params = {}
     for module, (outputs, inputs) in known.items():
-        found = _BLOCK.fullmatch(module)
-        if found is None or found[2] not in keys:
+        place = _BLOCK.fullmatch(module)
+        if place is None or place[2] not in keys:
             continue
         pair = pairs.get(module, Pair(np.zeros((0, inputs)), np.zeros((outputs, 0)), scale))
         a, b = np.zeros((inputs, rank), np.float32), np.zeros((rank, outputs), np.float32)
         a[:, : pair.rank], b[: pair.rank] = pair.a.T, pair.b.T * np.float32(pair.scale / scale)
         tensors |= {f"{module}.lora_a": backend.array(a), f"{module}.lora_b": backend.array(b)}
     backend.save(folder / WEIGHTS, tensors, {})
+
+
+def _adapted_matrices(pairs: Iterable[str], where: str) -> list[str]:
+    """What the adapted matrices are called within their blocks. Raises UserError for one outside."""
+    names = set()
+    for module in pairs:
+        place = _BLOCK.fullmatch(module)
+        if place is None:
+            raise UserError(f"adapts {module}, which mlx-lm names otherwise", where=where)
+        names.add(place[2])
+    return sorted(names)

@@ -57,10 +57,10 @@ class Parts:
     answer: str
 
     def write(self, roles: tuple[str, ...]) -> str:
-        body = "".join(
-            f"{self.around[role][0]}{_MARK}{n}.{self.around[role][1]}"
-            for n, role in enumerate(roles)
-        )
+        body = ""
+        for n, role in enumerate(roles):
+            before, after = self.around[role]
+            body += f"{before}{_MARK}{n}.{after}"
         return self.lead + body + self.answer
 
 
@@ -75,18 +75,29 @@ def modelfile(
     a text; `generation`: what generation_config.json says, of which Ollama's own parameters are
     written."""
     lines = [f"FROM ./{file}"]
-    parts = parts_of(tokenizer) if tokenizer.chat_template is not None else None
-    if tokenizer.chat_template is None:
-        lines.append('TEMPLATE """{{ .Prompt }}"""')
-    elif parts is not None:
-        bos = tokenizer.named.get("bos_token", "") if opens else ""
-        lines.append(f'TEMPLATE """{_go(parts, parts.lead.removeprefix(bos))}"""')
-    stops = [tokenizer.inner.id_to_token(i) for i in tokenizer.stop_ids]
-    lines += [f'PARAMETER stop "{word}"' for word in stops if '"' not in word and "\n" not in word]
+    template = _template(tokenizer, opens)
+    if template is not None:
+        lines.append(f'TEMPLATE """{template}"""')
+    for stop_id in tokenizer.stop_ids:
+        word = tokenizer.inner.id_to_token(stop_id)
+        if '"' not in word and "\n" not in word:
+            lines.append(f'PARAMETER stop "{word}"')
     lines += _parameters(generation)
-    return "\n".join(
-        [*lines, f"PARAMETER num_ctx {context}", ""]
-    ), parts is not None or tokenizer.chat_template is None
+    lines += [f"PARAMETER num_ctx {context}", ""]
+    return "\n".join(lines), template is not None
+
+
+def _template(tokenizer: Tokenizer, opens: bool) -> str | None:
+    """The chat template as a Go template; None where it cannot be written as one."""
+    if tokenizer.chat_template is None:
+        return "{{ .Prompt }}"
+    parts = parts_of(tokenizer)
+    if parts is None:
+        return None
+    lead = parts.lead
+    if opens:
+        lead = lead.removeprefix(tokenizer.named.get("bos_token", ""))
+    return _go(parts, lead)
 
 
 def _parameters(generation: Mapping[str, Any]) -> list[str]:
@@ -96,11 +107,11 @@ def _parameters(generation: Mapping[str, Any]) -> list[str]:
         found |= {"temperature": 0, "top_k": None, "top_p": None, "min_p": None}
     if found["repeat_penalty"] not in (None, 1):
         found["repeat_last_n"] = -1  # the whole text, as transformers
-    return [
-        f"PARAMETER {name} {value}"
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            lines.append(f"PARAMETER {name} {value}")
+    return lines
 
 
 def parts_of(tokenizer: Tokenizer) -> Parts | None:
@@ -140,9 +151,10 @@ def parts_of(tokenizer: Tokenizer) -> Parts | None:
             answer,
         )
         if all(parts.write(roles) == text for roles, text in texts.items()):
-            if not any(sign in parts.write(ROLES) for sign in ("{{", '"""')):
-                return parts
-            return None
+            shown = parts.write(ROLES)
+            if "{{" in shown or '"""' in shown:  # which Ollama would read as its own
+                return None
+            return parts
     return None
 
 
@@ -150,8 +162,8 @@ def trims(tokenizer: Tokenizer) -> bool:
     """Whether the template takes white space off the ends of contents, which Ollama's templates
     cannot.
     """
-    found = render([{"role": "user", "content": f" {_MARK} "}], tokenizer, prompt=True)
-    return f" {_MARK} " not in found
+    text = render([{"role": "user", "content": f" {_MARK} "}], tokenizer, prompt=True)
+    return f" {_MARK} " not in text
 
 
 def _rendered(tokenizer: Tokenizer, roles: tuple[str, ...], prompt: bool = True) -> str:
@@ -161,10 +173,10 @@ def _rendered(tokenizer: Tokenizer, roles: tuple[str, ...], prompt: bool = True)
 
 def _go(parts: Parts, lead: str) -> str:
     """No trimming dashes: they would take white space of the template along."""
-    choices = "{{ else if ".join(
-        f'eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
-        for role, (before, after) in parts.around.items()
-    )
+    branches = []
+    for role, (before, after) in parts.around.items():
+        branches.append(f'eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
+    choices = "{{ else if ".join(branches)
     return (
         f"{lead}{{{{ range .Messages }}}}{{{{ if {choices}{{{{ end }}}}{{{{ end }}}}{parts.answer}"
     )

@@ -101,7 +101,7 @@ def beam_search(
 
     Each step keeps the `beams` likeliest texts that go on. One that stops is finished where it is
     among the `beams` likeliest of the step; the search ends when no text that goes on scores
-    better, as long as it is, than all finished. Raises UserError for what is forced and is no
+    better, as long as it is, than all finished. Raises UserError for what is forced and is not a
     token.
     """
     _check_forced(how, generator.known)
@@ -149,7 +149,9 @@ class _Search:
         self._limit = limit
         self._stops = generator.stop_ids
         start = generator.network.decoder_start_token_id
-        before = list(prompt) if start is None else [start]
+        before = list(prompt)
+        if start is not None:
+            before = [start]
         self._rules = _Rules(how, before, sorted(self._stops))
         self._texts: list[list[int]] = [[]]
         self._scores = np.zeros(1, np.float32)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,12 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 
 
-def _told(who: str) -> Callable[[str], None]:
-    # values of a folder's files are in it
-    return lambda said: print(sanitize(f"{who}: {said}", newlines=False), file=sys.stderr)
+def _on_stderr(who: str) -> Callable[[str], None]:
+    def note(text: str) -> None:
+        # values of a folder's files are in it
+        print(sanitize(f"{who}: {text}", newlines=False), file=sys.stderr)
+
+    return note
 
 
 _FULL = "the context is full: the text ends there"
@@ -61,10 +64,10 @@ def trained_kwargs(model: Model) -> str:
         return ""
     folder = model.folder.absolute()
     stages = [folder.parent, *folder.parents[2:3]]  # STAGE/model, STAGE/checkpoints/step-7/model
+    start: Mapping[str, Any] = {}
     try:
-        start = next(
-            (found for stage in stages if (found := first_event(stage / "events.jsonl"))), {}
-        )
+        for stage in stages:
+            start = start or first_event(stage / "events.jsonl")
     except OSError as error:
         raise UserError(
             f"cannot be read ({error.strerror}): what its chat template was told in training stands there",
@@ -72,7 +75,9 @@ def trained_kwargs(model: Model) -> str:
             hint="--chat-template-kwargs '{}' asks for nothing of it",
         ) from error
     config = start.get("config")
-    setting = config.get("chat_template_kwargs") if isinstance(config, dict) else ""
+    setting: Any = ""
+    if isinstance(config, dict):
+        setting = config.get("chat_template_kwargs")
     if isinstance(setting, str) and parse_template_kwargs(setting):
         return setting
     return ""
@@ -83,8 +88,10 @@ def with_kwargs(model: Model, setting: str, note: Callable[[str], None] | None =
     what it was told in training; then `note` is told so (by itself: stderr). Raises UserError for a
     name that the template does not read."""
     if not setting and (setting := trained_kwargs(model)):
-        said = f"its chat template is told {setting}, as in training; --chat-template-kwargs '{{}}' tells it nothing"
-        (note or _told(str(model.folder)))(said)
+        text = f"its chat template is told {setting}, as in training; --chat-template-kwargs '{{}}' tells it nothing"
+        if note is None:
+            note = _on_stderr(str(model.folder))
+        note(text)
     return replace(model, tokenizer=with_template_kwargs(model.tokenizer, setting))
 
 
@@ -104,21 +111,26 @@ def sampling(
             )
     if left := left_out(said, _LEFT_OUT):
         note(f"{file.name} asks for {', '.join(left)}: what is drawn here does without")
-    other = [
-        f"{name} {said[name]}"
-        for name in ("temperature", "top_k", "top_p")
-        if cfg.temperature
-        and said.get("do_sample")
-        and said.get(name) not in (None, getattr(cfg, name))
-    ]
-    if other:
+    differing = _differing(cfg, said)
+    if differing:
         note(
-            f"{file.name} asks for {', '.join(other)}; here the settings decide: temperature {cfg.temperature:g}, "
+            f"{file.name} asks for {', '.join(differing)}; here the settings decide: temperature {cfg.temperature:g}, "
             f"top_k {cfg.top_k}, top_p {cfg.top_p:g}"
         )
     return Sampling(
         cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed, float(penalty)
     )
+
+
+def _differing(cfg: SamplingConfig, said: Mapping[str, Any]) -> list[str]:
+    """What a model's folder says of drawing and the settings say otherwise."""
+    if not cfg.temperature or not said.get("do_sample"):
+        return []
+    differing = []
+    for name in ("temperature", "top_k", "top_p"):
+        if said.get(name) not in (None, getattr(cfg, name)):
+            differing.append(f"{name} {said[name]}")
+    return differing
 
 
 # Settings of generation_config.json that change what is drawn and that drawing does without, with
@@ -160,35 +172,45 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         ids = chat_ids([{"role": "user", "content": prompt}], model)
     else:
         ids = plain_ids(prompt, model)
-    generator = generator_of(
-        model, backend, sampling(cfg, model, silent if cfg.beams > 1 else _told("generate"))
-    )
+    warn = _on_stderr("generate")
+    note = silent if cfg.beams > 1 else warn
+    generator = generator_of(model, backend, sampling(cfg, model, note))
     if generator.is_cut(ids):
-        _told("generate")(truncation_note(ids, model))
+        warn(truncation_note(ids, model))
     if cfg.beams > 1:
-        how = Search.of(model.folder, _told("generate"))
-        if cfg.length_penalty is not None:
-            how = replace(how, length_penalty=cfg.length_penalty)
-        if cfg.repetition_penalty is not None:
-            how = replace(how, repetition_penalty=cfg.repetition_penalty)
-        best = beam_search(generator, model.params, ids, cfg.beams, how)[: cfg.samples]
-        found = [model.tokenizer.decode(one.completion.ids) for one in best]
+        texts = _searched(cfg, generator, model, ids)
         if write is not None:
-            write("\n\n".join(found))
-        return found
+            write("\n\n".join(texts))
+        return texts
     if write is None:
         drawn = generator.run(model.params, [ids], samples=cfg.samples)
-        if any(ended_by_context(model, len(ids), c) for c in drawn):
-            _told("generate")(_FULL)
-        return [model.tokenizer.decode(c.ids) for c in drawn]
+        if any(ended_by_context(model, len(ids), completion) for completion in drawn):
+            warn(_FULL)
+        return [model.tokenizer.decode(completion.ids) for completion in drawn]
     texts = []
+    is_full = False
     for number in range(cfg.samples):
         if number:
             write("\n\n")
-        texts.append(_stream(generator, model, ids, write, number))
-    if any(full for _, full in texts):
-        _told("generate")(_FULL)
-    return [text for text, _ in texts]
+        text, full = _stream(generator, model, ids, write, number)
+        texts.append(text)
+        is_full = is_full or full
+    if is_full:
+        warn(_FULL)
+    return texts
+
+
+def _searched(
+    cfg: GenerateConfig, generator: Generator, model: Model, ids: Sequence[int]
+) -> list[str]:
+    """The likeliest texts, by a search as the settings say, else as the model's folder says."""
+    how = Search.of(model.folder, _on_stderr("generate"))
+    if cfg.length_penalty is not None:
+        how = replace(how, length_penalty=cfg.length_penalty)
+    if cfg.repetition_penalty is not None:
+        how = replace(how, repetition_penalty=cfg.repetition_penalty)
+    best = beam_search(generator, model.params, ids, cfg.beams, how)[: cfg.samples]
+    return [model.tokenizer.decode(one.completion.ids) for one in best]
 
 
 def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
@@ -204,29 +226,27 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
             where=cfg.model,
             hint="ondevice sft teaches it to chat",
         )
-    generator = generator_of(model, backend, sampling(cfg, model, _told("chat")))
+    warn = _on_stderr("chat")
+    generator = generator_of(model, backend, sampling(cfg, model, warn))
     first, turns = _begun(cfg)
     all_turns = [*first, *turns]
-    # results alone go to a pipe
-    asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    asking = ""  # results alone go to a pipe
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        asking = "> "
     print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
-            said = read_input(lambda: read(asking)).strip()
+            message = read_input(lambda: read(asking)).strip()
         except EOFError:
-            said = ""
-        if not said:
+            message = ""
+        if not message:
             return
-        asked = [*turns, {"role": "user", "content": said}]
+        asked = [*turns, {"role": "user", "content": message}]
         ids, kept = fitting_ids(first, asked, model, cfg.max_new_tokens)
         cut = generator.is_cut(ids)
-        too_long = (
-            not cut
-            and context_length(len(ids), 1, model.network.decoder_start_token_id)
-            > model.cfg.max_position_embeddings
-        )
+        too_long = not cut and not _fits(len(ids), 1, model)
         if cut:
-            _told("chat")(truncation_note(ids, model))
+            warn(truncation_note(ids, model))
         elif asking and too_long:
             print(
                 f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
@@ -259,39 +279,38 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
 def _begun(cfg: ChatConfig) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """(the system message, the turns) that a conversation begins with: those of the file that keeps
     it, where it is there. Raises UserError for a file of another kind, or of other instructions."""
-    first = [{"role": "system", "content": read_input(lambda: cfg.system)}] if cfg.system else []
+    first = []
+    if cfg.system:
+        first.append({"role": "system", "content": read_input(lambda: cfg.system)})
     if not cfg.save or not (file := Path(os.path.expanduser(cfg.save))).exists():
         return first, []
-    before = [dict(message) for message in conversations.load(file).messages]
-    told = before[:1] if before[0]["role"] == "system" else []
-    if first and first != told:
+    turns = [dict(message) for message in conversations.load(file).messages]
+    instructions = []
+    if turns[0]["role"] == "system":
+        instructions.append(turns.pop(0))
+    if first and first != instructions:
         raise UserError(
             "has other instructions",
             where=cfg.save,
             hint="leave --system out, or name another file",
         )
     print(
-        f"The conversation in {sanitize(cfg.save, newlines=False)} goes on, after {len(before) - len(told)} turns.",
+        f"The conversation in {sanitize(cfg.save, newlines=False)} goes on, after {len(turns)} turns.",
         file=sys.stderr,
     )
-    return told, before[len(told) :]
+    return instructions, turns
 
 
 def _save(cfg: ChatConfig, turns: Sequence[dict[str, str]], model: Model) -> None:
-    names = [
-        field.name
-        for field in fields(SamplingConfig)
-        if field.name not in {f.name for f in fields(UseConfig)}
-    ]
-    conversations.save(
-        Path(os.path.expanduser(cfg.save)),
-        conversations.Conversation(
-            turns,
-            str(model.folder),
-            {name: getattr(cfg, name) for name in names},
-            model.tokenizer.template_kwargs,
-        ),
+    of_any_use = {field.name for field in fields(UseConfig)}
+    settings = {}
+    for field in fields(SamplingConfig):
+        if field.name not in of_any_use:
+            settings[field.name] = getattr(cfg, field.name)
+    conversation = conversations.Conversation(
+        turns, str(model.folder), settings, model.tokenizer.template_kwargs
     )
+    conversations.save(Path(os.path.expanduser(cfg.save)), conversation)
 
 
 def fitting_ids(
@@ -300,13 +319,10 @@ def fitting_ids(
     """(ids of `first` and the turns, the turns kept): where the context is full, the first turns
     are forgotten. There is room for an answer of `longest` tokens, or of a quarter of the context
     where that is less."""
-    kept, context = list(turns), model.cfg.max_position_embeddings
-    room = max(1, min(longest, context // 4))
+    kept = list(turns)
+    room = max(1, min(longest, model.cfg.max_position_embeddings // 4))
     ids = chat_ids([*first, *kept], model)
-    while (
-        context_length(len(ids), room, model.network.decoder_start_token_id) > context
-        and len(kept) > 2
-    ):
+    while not _fits(len(ids), room, model) and len(kept) > 2:
         kept = kept[2:]
         ids = chat_ids([*first, *kept], model)
     return ids, kept
@@ -314,23 +330,25 @@ def fitting_ids(
 
 def ended_by_context(model: Model, prompt: int, completion: Completion) -> bool:
     """Whether a text ends where the context does, after a prompt of so many tokens."""
-    most = model.cfg.max_position_embeddings
+    if completion.stopped:
+        return False
     # A prompt that is read beside the text takes no place of it, and one that is too long was cut.
-    read = prompt if model.network.decoder_start_token_id is None else min(prompt, most)
-    return (
-        not completion.stopped
-        and context_length(read, len(completion.ids) + 1, model.network.decoder_start_token_id)
-        > most
-    )
+    if model.network.decoder_start_token_id is not None:
+        prompt = min(prompt, model.cfg.max_position_embeddings)
+    return not _fits(prompt, len(completion.ids) + 1, model)
+
+
+def _fits(prompt: int, written: int, model: Model) -> bool:
+    """Whether the context holds a prompt and a text of so many tokens."""
+    length = context_length(prompt, written, model.network.decoder_start_token_id)
+    return bool(length <= model.cfg.max_position_embeddings)
 
 
 def plain_ids(prompt: str, model: Model) -> list[int]:
     """A text that the model goes on with, or reads."""
-    return (
-        model.tokenizer.encode_document
-        if model.network.decoder_start_token_id is None
-        else model.tokenizer.encode_source
-    )(prompt)
+    if model.network.decoder_start_token_id is None:
+        return model.tokenizer.encode_document(prompt)
+    return model.tokenizer.encode_source(prompt)
 
 
 def truncation_note(ids: Sequence[int], model: Model) -> str:
@@ -384,8 +402,8 @@ def _stream(
         if text:
             write(text)
 
-    made = generator.run(
+    [completion] = generator.run(
         model.params, [ids], first=number, on_token=lambda _, token: piece(decoder.push(token))
     )
     piece(decoder.flush())
-    return "".join(pieces), ended_by_context(model, len(ids), made[0])
+    return "".join(pieces), ended_by_context(model, len(ids), completion)

@@ -101,8 +101,12 @@ def load(file: Path) -> Conversation:
 def new_file(run: Path, stage: str) -> Path:
     """A name that is free, in the run's folder of conversations."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(clock()))}-{stage}"
-    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
-    return next(file for name in names if not (file := run / FOLDER / f"{name}.jsonl").exists())
+    file = run / FOLDER / f"{stem}.jsonl"
+    number = 1
+    while file.exists():
+        number += 1
+        file = run / FOLDER / f"{stem}-{number}.jsonl"
+    return file
 
 
 def saved(run: Path) -> list[Path]:

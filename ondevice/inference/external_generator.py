@@ -82,5 +82,6 @@ def generator_of(
     model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto"
 ) -> Generator:
     """What decodes with the model, whichever architecture it is of."""
-    kind = LibraryGenerator if isinstance(model.network, LibraryNetwork) else Generator
-    return kind(model, backend, sampling, compile=compile)
+    if isinstance(model.network, LibraryNetwork):
+        return LibraryGenerator(model, backend, sampling, compile=compile)
+    return Generator(model, backend, sampling, compile=compile)

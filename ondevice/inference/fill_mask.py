@@ -73,8 +73,8 @@ def render(found: Mapping[str, Any]) -> str:
         for one in candidates:
             token = one["token"].strip() or repr(one["token"])
             words.append(f"{token} {one['probability']:.1%}")
-        told = ", ".join(words)
-        lines.append(f"{WRITTEN} {number}: {told or 'the text around it was written otherwise'}")
+        shown = ", ".join(words) or "the text around it was written otherwise"
+        lines.append(f"{WRITTEN} {number}: {shown}")
     return "\n".join(lines)
 
 

@@ -23,10 +23,8 @@ LONGEST = 48
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
     if prompt.endswith(CONTINUED):
-        return [
-            *(tokenizer.prefix_ids or [tokenizer.eos_id]),
-            *tokenizer.encode(prompt.removesuffix(CONTINUED)),
-        ]
+        opening = tokenizer.prefix_ids or [tokenizer.eos_id]
+        return [*opening, *tokenizer.encode(prompt.removesuffix(CONTINUED))]
     if tokenizer.chat_template is None:
         return tokenizer.encode_document(prompt)
     return prompt_ids([{"role": "user", "content": prompt}], tokenizer)
@@ -39,19 +37,22 @@ def answer(
     if not prompts:
         return []
     if is_masked_lm(model.cfg):
-        return [
-            {"prompt": p, "answer": text}
-            for p, text in zip(prompts, fill_all(model, params, backend, prompts), strict=True)
-        ]
+        return _answered(prompts, fill_all(model, params, backend, prompts))
     # few prompts, asked rarely: tracing a compiled step would cost more than it saves
     generator = generator_of(
         model, backend, Sampling(max_new_tokens=LONGEST, temperature=0), compile="never"
     )
-    found = generator.run(params, [encode_prompt(p, model.tokenizer) for p in prompts])
-    return [
-        {"prompt": p, "answer": model.tokenizer.decode(c.ids)}
-        for p, c in zip(prompts, found, strict=True)
-    ]
+    encoded = [encode_prompt(prompt, model.tokenizer) for prompt in prompts]
+    completions = generator.run(params, encoded)
+    texts = [model.tokenizer.decode(completion.ids) for completion in completions]
+    return _answered(prompts, texts)
+
+
+def _answered(prompts: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
+    rows = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        rows.append({"prompt": prompt, "answer": text})
+    return rows
 
 
 def sampler(model: Model, ctx: Context) -> Callable[[int, Params], None]:

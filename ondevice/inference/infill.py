@@ -37,8 +37,12 @@ class Filling(NamedTuple):
 def parts_around(text: str, tokenizer: Tokenizer) -> list[str]:
     """What stands before, between and behind the gaps. A gap takes the space before it along, as
     the words that it may stand for do."""
-    names = [re.escape(word) for word in (WRITTEN, tokenizer.named.get("mask_token")) if word]
-    return re.split(f" ?(?:{'|'.join([*names, '<extra_id_[0-9]+>'])})", text)
+    patterns = [re.escape(WRITTEN)]
+    mask = tokenizer.named.get("mask_token")
+    if mask:
+        patterns.append(re.escape(mask))
+    patterns.append("<extra_id_[0-9]+>")
+    return re.split(f" ?(?:{'|'.join(patterns)})", text)
 
 
 def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, Any]:
@@ -50,11 +54,15 @@ def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, 
     by_spans = objective(model.cfg) == "spans"
     marks = _marks(tokenizer, len(parts) - 1, by_spans)
     between = [tokenizer.encode(part) for part in parts]
-    opening = [] if by_spans else [tokenizer.cls_id]
-    source = [*opening, *_joined(between, [[mark] for mark in marks]), tokenizer.eos_id]
-    room = SPAN * len(marks) + (0 if by_spans else len(source))
+    source = [*_joined(between, [[mark] for mark in marks]), tokenizer.eos_id]
+    room = SPAN * len(marks)
+    if by_spans:
+        first = marks[0]
+    else:  # the whole text is written anew
+        first = tokenizer.cls_id
+        source.insert(0, first)
+        room += len(source)
     generator = generator_of(model, backend, Sampling(max_new_tokens=room, temperature=0))
-    first = marks[0] if by_spans else tokenizer.cls_id
     found = beam_search(
         generator,
         model.params,
@@ -71,26 +79,33 @@ def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, 
             filling = _by_text(ids, parts, tokenizer)
         if filling is not None:
             ways.append((filling, math.exp(one.score - found[0].score)))
+    masks = [_candidates(ways, gap, top) for gap in range(len(marks))]
+    if not ways:
+        return {"text": tokenizer.decode(found[0].completion.ids), "masks": masks}
+    best, _ = ways[0]
+    return {"text": best.text, "masks": masks}
+
+
+def _candidates(
+    ways: Sequence[tuple[Filling, float]], gap: int, top: int
+) -> list[dict[str, str | float]]:
+    """What stands in a gap, likeliest first, and its share of all ways."""
     total = sum(weight for _, weight in ways)
-    masks = []
-    for gap in range(len(marks)):
-        likely: dict[str, float] = defaultdict(float)
-        for filling, weight in ways:
-            likely[filling.spans[gap]] += weight / total
-        best = sorted(likely.items(), key=lambda one: -one[1])[:top]
-        masks.append([{"token": span, "probability": probability} for span, probability in best])
-    return {
-        "text": ways[0][0].text if ways else tokenizer.decode(found[0].completion.ids),
-        "masks": masks,
-    }
+    likely: dict[str, float] = defaultdict(float)
+    for filling, weight in ways:
+        likely[filling.spans[gap]] += weight / total
+    best = sorted(likely.items(), key=lambda one: -one[1])[:top]
+    return [{"token": span, "probability": probability} for span, probability in best]
 
 
 def _joined(between: Sequence[Sequence[int]], gaps: Sequence[Sequence[int]]) -> list[int]:
     """The parts with what is in the gaps between them."""
-    return [
-        *between[0],
-        *(i for gap, part in zip(gaps, between[1:], strict=True) for i in (*gap, *part)),
-    ]
+    first, *others = between
+    ids = list(first)
+    for gap, part in zip(gaps, others, strict=True):
+        ids += gap
+        ids += part
+    return ids
 
 
 def _marks(tokenizer: Tokenizer, gaps: int, by_spans: bool) -> list[int]:

@@ -86,10 +86,13 @@ def classified(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
     known = same_classes(names, labels)
     if known is None:
         unknown = sorted(set(labels) - set(names))
+        shown = list(names[:8])
+        if len(names) > 8:
+            shown.append("…")
         raise UserError(
             f"has the class {unknown[0]!r}, which the model does not know",
             where=cfg.data,
-            hint=f"known: {', '.join(names[:8])}{', …' * (len(names) > 8)}",
+            hint=f"known: {', '.join(shown)}",
         )
     guessed = probabilities(model, backend, rows).argmax(-1)
     counts = {name: [0, 0] for name in names}

@@ -56,8 +56,11 @@ class Plan:
 
     @property
     def batch(self) -> str:
-        asked = Path(self.data).stem if self.data else "again"
-        return f"live-{'-'.join(dict.fromkeys(writer.name for writer in self.writers))}-{asked}-{self.seed}"
+        data = "again"
+        if self.data:
+            data = Path(self.data).stem
+        names = dict.fromkeys(writer.name for writer in self.writers)
+        return f"live-{'-'.join(names)}-{data}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,12 @@ def _learned(copy: Path) -> frozenset[int]:
     if not copy.is_file():
         return frozenset()
     try:
-        rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
-        return frozenset(row["item"] for row in rows if "item" in row and not row.get("held"))
+        items = set()
+        for line in copy.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if "item" in row and not row.get("held"):
+                items.add(row["item"])
+        return frozenset(items)
     except (ValueError, TypeError):
         return frozenset()
 
@@ -103,12 +110,16 @@ def prompts(data: str, run: RunFolder) -> tuple[list[list[dict[str, Any]]], list
     remarks: list[str] = []
     if not data:
         with Ratings.open(run.path) as ratings:
-            asked = {
-                item.prompt_sha: item.messages for item in ratings.items() if item.kind == "normal"
-            }
+            asked = {}
+            for item in ratings.items():
+                if item.kind == "normal":
+                    asked[item.prompt_sha] = item.messages
         found = list(asked.values())
     elif data == "builtin" or data.startswith("builtin:"):
-        found = _builtin(data.partition(":")[2] or (str(run.path) if run.recipe.is_file() else ""))
+        recipe = data.partition(":")[2]
+        if not recipe and run.recipe.is_file():
+            recipe = str(run.path)
+        found = _builtin(recipe)
     else:
         found, remarks = _of_file(data)
     if not found:
@@ -121,16 +132,20 @@ def prompts(data: str, run: RunFolder) -> tuple[list[list[dict[str, Any]]], list
 
 
 def _builtin(recipe: str) -> list[list[dict[str, Any]]]:
-    corpus = build(load_recipe(recipe).corpus if recipe else CorpusConfig())
-    return [[{"role": "user", "content": row["prompt"]}] for row in corpus.prompts("train")]
+    settings = CorpusConfig()
+    if recipe:
+        settings = load_recipe(recipe).corpus
+    rows = build(settings).prompts("train")
+    return [[{"role": "user", "content": row["prompt"]}] for row in rows]
 
 
 def _of_file(path: str) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    rows, found = read(path), []
+    rows = read(path)
+    found = []
     for row, where in rows:
         try:
             found.append(to_prompt(row)[0])
         except BadRow as error:
             rows.reject(where, str(error), row)
     rows.check()
-    return found, [f"{path}: {told}" for told in rows.remarks()]
+    return found, [f"{path}: {remark}" for remark in rows.remarks()]

@@ -40,32 +40,22 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
     cfg.check()
     asked = conversations(cfg.prompts, cfg.limit, Reading.of(cfg))
     folders = [str(find_model(path)) for path in (cfg.model, cfg.other)]
-    first, second = (_answered(cfg, folder, asked) for folder in folders)
-    found = [
-        {"prompt": str(messages[-1]["content"]), "first": one, "second": other}
-        for messages, one, other in zip(asked, first, second, strict=True)
-    ]
-    return {
-        "models": folders,
-        "answers": found,
-        "same": sum(row["first"] == row["second"] for row in found),
-    }
+    first = _answered(cfg, folders[0], asked)
+    second = _answered(cfg, folders[1], asked)
+    rows = []
+    same = 0
+    for messages, one, other in zip(asked, first, second, strict=True):
+        rows.append({"prompt": str(messages[-1]["content"]), "first": one, "second": other})
+        same += one == other
+    return {"models": folders, "answers": rows, "same": same}
 
 
 def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> list[str]:
+    def note(text: str) -> None:
+        print(sanitize(f"compare: {folder}: {text}", newlines=False), file=sys.stderr)
+
     model, backend = open_model(replace(cfg, model=folder))
-    return answers(
-        model,
-        backend,
-        asked,
-        sampling(
-            cfg,
-            model,
-            lambda said: print(
-                sanitize(f"compare: {folder}: {said}", newlines=False), file=sys.stderr
-            ),
-        ),
-    )
+    return answers(model, backend, asked, sampling(cfg, model, note))
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:
@@ -78,29 +68,27 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False)
-    names = [
-        f"{letter}: {sanitize(path, newlines=False)}"
-        for letter, path in zip("AB", found["models"], strict=True)
-    ]
     for row in found["answers"]:
         console.print(Text("> " + sanitize(row["prompt"])))
-        said = [Text(sanitize(row[side]).strip() or "(nothing)") for side in ("first", "second")]
+        sides = []
+        for letter, side in (("A", "first"), ("B", "second")):
+            answer = sanitize(row[side]).strip() or "(nothing)"
+            sides.append(Text(f"{letter}: ").append(Text(answer)))
         if width < NARROW:
-            for letter, text in zip("AB", said, strict=True):
-                console.print(Padding(Text(f"{letter}: ").append(text), (0, 0, 0, 2)))
+            for text in sides:
+                console.print(Padding(text, (0, 0, 0, 2)))
         else:
             table = Table.grid(padding=(0, 2, 0, 2), expand=True)
-            for _ in names:
+            for _ in sides:
                 table.add_column(ratio=1, overflow="fold")
-            table.add_row(
-                *(Text(f"{letter}: ").append(text) for letter, text in zip("AB", said, strict=True))
-            )
+            table.add_row(*sides)
             console.print(table)
         console.print()
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    return "\n".join(
-        [*lines, *names, f"{found['same']} of {len(found['answers'])} answers are the same"]
-    )
+    for letter, path in zip("AB", found["models"], strict=True):
+        lines.append(f"{letter}: {sanitize(path, newlines=False)}")
+    lines.append(f"{found['same']} of {len(found['answers'])} answers are the same")
+    return "\n".join(lines)
 
 
 def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[Messages]:
@@ -108,15 +96,10 @@ def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[M
     prompt, or the built-in corpus's held-out prompts. Raises UserError where there are none."""
     corpus = corpus_of(data, CorpusConfig())
     if corpus is not None:
-        found = [
-            [{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")
-        ]
+        rows = build(corpus).prompts("heldout")
+        found = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     else:
-        found = plain_rows(
-            data,
-            lambda row: to_prompt({"prompt": row["text"]} if set(row) == {"text"} else row)[0],
-            reading=reading,
-        )
+        found = plain_rows(data, _to_messages, reading=reading)
     if not found:
         raise UserError(
             "holds no prompts", where=data, hint="give rows of prompt, question or messages"
@@ -124,15 +107,21 @@ def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[M
     return found[: limit or None]
 
 
+def _to_messages(row: Mapping[str, Any]) -> Messages:
+    """What a row asks; a plain text is a prompt."""
+    if set(row) == {"text"}:
+        row = {"prompt": row["text"]}
+    messages, _ = to_prompt(row)
+    return messages
+
+
 def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Sampling) -> list[str]:
     """One answer to each conversation. Raises UserError for a model without a chat template, and
     for a prompt that its context does not hold; an encoder-decoder reads a part of it, and stderr
     says so."""
     require_chat_template(model)
-    prompts, generator = (
-        [chat_ids(messages, model) for messages in asked],
-        generator_of(model, backend, how),
-    )
+    prompts = [chat_ids(messages, model) for messages in asked]
+    generator = generator_of(model, backend, how)
     if cut := sum(map(generator.is_cut, prompts)):
         print(
             f"{cut} of {len(prompts)} prompts are cut {cut_where(model.tokenizer)}: {model.folder} reads "

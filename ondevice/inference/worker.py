@@ -102,9 +102,8 @@ class Requests:
         self._waiting.put(None)
         if self._parent is None:
             return
-        while (
-            os.getppid() == self._parent
-        ):  # what was asked is still answered, for as long as somebody listens
+        # what was asked is still answered, for as long as somebody listens
+        while os.getppid() == self._parent:
             time.sleep(PARENT_EVERY_S)
         os._exit(0)
 
@@ -176,10 +175,8 @@ class _Worker:
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError("expected a whole number", where="number")
         ids, forgotten = self._prompt(request, settings)
-        generator, decoder = (
-            self._generator(sampling(settings, self.model)),
-            self.model.tokenizer.stream(),
-        )
+        generator = self._generator(sampling(settings, self.model))
+        decoder = self.model.tokenizer.stream()
         pieces: list[str] = []
         count = 0
 
@@ -216,22 +213,16 @@ class _Worker:
         """What the reward model thinks of each response to the messages."""
         if self.model.cfg.num_labels != 1:
             raise UserError(
-                "gives no scores: it is no reward model",
+                "gives no scores: it is not a reward model",
                 where=self.cfg.model,
                 hint="take the folder of a reward model",
             )
-        turns, responses = _turns(request), request.get("responses")
-        if (
-            not isinstance(responses, list)
-            or not responses
-            or not all(isinstance(r, str) for r in responses)
-        ):
-            raise UserError("expected a list of texts", where="responses")
+        turns, responses = _turns(request), _responses(request)
         began = ticks()
-        rows = [
-            prompt_and_completion(completion_row(turns, _whole(response), self.model.tokenizer))
-            for response in responses
-        ]
+        rows = []
+        for response in responses:
+            row = completion_row(turns, response, self.model.tokenizer)
+            rows.append(prompt_and_completion(row))
         longest, room = max(map(len, rows)), self.model.cfg.max_position_embeddings
         if longest > room:
             raise UserError(
@@ -266,10 +257,12 @@ class _Worker:
                 )
             return plain_ids(_whole(text), self.model), 0
         turns = _turns(request)
-        first = turns[:1] if turns[0]["role"] == "system" else []
+        first = []
+        if turns[0]["role"] == "system":
+            first.append(turns.pop(0))
         model = with_kwargs(self.model, settings.chat_template_kwargs, silent)
-        ids, kept = fitting_ids(first, turns[len(first) :], model, settings.max_new_tokens)
-        return ids, len(turns) - len(first) - len(kept)
+        ids, kept = fitting_ids(first, turns, model, settings.max_new_tokens)
+        return ids, len(turns) - len(kept)
 
     def _generator(self, settings: Sampling) -> Generator:
         """The one before where the settings are the same: it has compiled its step."""
@@ -285,12 +278,21 @@ def _turns(request: Mapping[str, Any]) -> list[dict[str, str]]:
     return [_turn(message) for message in messages]
 
 
+def _responses(request: Mapping[str, Any]) -> list[str]:
+    responses = request.get("responses")
+    if not isinstance(responses, list) or not responses:
+        raise UserError("expected a list of texts", where="responses")
+    if not all(isinstance(response, str) for response in responses):
+        raise UserError("expected a list of texts", where="responses")
+    return list(map(_whole, responses))
+
+
 def _turn(message: Any) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not all(
-        isinstance(message.get(k), str) for k in ("role", "content")
-    ):
-        raise UserError("expected a role and a content, both text", where="messages")
-    return {"role": message["role"], "content": _whole(message["content"])}
+    if isinstance(message, Mapping):
+        role, content = message.get("role"), message.get("content")
+        if isinstance(role, str) and isinstance(content, str):
+            return {"role": role, "content": _whole(content)}
+    raise UserError("expected a role and a content, both text", where="messages")
 
 
 def _whole(text: str) -> str:
