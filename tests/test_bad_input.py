@@ -214,7 +214,7 @@ CASES = {
         f"sft m prompts.jsonl {SFT}", "prompts.jsonl:1", "a prompt alone is for sample", "data show"
     ),
     "a text for messages": Case(
-        f"sft m said.jsonl {SFT}", "said.jsonl:1", "messages is no list", "data show"
+        f"sft m said.jsonl {SFT}", "said.jsonl:1", "messages is not a list", "data show"
     ),
     "role": Case(f"sft m bot.jsonl {SFT}", "bot.jsonl:1", "('bot'): a role is system", "data show"),
     "chats for problems": Case(

@@ -73,14 +73,14 @@ def test_a_file_may_be_called_like_a_mixture(
 @pytest.mark.parametrize(
     "named, match",
     [
-        ("a:1,b:0", "b:0: 0 is no weight"),
-        ("a:1,b:-1", "b:-1: '-1' is no weight"),
+        ("a:1,b:0", "b:0: 0 is not a weight"),
+        ("a:1,b:-1", "b:-1: '-1' is not a weight"),
         ("a:inf,b:2", "a:inf: 'inf' is no"),
         ("a:2,b", "some of its sources have a weight"),
         ("a,none", "none: there is no such file"),
         ("builtin:tiny,none", "none: there is no such file"),
-        ("a:２,b:1", "is no weight"),
-        ("a:1e999,b:1", "is no weight"),
+        ("a:２,b:1", "is not a weight"),
+        ("a:1e999,b:1", "is not a weight"),
     ],
 )
 def test_what_is_wrong_with_a_mixture_is_named(

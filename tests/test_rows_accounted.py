@@ -577,12 +577,12 @@ ONCE_LOST: list[tuple[Callable[[Any], Any], dict[str, Any], str]] = [
                 SAID,
             ]
         },
-        "no text .'image_url'",
+        "not text .'image_url'",
     ),
     (
         to_chat,
         {"messages": [USER, {**SAID, "content": [{"type": "thinking", "text": "hm"}]}]},
-        "no text .'thinking'",
+        "not text .'thinking'",
     ),
     (to_prompt, {"prompt": [USER, SAID]}, "ends with the assistant"),
     (to_prompt, {"messages": [SYSTEM, SAID]}, "nothing that a user says"),

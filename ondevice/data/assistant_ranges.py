@@ -20,13 +20,13 @@ is wrong for every template that writes a turn otherwise once another follows. W
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from ondevice.data.chat_context import check_context
 from ondevice.data.chat_template import (
     MARK,
-    THOUGHTS,
     Message,
     Rendered,
     Span,
@@ -34,11 +34,11 @@ from ondevice.data.chat_template import (
     forms,
     rendered,
     spans_of,
-    spelt_twice,
     takes_parts,
     tried,
     with_content,
 )
+from ondevice.data.message_changes import changes, no_trace, replaced, thoughts_in, wholly_changed
 from ondevice.data.messages import TOOLS, BadRow
 from ondevice.data.tokenizer import Tokenizer
 
@@ -79,7 +79,10 @@ def _first_form(
             errors.append(error)
     # What a template that takes the chat does not write says more than that another form is
     # refused.
-    raise next((error for error in errors if "no trace" in str(error)), errors[0])
+    for refusal in errors:
+        if "no trace" in str(refusal):
+            raise refusal
+    raise errors[0]
 
 
 def _weight(message: Message, number: int) -> bool:
@@ -101,170 +104,27 @@ def _rows(chat: Sequence[Message], weights: Sequence[bool], tokenizer: Tokenizer
     marked = _marks(tokenizer, chat)
     if marked and len(learned) == len(turns) and _all_inside(chat, turns, text, spans):
         return [Rendered(text, spans, exact=True)]
-    rows = [
-        _marked_turn(chat, n, tokenizer) if marked else _turn(chat, n, tokenizer) for n in learned
-    ]
-    if not all(text.startswith(row.text) for row in rows):
-        return rows
-    # The ranges of a chat's beginnings are those of the whole.
-    return [
-        Rendered(
-            text,
-            tuple(s for row in rows for s in row.spans),
-            tuple(e for row in rows for e in row.said),
-            exact=marked,
-            open=any(row.open for row in rows),
-        )
-    ]
+    render_turn = _marked_turn if marked else _turn
+    rows = [render_turn(chat, n, tokenizer) for n in learned]
+    if all(text.startswith(row.text) for row in rows):
+        return [_as_one(text, rows, exact=marked)]
+    return rows
+
+
+def _as_one(text: str, rows: Sequence[Rendered], *, exact: bool) -> Rendered:
+    """One row of a chat of which all rows are beginnings: their ranges are those of the whole."""
+    spans: list[Span] = []
+    said: list[int] = []
+    for row in rows:
+        spans += row.spans
+        said += row.said
+    is_open = any(row.open for row in rows)
+    return Rendered(text, tuple(spans), tuple(said), exact=exact, open=is_open)
 
 
 def _marks(tokenizer: Tokenizer, chat: Sequence[Message]) -> bool:
     template = tokenizer.template_for(bool(chat and chat[0].get(TOOLS))) or ""
     return re.search(r"\{%[-+]?\s*generation\b", template) is not None
-
-
-# ---- what is read ---------------------------------------------------------------------------------------------------
-
-
-def check_context(
-    chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, prompt: bool = False
-) -> None:
-    """Raises BadRow where the template drops a message that is read, or the row's tools, spells
-    JSON as a string of JSON, or null as a word."""
-    if spelt_twice(chat, text):
-        raise BadRow(
-            "the chat template writes the arguments of a call, which are JSON, as a string of JSON"
-        )
-    if any(message.get("content", "") is None for message in chat):
-        other = tried(
-            tokenizer, [{**m, "content": m.get("content") or ""} for m in chat], prompt=prompt
-        )
-        if other is not None and text.count("None") > other.count("None"):
-            raise BadRow("the chat template writes a content that is null as the word None")
-    marks = {
-        n: f"{MARK}{n}{MARK}"
-        for n, message in enumerate(chat)
-        if message.get("role") != "assistant" and content_of(message).strip()
-    }
-    contents = [content_of(message).strip() for message in chat]
-    if all(_is_written(contents[n], contents, text) for n in marks):
-        marks = {}
-    if marks:
-        marked = tried(
-            tokenizer,
-            [with_content(m, marks[n]) if n in marks else m for n, m in enumerate(chat)],
-            prompt=prompt,
-        )
-    else:
-        marked = None
-    for n, mark in marks.items():
-        if marked is not None and mark in marked:
-            continue
-        other = tried(
-            tokenizer, [*chat[:n], with_content(chat[n], mark), *chat[n + 1 :]], prompt=prompt
-        )
-        if other == text:
-            raise BadRow(
-                f"message {n + 1} ({chat[n].get('role')}) leaves no trace in what the chat template writes"
-            )
-    for n, message in enumerate(chat):
-        own = message.get("role") == "assistant"
-        if own and not (prompt and message.get("tool_calls")):
-            continue  # what is learned is tested where it is learned
-        for what, changed in _changes(message):
-            if what == ("thought" if own else "content"):
-                continue  # a thought that was thought is left out by many; contents are tested above
-            if tried(tokenizer, [*chat[:n], changed, *chat[n + 1 :]], prompt=prompt) == text:
-                raise _missing(chat, n, what)
-    if chat and (tools := chat[0].get(TOOLS)):
-        other = tried(
-            tokenizer,
-            [{**chat[0], TOOLS: [_renamed(tool) for tool in tools]}, *chat[1:]],
-            prompt=prompt,
-        )
-        if other == text:
-            raise BadRow("the row's tools leave no trace in what the chat template writes")
-
-
-def _is_written(content: str, contents: Sequence[str], text: str) -> bool:
-    """Whether a content that is too long to stand in the text by chance stands there as often as in
-    the chat.
-    """
-    return len(content) >= 12 and text.count(content) >= sum(
-        other.count(content) for other in contents
-    )
-
-
-def _renamed(tool: Any) -> Any:
-    if not isinstance(tool, Mapping):
-        return tool
-    inner = tool.get("function")
-    if isinstance(inner, Mapping):
-        return {**tool, "function": _renamed(inner)}
-    return {**tool, "name": MARK}
-
-
-# ---- what is said ---------------------------------------------------------------------------------------------------
-
-
-def _thoughts(message: Message) -> list[str]:
-    return [key for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()]
-
-
-def _changes(message: Message) -> Iterator[tuple[str, Message]]:
-    """(what is changed, the message with a mark in place of it) for each thing that an assistant's
-    message says.
-    """
-    if content_of(message).strip():
-        yield "content", with_content(message, MARK)
-    if thoughts := _thoughts(message):
-        yield "thought", {**message, **dict.fromkeys(thoughts, MARK)}
-    calls = message.get("tool_calls") or []
-    for n, call in enumerate(calls):
-        for name in ("name", "arguments"):
-            changed = _changed_call(call, name)
-            if changed != call:
-                yield (
-                    f"call {n + 1}",
-                    {**message, "tool_calls": [*calls[:n], changed, *calls[n + 1 :]]},
-                )
-
-
-def _changed_call(call: Any, name: str) -> Any:
-    if not isinstance(call, Mapping):
-        return call
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _changed_call(call["function"], name)}
-    if name not in call:
-        return call
-    return {**call, name: MARK if name == "name" else _marked_leaves(call[name])}
-
-
-def _marked_leaves(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _marked_leaves(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_marked_leaves(entry) for entry in value]
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        return f'{{"{MARK}": "{MARK}"}}'
-    return MARK
-
-
-def _wholly_changed(message: Message) -> Message:
-    """The message with all that it says changed, and a content where it says nothing else."""
-    if content_of(message).strip() or not (message.get("tool_calls") or _thoughts(message)):
-        message = with_content(message, MARK)
-    if thoughts := _thoughts(message):
-        message = {**message, **dict.fromkeys(thoughts, MARK)}
-    calls = message.get("tool_calls")
-    if calls:
-        return {
-            **message,
-            "tool_calls": [
-                _changed_call(_changed_call(call, "name"), "arguments") for call in calls
-            ],
-        }
-    return message
 
 
 def _shared(one: str, other: str) -> int:
@@ -279,6 +139,13 @@ def _shared(one: str, other: str) -> int:
     return low
 
 
+def _shared_with(text: str, other: str | None) -> int:
+    """The same of a text that the template may have refused to write: then 0."""
+    if other is None:
+        return 0
+    return _shared(text, other)
+
+
 def _tail(one: str, other: str) -> int:
     """Characters of the common end."""
     return _shared(one[::-1], other[::-1])
@@ -288,13 +155,7 @@ def _bare(text: str) -> str:
     return _SPACE.sub("", text)
 
 
-def _missing(chat: Sequence[Message], turn: int, what: str) -> BadRow:
-    return BadRow(
-        f"message {turn + 1}: its {what} leaves no trace in what the chat template writes"
-    )
-
-
-def _outside(chat: Sequence[Message], turn: int, what: str) -> BadRow:
+def _outside(turn: int, what: str) -> BadRow:
     return BadRow(
         f"message {turn + 1}: the chat template does not show which tokens the assistant wrote of its {what}"
         " (mark them with {% generation %}, or take the chatml template)"
@@ -315,36 +176,30 @@ def _turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
     content = content_of(message).strip()
     if content and not rest and prompt is not None and text.startswith(prompt):
         at = text.find(content, len(prompt))
-        if at >= 0 and not (_thoughts(message) or message.get("tool_calls")):
-            return Rendered(
-                text,
-                ((_begin(chat, turn, text, prompt, at, tokenizer), len(text)),),
-                (at + len(content),),
-            )
+        if at >= 0 and not (thoughts_in(message) or message.get("tool_calls")):
+            start = _begin(chat, turn, text, prompt, at, tokenizer)
+            return Rendered(text, ((start, len(text)),), (at + len(content),))
 
     def change(other: Message) -> str | None:
         return tried(tokenizer, [*chat[:turn], other, *rest])
 
-    before = tried(tokenizer, chat[:turn])
-    least = 0 if before is None else _shared(text, before)
-    held = _with_whole_content(text, least, message, change)
-    if held is None:
-        raise (
-            _missing(chat, turn, "content")
-            if change(with_content(message, MARK)) == text
-            else _outside(chat, turn, "content")
-        )
-    text, base = held
-    found = _where_said(chat, turn, text, base, change, tokenizer, prompt)
-    start, said = _begin(chat, turn, text, prompt, found[0], tokenizer), found[1]
+    least = _shared_with(text, tried(tokenizer, chat[:turn]))
+    whole = _with_whole_content(text, least, message, change)
+    if whole is None:
+        if change(with_content(message, MARK)) == text:
+            raise no_trace(turn, "content")
+        raise _outside(turn, "content")
+    text, base = whole
+    first, said = _where_said(chat, turn, text, base, change, tokenizer, prompt)
+    start = _begin(chat, turn, text, prompt, first, tokenizer)
     while content and _bare(content) not in _bare(text[start:said]):
         if start <= least:
-            raise _outside(chat, turn, "content")
+            raise _outside(turn, "content")
         start -= 1  # a thought's opening, which the prompt has written already, is the content's own where it has one
     end = len(text)
     if rest:  # what follows the turn is not its own from where the next message says something
-        other = tried(tokenizer, [*chat[: turn + 1], _wholly_changed(rest[0]), *rest[1:]])
-        end = said if other is None else max(said, _shared(text, other))
+        other = tried(tokenizer, replaced(chat, turn + 1, wholly_changed(rest[0])))
+        end = max(said, _shared_with(text, other))
     return Rendered(text, ((start, end),), (said,), open=bool(rest))
 
 
@@ -382,33 +237,36 @@ def _where_said(
 ) -> tuple[int, int]:
     """(first, end) of all that the message says. `message` is `chat[turn]`, or that with a mark as
     its content where `text` has the content in the mark's place."""
-    before = tried(tokenizer, chat[:turn])
-    least = 0 if before is None else _shared(text, before)
-    least = least if prompt is None else max(0, min(least, _shared(text, prompt)))
+    least = _shared_with(text, tried(tokenizer, chat[:turn]))
+    if prompt is not None:
+        least = min(least, _shared(text, prompt))
     first, end = len(text), 0
-    base = text if message is chat[turn] else change(message) or ""
+    base = text
+    if message is not chat[turn]:
+        base = change(message) or ""
     if base != text:  # the content stands where the mark does
         first = base.index(MARK)
         end = first + len(content_of(chat[turn]))
     moved = len(text) - len(base)
-    for what, changed in _changes(message):
+    for what, changed in changes(message):
         if what == "content" and base != text:
             continue
         other = change(changed)
         if other is None:
-            raise _outside(chat, turn, what)
+            raise _outside(turn, what)
         if other == base:
-            raise _missing(chat, turn, what)
+            raise no_trace(turn, what)
         at = _shared(base, other)
         if at < least:
-            raise _outside(chat, turn, what)
-        first, end = (
-            min(first, at),
-            max(end, len(base) - min(_tail(base, other), len(base) - at) + moved),
-        )
+            raise _outside(turn, what)
+        same_end = min(_tail(base, other), len(base) - at)
+        first = min(first, at)
+        end = max(end, len(base) - same_end + moved)
     if not end:  # an empty turn
-        other = change(_wholly_changed(message))
-        first = len(text) if other is None else _shared(text, other)
+        other = change(wholly_changed(message))
+        first = len(text)
+        if other is not None:
+            first = _shared(text, other)
         end = first
     return first, end
 
@@ -424,10 +282,15 @@ def _begin(
     """Where the turn's range begins: where its prompt ends, at the latest where the turn says
     something. What opens the turn is before it, also where a prompt after a tool's answer leaves it
     out."""
+    openings = _openings(tokenizer)
     whole = prompt is not None and text.startswith(prompt)
-    before = prompt if whole else tried(tokenizer, chat[:turn])
-    least = 0 if before is None else _shared(text, before)
-    for opening in _openings(tokenizer)[: 1 if whole else None]:
+    if whole:
+        before = prompt
+        openings = openings[:1]
+    else:
+        before = tried(tokenizer, chat[:turn])
+    least = _shared_with(text, before)
+    for opening in openings:
         if (at := text.rfind(opening, min(least, first), first)) >= 0:
             return at + len(opening)
     if whole:
@@ -447,15 +310,11 @@ def _openings(tokenizer: Tokenizer) -> tuple[str, ...]:
     if text is None or prompt is None or not prompt.startswith(text) or prompt == text:
         return ()
     opening = prompt[len(text) :]
-    words = [word for word in [*sorted(tokenizer.special), "\n"] if word in opening]
-    ends = {match.end() for word in words for match in re.finditer(re.escape(word), opening)} | {
-        len(opening)
-    }
+    ends = {len(opening)}
+    for word in (*tokenizer.special, "\n"):
+        ends.update(match.end() for match in re.finditer(re.escape(word), opening))
     # What the prompt begins with as every message does says nothing of who speaks.
-    if plain_turn := _asked_again(tokenizer, asked, text):
-        usual = _shared(opening, plain_turn)
-    else:
-        usual = 0
+    usual = _shared(opening, _asked_again(tokenizer, asked, text))
     return tuple(opening[:end] for end in sorted(ends, reverse=True) if end > usual)
 
 
@@ -476,15 +335,20 @@ def _all_inside(
     """Whether each turn says nothing but its content, and all contents stand inside the marks, in
     order.
     """
-    inside, place = "".join(text[a:b] for a, b in spans), 0
+    inside, place = "".join(_texts(text, spans)), 0
     for turn in turns:
-        if _thoughts(chat[turn]) or chat[turn].get("tool_calls"):
+        if thoughts_in(chat[turn]) or chat[turn].get("tool_calls"):
             return False
         content = content_of(chat[turn]).strip()
         place = inside.find(content, place) + len(content)
         if place < len(content):
             return False
     return True
+
+
+def _texts(text: str, spans: Sequence[Span]) -> list[str]:
+    """What stands in each of the ranges."""
+    return [text[start:end] for start, end in spans]
 
 
 def _marked_turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
@@ -498,22 +362,26 @@ def _marked_turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Re
         except BadRow:
             return None
 
-    made = change(message)
-    if made is None:  # the template does not let a chat end here
+    written = change(message)
+    if written is None:  # the template does not let a chat end here
         rest = chat[turn + 1 :]
-        made = spans_of(rendered(tokenizer, chat))
-    own = _own_spans(*made, change(_wholly_changed(message)))
-    inside, outside = _apart(*made)
-    for what, changed in _changes(message):
+        written = spans_of(rendered(tokenizer, chat))
+    text, spans = written
+    own = _own_spans(text, spans, change(wholly_changed(message)))
+    inside, outside = _apart(text, spans)
+    for what, changed in changes(message):
         other = change(changed)
-        if other is not None and other[0] == made[0]:
-            raise _missing(chat, turn, what)
-        if other is None or _apart(*other)[1] != outside or _apart(*other)[0] == inside:
-            raise _outside(chat, turn, what)
-    said = "".join(made[0][a:b] for a, b in own)
+        if other is None:
+            raise _outside(turn, what)
+        if other[0] == text:
+            raise no_trace(turn, what)
+        other_inside, other_outside = _apart(*other)
+        if other_outside != outside or other_inside == inside:
+            raise _outside(turn, what)
+    said = "".join(_texts(text, own))
     if _bare(content_of(message)) not in _bare(said):
         return _put_in(chat, turn, change)
-    return Rendered(made[0], own, exact=True)
+    return Rendered(text, own, exact=True)
 
 
 def _own_spans(
@@ -522,7 +390,7 @@ def _own_spans(
     """The ranges from the first to the last one whose text changes with the turn."""
     if other is None:
         return tuple(spans[-1:])
-    ours, theirs = [text[a:b] for a, b in spans], [other[0][a:b] for a, b in other[1]]
+    ours, theirs = _texts(text, spans), _texts(*other)
     most, same, after = min(len(ours), len(theirs)), 0, 0
     while same < most and ours[same] == theirs[same]:
         same += 1
@@ -533,9 +401,13 @@ def _own_spans(
 
 def _apart(text: str, spans: Sequence[Span]) -> tuple[str, str]:
     """(what stands inside the ranges, what stands outside)."""
-    cuts = [0, *(place for span in spans for place in span), len(text)]
-    parts = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-    return MARK.join(parts[1::2]), MARK.join(parts[::2])
+    gaps: list[Span] = []
+    place = 0
+    for start, end in spans:
+        gaps.append((place, start))
+        place = end
+    gaps.append((place, len(text)))
+    return MARK.join(_texts(text, spans)), MARK.join(_texts(text, gaps))
 
 
 def _put_in(
@@ -547,16 +419,24 @@ def _put_in(
     message, content = chat[turn], content_of(chat[turn])
 
     def text_of(changed: Message) -> str | None:
-        made = change(changed)
-        if made is None:
+        written = change(changed)
+        if written is None:
             return None
-        return made[0]
+        return written[0]
 
     text, other = text_of(message), change(with_content(message, MARK))
-    held = None if text is None else _with_whole_content(text, len(text), message, text_of)
-    if held is None or other is None or MARK not in other[0]:
-        raise _outside(chat, turn, "content")
-    at, more = other[0].index(MARK), len(content) - len(MARK)
-    own = _own_spans(other[0], other[1], change(with_content(message, MARK * 2)))
-    spans = tuple((a + more * (a > at), b + more * (b > at)) for a, b in own)
-    return Rendered(held[0], spans, exact=True)
+    whole = None
+    if text is not None:
+        whole = _with_whole_content(text, len(text), message, text_of)
+    if whole is None or other is None or MARK not in other[0]:
+        raise _outside(turn, "content")
+    at, longer = other[0].index(MARK), len(content) - len(MARK)
+
+    def moved(place: int) -> int:
+        if place > at:
+            return place + longer
+        return place
+
+    own = _own_spans(*other, change(with_content(message, MARK * 2)))
+    spans = tuple((moved(start), moved(end)) for start, end in own)
+    return Rendered(whole[0], spans, exact=True)

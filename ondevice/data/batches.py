@@ -125,12 +125,10 @@ class TextSource(RowSource):
                 "too little text to learn from", where="data", hint="two tokens are the least"
             )
         assert eos is not None or not isolate_documents
-        self.tokens, self.length, self.isolate, self.eos = (
-            tokens,
-            sequence_length,
-            isolate_documents,
-            eos,
-        )
+        self.tokens = tokens
+        self.length = sequence_length
+        self.isolate = isolate_documents
+        self.eos = eos
         super().__init__(-(-(len(tokens) - 1) // sequence_length), batch_size, seed, "text")
 
     def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
@@ -173,15 +171,14 @@ class PackedSource(RowSource):
         seed: int,
         name: str,
     ) -> None:
-        self.length, self.packed, self.examples, self._lengths = (
-            width,
-            packed,
-            len(lengths),
-            lengths,
-        )
-        self._plan = (
-            packing.best_fit(lengths, width) if packed else packing.one_per_row(self.examples)
-        )
+        self.length = width
+        self.packed = packed
+        self.examples = len(lengths)
+        self._lengths = lengths
+        if packed:
+            self._plan = packing.best_fit(lengths, width)
+        else:
+            self._plan = packing.one_per_row(self.examples)
         self._name = f"{name} examples"
         self._plan_of = lru_cache(maxsize=2)(self._epoch_plan)
         super().__init__(self._plan.rows, batch_size, seed, f"{name} rows")
@@ -230,7 +227,10 @@ class ChatSource(PackedSource):
         # numbers of a list would take more memory than all else
         starts, sizes = (array("q"), array("q"))
         for start, end in zip(map(int, flat.starts), map(int, flat.ends), strict=True):
-            mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
+            if loss_on == "all":
+                mask = np.ones(end - start, np.bool_)
+            else:
+                mask = flat.mask[start:end]
             needed, cut = fitted_length(mask, sequence_length)
             self.truncated += cut
             if not needed:
@@ -239,15 +239,17 @@ class ChatSource(PackedSource):
             starts.append(start)
             sizes.append(needed - 1)
         if not starts:
-            raise UserError(
-                "no chat has a token to learn",
-                where="data",
-                hint=f"of {self.skipped} that were read {self.truncated} are longer than "
-                "sequence_length before an answer begins"
-                if self.truncated
-                else "none has a message of the assistant's that is to be learned",
-            )
-        self._ids, self._mask = flat.ids, None if loss_on == "all" else flat.mask
+            hint = "none has a message of the assistant's that is to be learned"
+            if self.truncated:
+                hint = (
+                    f"of {self.skipped} that were read {self.truncated} are longer than "
+                    "sequence_length before an answer begins"
+                )
+            raise UserError("no chat has a token to learn", where="data", hint=hint)
+        self._ids = flat.ids
+        self._mask: NDArray[np.bool_] | None = None
+        if loss_on != "all":
+            self._mask = flat.mask
         self._starts = np.array(starts, np.int64)
         super().__init__(
             np.array(sizes, np.int64),
@@ -261,7 +263,9 @@ class ChatSource(PackedSource):
     def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         chosen, row_of, column, number = self._members(group)
         lengths = self._lengths[chosen]
-        width = self.length if self.packed else min(self.length, packing.bucket(int(lengths.max())))
+        width = self.length
+        if not self.packed:
+            width = min(width, packing.bucket(int(lengths.max())))
         source, destination, position = packing.lay_out(
             self._starts[chosen], lengths, row_of, column, width
         )
@@ -272,7 +276,9 @@ class ChatSource(PackedSource):
         if self.packed:
             batch["segments"] = np.zeros(shape, np.int32)
             batch["segments"].reshape(-1)[destination] = np.repeat(number, lengths)
-        learned = np.ones(len(source), np.bool_) if self._mask is None else self._mask[source + 1]
+        learned = np.ones(len(source), np.bool_)
+        if self._mask is not None:
+            learned = self._mask[source + 1]
         index = destination[learned]
         room = packing.eighths(len(index), size * width)
         return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, room)}
@@ -286,7 +292,9 @@ def fitted_length(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, b
     cut = bool(len(learned)) and int(learned[-1]) >= sequence_length
     if cut:
         learned = np.flatnonzero(mask[1 : sequence_length + 1])
-    return (int(learned[-1]) + 2 if len(learned) else 0), cut
+    if not len(learned):
+        return 0, cut
+    return int(learned[-1]) + 2, cut
 
 
 def tokenize_corpus(
@@ -300,7 +308,8 @@ def tokenize_corpus(
     Raises UserError where there is no text.
     """
     if key is None:
-        texts = texts if isinstance(texts, Sequence) else list(texts)
+        if not isinstance(texts, Sequence):
+            texts = list(texts)
         key = _digest(texts)
     dtype = _dtype(tokenizer)
 
@@ -322,7 +331,9 @@ def tokens_at(folder: Path, tokenizer: Tokenizer, key: str) -> Path:
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
+    if tokenizer.vocab_size <= 1 << 16:
+        return np.dtype(np.uint16)
+    return np.dtype(np.int32)
 
 
 def hold_out(
@@ -338,10 +349,17 @@ def hold_out(
         raise UserError(
             "too little text to hold a part of it back", where="data", hint="give validation"
         )
-    near = np.flatnonzero(tokens[max(0, place - len(tokens) // 50) : place] == eos)
-    if len(near):
-        place = max(0, place - len(tokens) // 50) + int(near[-1]) + 1
+    place = _after_document(tokens, place, eos)
     return tokens[:place], tokens[place:]
+
+
+def _after_document(tokens: Any, place: int, eos: int) -> int:
+    """The last place after a document's end that is near before `place`; else that itself."""
+    earliest = max(0, place - len(tokens) // 50)
+    ends = np.flatnonzero(tokens[earliest:place] == eos)
+    if len(ends):
+        return earliest + int(ends[-1]) + 1
+    return place
 
 
 def mixed_stream(parts: Sequence[Any], weights: Sequence[float | None], eos: int) -> Any:
@@ -354,9 +372,11 @@ def mixed_stream(parts: Sequence[Any], weights: Sequence[float | None], eos: int
         whole, rest = divmod(count, len(part))
         found += [part] * whole
         if rest:
-            near = np.flatnonzero(part[max(0, rest - len(part) // 50) : rest] == eos)
-            kept = max(0, rest - len(part) // 50) + int(near[-1]) + 1 if len(near) else rest
-            found.append(part.beginning(kept) if isinstance(part, Joined) else part[:kept])
+            kept = _after_document(part, rest, eos)
+            if isinstance(part, Joined):
+                found.append(part.beginning(kept))
+            else:
+                found.append(part[:kept])
     return Joined(found, parts[0].dtype)
 
 
@@ -372,10 +392,11 @@ def _streams(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     waiting, goes_on = 0, False
     for text in texts:
         cut = _cut(text)
+        within = [False] * (len(cut) - 1)
         pieces += cut
-        begins += [not goes_on] + [False] * (len(cut) - 1)
+        begins += [not goes_on, *within]
         goes_on = isinstance(text, Part) and text.more
-        ends += [False] * (len(cut) - 1) + [not (isinstance(text, Part) and text.more)]
+        ends += [*within, not goes_on]
         waiting += len(text)
         if waiting >= _CALL:
             yield _joined(pieces, begins, ends, tokenizer)
@@ -410,7 +431,8 @@ def _cut(text: str) -> list[str]:
             end -= 1
         if end <= start:  # no line to cut at: after a piece's length, at a space if there is one
             end = text.rfind(" ", start + 1, start + _PIECE)
-            end = end if end > start else start + _PIECE
+            if end <= start:
+                end = start + _PIECE
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]]

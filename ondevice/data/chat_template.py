@@ -116,10 +116,7 @@ def rendered(
 
     Raises BadRow where the template refuses the chat, UserError where there is no template.
     """
-    tools, kwargs = (messages[0].get(TOOLS), messages[0].get(KWARGS)) if messages else (None, None)
-    if tools or kwargs:
-        first = {key: value for key, value in messages[0].items() if key not in (TOOLS, KWARGS)}
-        messages = [first, *messages[1:]]
+    messages, tools, kwargs = _without_settings(messages)
     template = tokenizer.template_for(bool(tools))
     if template is None:
         raise UserError(
@@ -128,17 +125,16 @@ def rendered(
             hint=f"name one: {', '.join(TEMPLATES)}",
         )
     # what is false or empty says nothing to a template that does not read it
-    if unread := [
-        name for name, value in (kwargs or {}).items() if value and name not in names_read(template)
-    ]:
-        raise BadRow(f"{KWARGS} gives {unread[0]!r}, which the chat template does not read")
+    for name, value in kwargs.items():
+        if value and name not in names_read(template):
+            raise BadRow(f"{KWARGS} gives {name!r}, which the chat template does not read")
     try:
         return run_template(
             template,
             {
                 **tokenizer.named,
                 **tokenizer.template_kwargs,
-                **(kwargs or {}),
+                **kwargs,
                 "messages": list(messages),
                 "tools": tools or None,
                 "documents": None,
@@ -159,6 +155,20 @@ def rendered(
         raise BadRow(f"the chat template refuses this chat: {error}") from error
 
 
+def _without_settings(
+    messages: Sequence[Message],
+) -> tuple[Sequence[Message], Any, Mapping[str, Any]]:
+    """(the messages alone, the row's tools, what the row tells the template): the first message
+    carries these."""
+    if not messages:
+        return messages, None, {}
+    tools, kwargs = messages[0].get(TOOLS), messages[0].get(KWARGS)
+    if not tools and not kwargs:
+        return messages, tools, {}
+    first = {key: value for key, value in messages[0].items() if key not in (TOOLS, KWARGS)}
+    return [first, *messages[1:]], tools, kwargs or {}
+
+
 def tried(
     tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False
 ) -> str | None:
@@ -173,17 +183,28 @@ def forms(
     messages: Sequence[Message], tokenizer: HasChatTemplate, *, escape: bool = True
 ) -> Iterator[list[Message]]:
     """The chat in each form that templates take, as it stands first; special tokens in it escaped."""
+    content_forms = 1
+    if any(_is_silent_call(message) for message in messages):
+        content_forms = 3
+    argument_forms = 1
+    if any(message.get("tool_calls") for message in messages):
+        argument_forms = 2
     guard = Escape(tokenizer) if escape else None
-    for contents in range(3 if any(_is_silent_call(m) for m in messages) else 1):
-        for arguments in (
-            ("as they are", "the other form")
-            if any(m.get("tool_calls") for m in messages)
-            else ("",)
-        ):
-            chat = [_thought(_without_content(m, contents)) for m in messages]
-            chat = [_other_arguments(m) for m in chat] if arguments == "the other form" else chat
-            chat = [guard(m) for m in chat] if guard else chat
-            yield in_parts(chat) if takes_parts(tokenizer) else chat
+    for content_form in range(content_forms):
+        for argument_form in range(argument_forms):
+            chat = [_thought(_without_content(message, content_form)) for message in messages]
+            if argument_form:
+                chat = list(map(_other_arguments, chat))
+            if guard is not None:
+                chat = list(map(guard, chat))
+            yield _in_its_form(chat, tokenizer)
+
+
+def _in_its_form(chat: list[Message], tokenizer: HasChatTemplate) -> list[Message]:
+    """Contents as texts or as lists of parts, as the template wants them."""
+    if takes_parts(tokenizer):
+        return in_parts(chat)
+    return chat
 
 
 def _is_silent_call(message: Message) -> bool:
@@ -214,42 +235,54 @@ def _other_arguments(message: Message) -> Message:
     """A call's arguments as an object where they are JSON, and as JSON where they are an object."""
     if not message.get("tool_calls"):
         return message
+    return {**message, "tool_calls": list(map(_with_other_arguments, message["tool_calls"]))}
 
-    def other(call: Any) -> Any:
-        if not isinstance(call, Mapping):
-            return call
-        if isinstance(call.get("function"), Mapping):
-            return {**call, "function": other(call["function"])}
-        value = call.get("arguments")
-        if isinstance(value, str):
-            try:
-                return {**call, "arguments": json.loads(value)}
-            except (ValueError, RecursionError):
-                return call
-        if value is None:
-            return call
-        return {**call, "arguments": json.dumps(value, ensure_ascii=False)}
 
-    return {**message, "tool_calls": [other(call) for call in message["tool_calls"]]}
+def _with_other_arguments(call: Any) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_other_arguments(call["function"])}
+    value = call.get("arguments")
+    if isinstance(value, str):
+        try:
+            return {**call, "arguments": json.loads(value)}
+        except (ValueError, RecursionError):
+            return call
+    if value is None:
+        return call
+    return {**call, "arguments": json.dumps(value, ensure_ascii=False)}
 
 
 def spelt_twice(messages: Sequence[Message], text: str) -> bool:
     """Whether a call's arguments, JSON already, stand in the text as a JSON string of it."""
     for message in messages:
         for call in message.get("tool_calls") or ():
-            call = call.get("function", call) if isinstance(call, Mapping) else {}
-            value = call.get("arguments") if isinstance(call, Mapping) else None
-            if isinstance(value, str) and any(
-                (twice := json.dumps(value, ensure_ascii=ascii)) != f'"{value}"' and twice in text
-                for ascii in (False, True)
-            ):
+            if isinstance(call, Mapping):
+                call = call.get("function", call)
+            if not isinstance(call, Mapping) or not isinstance(call.get("arguments"), str):
+                continue
+            if _stands_as_json(call["arguments"], text):
                 return True
+    return False
+
+
+def _stands_as_json(value: str, text: str) -> bool:
+    """Whether a string stands in the text as JSON writes it, where that is another spelling."""
+    for ascii_only in (False, True):
+        spelt = json.dumps(value, ensure_ascii=ascii_only)
+        if spelt != f'"{value}"' and spelt in text:
+            return True
     return False
 
 
 def in_parts(chat: Sequence[Message]) -> list[Message]:
     """Each content as a list of one part."""
-    return [{**m, "content": [{"type": "text", "text": m.get("content") or ""}]} for m in chat]
+    return [_with_parts(message, message.get("content") or "") for message in chat]
+
+
+def _with_parts(message: Message, text: str) -> Message:
+    return {**message, "content": [{"type": "text", "text": text}]}
 
 
 @lru_cache(maxsize=8)
@@ -264,8 +297,13 @@ def after_content(tokenizer: HasChatTemplate, parts: bool) -> str | None:
     be found.
     """
     mark = f"{ESCAPE}0{ESCAPE}"
-    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": mark}]
-    text = tried(tokenizer, in_parts(chat) if parts else chat)
+    chat: list[Message] = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": mark},
+    ]
+    if parts:
+        chat = in_parts(chat)
+    text = tried(tokenizer, chat)
     if text is not None and mark in text:
         return text.rpartition(mark)[2].lstrip()
     return None
@@ -278,19 +316,18 @@ def markup(tokenizer: HasChatTemplate, words: Sequence[str]) -> list[str]:
     chat: list[Message] = [
         {"role": role, "content": f"{MARK}{role}{MARK}"} for role in ("user", "assistant", "user")
     ]
+    around = ""
     try:
-        texts = [
-            tried(tokenizer, in_parts(some) if takes_parts(tokenizer) else some)
-            for some in (chat, chat[:2])
-        ]
+        for part in (chat, chat[:2]):
+            text = tried(tokenizer, _in_its_form(part, tokenizer))
+            around += re.sub(f"{MARK}[a-z]*{MARK}", "", text or "")
     except UserError:  # a template that cannot be run is named where it is used
         return []
-    around = "".join(re.sub(f"{MARK}[a-z]*{MARK}", "", text) for text in texts if text is not None)
-    return [
-        word
-        for word in words
-        if word in around and _MARKUP.fullmatch(word) and not _is_tag(word, words)
-    ]
+    return [word for word in words if word in around and _is_markup(word, words)]
+
+
+def _is_markup(word: str, words: Sequence[str]) -> bool:
+    return _MARKUP.fullmatch(word) is not None and not _is_tag(word, words)
 
 
 def _is_tag(word: str, words: Sequence[str]) -> bool:
@@ -302,9 +339,8 @@ def content_of(message: Message) -> str:
     """What a message says, of either form; "" where it says nothing."""
     content = message.get("content")
     if isinstance(content, list):
-        content = "".join(
-            str(part.get("text") or "") for part in content if isinstance(part, Mapping)
-        )
+        texts = [str(part.get("text") or "") for part in content if isinstance(part, Mapping)]
+        return "".join(texts)
     if isinstance(content, str):
         return content
     return ""
@@ -312,8 +348,9 @@ def content_of(message: Message) -> str:
 
 def with_content(message: Message, text: str) -> Message:
     """The message with another content, in its form."""
-    parts = isinstance(message.get("content"), list)
-    return {**message, "content": [{"type": "text", "text": text}] if parts else text}
+    if isinstance(message.get("content"), list):
+        return _with_parts(message, text)
+    return {**message, "content": text}
 
 
 class Escape:
@@ -328,12 +365,15 @@ class Escape:
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self.pattern.sub(lambda m: f"{ESCAPE}{self.number[m.group()]}{ESCAPE}", value)
+            return self.pattern.sub(self._placeholder, value)
         if isinstance(value, Mapping):
             return {key: self(entry) for key, entry in value.items()}
         if isinstance(value, (list, tuple)):
             return [self(entry) for entry in value]
         return value
+
+    def _placeholder(self, word: re.Match[str]) -> str:
+        return f"{ESCAPE}{self.number[word.group()]}{ESCAPE}"
 
 
 def guarded(tokenizer: HasChatTemplate) -> tuple[str, ...]:
@@ -343,9 +383,8 @@ def guarded(tokenizer: HasChatTemplate) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(
-        "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))
-    )
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def spans_of(marked: str) -> tuple[str, tuple[Span, ...]]:
@@ -372,6 +411,10 @@ def turn_end(tokenizer: HasChatTemplate) -> int | None:
     if tokenizer.chat_template is None:
         return None
     tail = after_content(tokenizer, takes_parts(tokenizer))
-    words = sorted((word for word in tokenizer.special if tail and tail.startswith(word)), key=len)
-    found: int | None = tokenizer.inner.token_to_id(words[-1]) if words else None
-    return found
+    if not tail:
+        return None
+    words = sorted(filter(tail.startswith, tokenizer.special), key=len)
+    if not words:
+        return None
+    token: int | None = tokenizer.inner.token_to_id(words[-1])
+    return token

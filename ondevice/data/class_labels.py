@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ondevice.common.errors import UserError
@@ -29,9 +29,9 @@ class ClassName(str):
 
     @classmethod
     def of(cls, number: int, names: tuple[str, ...]) -> ClassName:
-        found = cls(names[number])
-        found.number, found.names = number, names
-        return found
+        name = cls(names[number])
+        name.number, name.names = number, names
+        return name
 
 
 class LabelledText(NamedTuple):
@@ -45,22 +45,22 @@ class LabelledText(NamedTuple):
 def class_columns(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Names of the classes by column, of features as the library datasets writes them into a file:
     JSON objects with `_type`."""
-    return {
-        column: tuple(map(str, feature["names"]))
-        for column, feature in features.items()
-        if isinstance(feature, Mapping)
-        and feature.get("_type") == "ClassLabel"
-        and feature.get("names")
-    }
+    columns = {}
+    for column, feature in features.items():
+        if not isinstance(feature, Mapping) or feature.get("_type") != "ClassLabel":
+            continue
+        if feature.get("names"):
+            columns[column] = tuple(map(str, feature["names"]))
+    return columns
 
 
 def with_names(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """The row with names in place of the numbers of its classes; a number without a name stays."""
-    named = {
-        column: ClassName.of(value, names)
-        for column, names in columns.items()
-        if isinstance(value := row.get(column), int) and 0 <= value < len(names)
-    }
+    named = {}
+    for column, names in columns.items():
+        value = row.get(column)
+        if isinstance(value, int) and 0 <= value < len(names):
+            named[column] = ClassName.of(value, names)
     if named:
         return {**row, **named}
     return row
@@ -71,12 +71,11 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     numbers and other numbers by their size, anything else as text. Raises UserError where one
     source names its classes and another one numbers them."""
     found = dict.fromkeys(labels)
-    sets = dict.fromkeys(label.names for label in found if isinstance(label, ClassName))
-    declared = list(
-        dict.fromkeys(ClassName.of(n, names) for names in sets for n in range(len(names)))
-    )
-    others = [label for label in found if label not in set(declared)]
-    if declared and (numbers := [label for label in others if is_integer(label)]):
+    declared = _declared(found)
+    known = set(declared)
+    others = [label for label in found if label not in known]
+    numbers = list(filter(is_integer, others))
+    if declared and numbers:
         raise UserError(
             f"one source has the class {numbers[0]!r}, another one names its classes: "
             f"{', '.join(declared[:8])}",
@@ -85,8 +84,21 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
         )
     others.sort()
     if all(map(_is_number, others)):
-        others.sort(key=int if all(map(is_integer, others)) else float)
+        value: Callable[[str], float] = float
+        if all(map(is_integer, others)):
+            value = int
+        others.sort(key=value)
     return (*declared, *others)
+
+
+def _declared(labels: Iterable[str]) -> list[ClassName]:
+    """All names that the labels' data sets declare, each once, in their order."""
+    columns = dict.fromkeys(label.names for label in labels if isinstance(label, ClassName))
+    declared: dict[ClassName, None] = {}
+    for names in columns:
+        for number in range(len(names)):
+            declared.setdefault(ClassName.of(number, names))
+    return list(declared)
 
 
 def missing_numbers(names: Sequence[str]) -> list[int]:
@@ -112,15 +124,23 @@ def same_classes(known: Sequence[str], labels: Iterable[str]) -> dict[str, str] 
     folded = {name.casefold(): name for name in known}
     if len(folded) == len(known) and all(label.casefold() in folded for label in found):
         return {label: folded[label.casefold()] for label in found}
-    nameless = [m and int(m[1]) for m in map(_NUMBERED.fullmatch, known)] == list(range(len(known)))
-    numbers = [_number(label, len(known) if nameless else 0) for label in found]
-    if any(number is None or number >= len(known) for number in numbers):
-        return None
-    return {
-        label: known[number]
-        for label, number in zip(found, numbers, strict=True)
-        if number is not None
-    }
+    classes = len(known) if _are_nameless(known) else 0
+    by_number = {}
+    for label in found:
+        number = _number(label, classes)
+        if number is None or number >= len(known):
+            return None
+        by_number[label] = known[number]
+    return by_number
+
+
+def _are_nameless(known: Sequence[str]) -> bool:
+    """Whether a model's classes are called by their numbers alone."""
+    for number, name in enumerate(known):
+        match = _NUMBERED.fullmatch(name)
+        if match is None or int(match[1]) != number:
+            return False
+    return True
 
 
 def _number(label: str, classes: int) -> int | None:

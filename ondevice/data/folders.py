@@ -23,10 +23,14 @@ SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_WORDS = {
-    split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.IGNORECASE)
-    for split, words in SPLITS.items()
-}
+
+
+def _any_of(words: Sequence[str]) -> re.Pattern[str]:
+    """One of these, as a word of a file's name."""
+    return re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.IGNORECASE)
+
+
+_WORDS = {split: _any_of(words) for split, words in SPLITS.items()}
 _ABOUT = re.compile(r"(?:readme|licen[cs]e|dataset_infos?|dataset_dict)(?:\..*)?$", re.IGNORECASE)
 """Files that tell people or libraries about a data set and hold none of it."""
 
@@ -49,48 +53,63 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     """The files of `split` in a folder that has splits; `test` is `validation` where there is none,
     and all files where it has neither. Raises UserError for a folder without data, or without any
     to learn from."""
-    inside = sorted(
-        f
-        for f in folder.rglob("*")
-        if f.is_file() and not any(part.startswith(".") for part in f.relative_to(folder).parts)
-    )
-    data = {f for f in inside if kind_of(f) in ROWS and not _ABOUT.match(f.name)}
-    data = data or {f for f in inside if kind_of(f) in TEXTS}
+    inside = _files_in(folder)
+    data = _data_among(inside)
     if not data:
         raise UserError(
             "no data in this folder", where=str(folder), hint=f"known: {known()}{_kinds(inside)}"
         )
-    parts = _parts(folder, [f for f in inside if f in data])
-    other = {
-        "train": "train",
-        "validation": "validation",
-        "test": "test" if parts["test"] else "validation",
-    }[split]
-    files = parts[other] or parts["train"]
+    parts = _parts(folder, data)
+    if split == "test" and not parts["test"]:
+        split = "validation"
+    files = parts[split] or parts["train"]
     if not files:
         raise UserError(
             "holds no file to learn from, only what is held out",
             where=str(folder),
             hint="call one train.jsonl, or give a file",
         )
+    beside: list[str] = []
     if len(files) < len(data):
-        beside = [
-            f"{len(found)} of the split {name} ({_few(folder, found)})"
-            for name, found in parts.items()
-            if found and found is not files and name and name != also
-        ]
-    else:
-        beside = []
+        for name, part in parts.items():
+            if part and part is not files and name and name != also:
+                beside.append(f"{len(part)} of the split {name} ({_few(folder, part)})")
     if parts[""] and parts[""] is not files:
         beside.append(f"{len(parts[''])} of no split ({_few(folder, parts[''])})")
+    beside += _other_kinds(folder, inside, set(data))
+    notes = []
+    if beside:
+        notes.append("files not read: " + ", ".join(beside))
+    kept = set(files)
+    return Listing(files, [file for file in inside if file not in kept], notes)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All files in a folder and in folders of it, in order, without hidden ones."""
+    files = []
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            files.append(path)
+    return sorted(files)
+
+
+def _data_among(files: Sequence[Path]) -> list[Path]:
+    """Those of the files that hold rows, or texts where none does."""
+    rows = [file for file in files if kind_of(file) in ROWS and not _ABOUT.match(file.name)]
+    return rows or [file for file in files if kind_of(file) in TEXTS]
+
+
+def _other_kinds(folder: Path, files: Sequence[Path], data: set[Path]) -> list[str]:
+    """In words, by their endings: the files that hold no data, and are not about it."""
     kinds: dict[str, list[Path]] = {}
-    for file in inside:
+    for file in files:
         if file not in data and not _ABOUT.match(file.name):
             kinds.setdefault(kind_of(file) or "no ending", []).append(file)
-    beside += [f"{len(found)} of {kind} ({_few(folder, found)})" for kind, found in kinds.items()]
-    kept = set(files)
-    notes = ["files not read: " + ", ".join(beside)] if beside else []
-    return Listing(files, [f for f in inside if f not in kept], notes)
+    return [
+        f"{len(of_kind)} of {kind} ({_few(folder, of_kind)})" for kind, of_kind in kinds.items()
+    ]
 
 
 def holds_split(data: str, split: str) -> bool:
@@ -98,15 +117,8 @@ def holds_split(data: str, split: str) -> bool:
     folder = Path(os.path.expanduser(data))
     if not folder.is_dir():
         return False
-    files = sorted(
-        f
-        for f in folder.rglob("*")
-        if f.is_file()
-        and kind_of(f) in ROWS | TEXTS
-        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
-    )
-    rows = [f for f in files if kind_of(f) in ROWS and not _ABOUT.match(f.name)]
-    return bool(_parts(folder, rows or [f for f in files if kind_of(f) in TEXTS])[split])
+    parts = _parts(folder, _data_among(_files_in(folder)))
+    return bool(parts[split])
 
 
 def split_of(name: Path) -> str:
@@ -138,7 +150,10 @@ def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _few(folder: Path, files: Sequence[Path]) -> str:
-    return ", ".join(str(file.relative_to(folder)) for file in files[:3]) + ", …" * (len(files) > 3)
+    names = [str(file.relative_to(folder)) for file in files[:3]]
+    if len(files) > 3:
+        names.append("…")
+    return ", ".join(names)
 
 
 def _kinds(files: Sequence[Path]) -> str:

@@ -194,7 +194,7 @@ def _no_chat(row: Record) -> BadRow:
         return BadRow("this row has a text and no chat")
     for key in _CHATS:
         if row.get(key) is not None:
-            return BadRow(f"{key} is no list of messages")
+            return BadRow(f"{key} is not a list of messages")
     reason = f"none of the known forms: {_FORMS}{it_has(row)}"
     if any(row.get(name) is not None for name in ASKED):
         reason += "; a prompt alone is for sample, ppo and grpo"

@@ -57,15 +57,19 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
     except Exception as error:  # the library raises its own, requests' and the Hub's errors
         raise _not_loaded(spec, error) from error
     commit = str(builder.hash or "")
-    read_at(commit if _COMMIT.fullmatch(commit) else "")
-    classes = class_columns(rows.features.to_dict() if rows.features else {})
+    if not _COMMIT.fullmatch(commit):
+        commit = ""
+    read_at(commit)
+    features = {}
+    if rows.features:
+        features = rows.features.to_dict()
+    classes = class_columns(features)
     number, stream = 0, iter(rows)
     while True:
         try:
             row = next(stream, None)
-        except (
-            Exception
-        ) as error:  # a file that is damaged, an answer of the server: of a dozen libraries beneath
+        # a file that is damaged, an answer of the server: of a dozen libraries beneath
+        except Exception as error:
             raise UserError(
                 f"cannot be read after row {number}: {_first_line(error)}",
                 where=spec,
@@ -85,13 +89,19 @@ def _not_loaded(spec: str, error: Exception) -> UserError:
     if listed and "missing" in text:
         names = [name.strip().strip("'\"") for name in listed[1].split(",")]
         wanted = HubSpec.parse(spec)
-        at = f"@{wanted.revision}" if wanted.revision else ""
+        named = f"hub:{wanted.repo}/{names[0]}"
+        if wanted.revision:
+            named += f"@{wanted.revision}"
         return UserError(
             f"has several configs, name one: {', '.join(names)}",
             where=spec,
-            hint=f"hub:{wanted.repo}/{names[0]}{at}:{wanted.split}",
+            hint=f"{named}:{wanted.split}",
         )
-    hint = next((what for name, what in _UNREACHED.items() if name in text), FORM)
+    hint = FORM
+    for name, advice in _UNREACHED.items():
+        if name in text:
+            hint = advice
+            break
     return UserError(f"cannot be loaded: {_first_line(error)}", where=spec, hint=hint)
 
 

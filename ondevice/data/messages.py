@@ -80,7 +80,7 @@ def _message(value: Any, where: str) -> Chat:
     on to it.
     """
     if not isinstance(value, Mapping):
-        raise BadRow(f"{where} is no object")
+        raise BadRow(f"{where} is not an object")
     entry = Record.of(value)
     speaker = entry.first("role", "from")
     role = _role(speaker, where)
@@ -137,7 +137,7 @@ def _tool_calls(entry: Record, what: str) -> list[Any]:
     """A message's calls, a list of objects or JSON of one."""
     calls = _checked(_from_json(entry, "tool_calls"), f"{what}: tool_calls")
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise BadRow(f"{what}: tool_calls is no list of objects")
+        raise BadRow(f"{what}: tool_calls is not a list of objects")
     return calls
 
 
@@ -245,9 +245,9 @@ def _part(part: Any, what: str) -> str:
         text = part.get("text")
         kind = part.get("type", "text")
     if kind not in _PARTS:
-        raise BadRow(f"{what} has a part that is no text ({kind!r:.40})")
+        raise BadRow(f"{what} has a part that is not text ({kind!r:.40})")
     if not isinstance(text, str):
-        raise BadRow(f"{what} has a part that is no text")
+        raise BadRow(f"{what} has a part that is not text")
     return text
 
 
@@ -293,7 +293,10 @@ def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
     """The chat, its first message holding the row's tools, a list of objects, and its
     `chat_template_kwargs`, an object; or JSON of them. A function that is described by itself, as
     in `functions` and in ShareGPT's exports, becomes a tool."""
-    tools = _from_json(row, TOOLS if TOOLS in row else "functions")
+    column = "functions"
+    if TOOLS in row:
+        column = TOOLS
+    tools = _from_json(row, column)
     kwargs = _from_json(row, KWARGS)
     more: Chat = {}
     if tools:
@@ -310,7 +313,7 @@ def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
 def _tools(tools: Any) -> list[Any]:
     """The tools, a function that is described by itself made into one."""
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise BadRow("tools is no list of objects")
+        raise BadRow("tools is not a list of objects")
     made: list[Any] = []
     for tool in tools:
         if "name" in tool and "function" not in tool:

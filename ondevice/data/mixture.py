@@ -21,7 +21,7 @@ from ondevice.common.rng import permutation
 
 T = TypeVar("T")
 
-BY_NAME = ("hub:", "gym:")  # data that is no file
+BY_NAME = ("hub:", "gym:")  # data that is not a file
 MOST_REPEATED, MOST_ROWS = 10_000, 1 << 28
 """A mixture beyond these is a mistake: times that a row comes in an epoch, and rows of an epoch
 (unless the sources themselves have a quarter of it)."""
@@ -42,17 +42,9 @@ def sources(data: str) -> tuple[DataSource, ...]:
     if not data or is_file(data):
         return (_source(data),)
     plain = data.strip().rstrip(", ")
-    found = list(WEIGHT.finditer(plain))
-    whole = "".join(match.group() for match in found) == plain
-    if found and whole and all("," not in match[1] or is_there(match[1]) for match in found):
-        for match in found:
-            if not 0 < float(match[2]) < float("inf"):
-                raise UserError(
-                    f"{match[2]} is no weight",
-                    where=match[0].rstrip(", "),
-                    hint="give a number above 0, or leave the source out",
-                )
-        return tuple(_source(match[1], float(match[2])) for match in found)
+    weighted = _weighted(plain)
+    if weighted:
+        return weighted
     names = [name.strip() for name in plain.split(",")]
     there = [is_there(name) or bool(WEIGHT.fullmatch(name)) for name in names]
     if len(names) == 1 or not any(there) or (data.startswith(BY_NAME) and not all(there)):
@@ -64,7 +56,7 @@ def sources(data: str) -> tuple[DataSource, ...]:
             continue
         if is_there(name.rpartition(":")[0]):
             raise UserError(
-                f"{name.rpartition(':')[2]!r} is no weight",
+                f"{name.rpartition(':')[2]!r} is not a weight",
                 where=name,
                 hint="give a number above 0",
             )
@@ -80,8 +72,32 @@ def sources(data: str) -> tuple[DataSource, ...]:
     )
 
 
+def _weighted(plain: str) -> tuple[DataSource, ...]:
+    """The sources, where each has a weight; nothing otherwise. Raises UserError for a number that
+    cannot be one."""
+    matches = list(WEIGHT.finditer(plain))
+    if "".join(match.group() for match in matches) != plain:
+        return ()
+    if any("," in match[1] and not is_there(match[1]) for match in matches):
+        return ()
+    found = []
+    for match in matches:
+        name, number = match.groups()
+        weight = float(number)
+        if not 0 < weight < float("inf"):
+            raise UserError(
+                f"{number} is not a weight",
+                where=match[0].rstrip(", "),
+                hint="give a number above 0, or leave the source out",
+            )
+        found.append(_source(name, weight))
+    return tuple(found)
+
+
 def _source(data: str, weight: float | None = None) -> DataSource:
-    return DataSource(str(Path(os.path.expanduser(data))) if data.startswith("~") else data, weight)
+    if data.startswith("~"):
+        data = str(Path(os.path.expanduser(data)))
+    return DataSource(data, weight)
 
 
 def is_there(name: str) -> bool:
@@ -162,9 +178,10 @@ class Joined:
         """The first `count` numbers, of which nothing is copied either."""
         whole = int(np.searchsorted(self.firsts, count, side="right")) - 1
         rest = count - int(self.firsts[whole])
-        return Joined(
-            [*self.parts[:whole], *([self.parts[whole][:rest]] if rest else [])], self.dtype
-        )
+        parts = list(self.parts[:whole])
+        if rest:
+            parts.append(self.parts[whole][:rest])
+        return Joined(parts, self.dtype)
 
     def __getitem__(self, at: Any) -> NDArray[Any]:
         if isinstance(at, slice):

@@ -121,7 +121,10 @@ class Record(dict[str, Any]):
 
     def first(self, *names: str) -> Any:
         """The value of the first of these names that is there; None without any."""
-        return next((self[name] for name in names if name in self), None)
+        for name in names:
+            if name in self:
+                return self[name]
+        return None
 
     def items(self) -> Any:
         self.asked.update(self)
@@ -139,11 +142,18 @@ class Record(dict[str, Any]):
             if name not in self.asked:
                 yield name
             elif isinstance(value, list):
-                messages = [entry for entry in value if isinstance(entry, Record)]
-                inside = dict.fromkeys(inner for message in messages for inner in message.unused())
-                yield from (
-                    f"{name}.{inner}" for inner in inside if not _mentions(self.template, inner)
-                )
+                for inner in _unused_inside(value):
+                    if not _mentions(self.template, inner):
+                        yield f"{name}.{inner}"
+
+
+def _unused_inside(entries: list[Any]) -> list[str]:
+    """Names that nobody asked for in any of the records of a list, each once."""
+    names: dict[str, None] = {}
+    for entry in entries:
+        if isinstance(entry, Record):
+            names |= dict.fromkeys(entry.unused())
+    return list(names)
 
 
 @lru_cache(maxsize=1024)
@@ -152,9 +162,15 @@ def _mentions(template: str, name: str) -> bool:
 
 
 def _inside(value: Any) -> Any:
-    if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-        return [Record(entry) if isinstance(entry, Mapping) else entry for entry in value]
-    return value
+    """A value of a record, in which objects of a list are records too."""
+    if not isinstance(value, list) or not any(isinstance(entry, Mapping) for entry in value):
+        return value
+    entries = []
+    for entry in value:
+        if isinstance(entry, Mapping):
+            entry = Record(entry)
+        entries.append(entry)
+    return entries
 
 
 def carries(name: str) -> bool:
@@ -165,14 +181,18 @@ def carries(name: str) -> bool:
 def telling(unused: Mapping[str, tuple[int, str]]) -> str:
     """What to say of names that were not used, each with how many rows have it and where the first
     one is; empty where none is worth a word."""
-    worth = {
-        name: found for name, found in unused.items() if name.rpartition(".")[2] not in HARMLESS
-    }
-    most = sorted(worth.items(), key=lambda entry: (-entry[1][0], entry[0]))
-    told = [
-        f"{name} ({count:,} row{'s' * (count != 1)}, first {where})"
-        for name, (count, where) in most[:8]
-    ]
-    if told:
-        return "not used: " + ", ".join(told) + f" and {len(most) - 8} more" * (len(most) > 8)
-    return ""
+    worth = []
+    for name, (count, where) in unused.items():
+        if name.rpartition(".")[2] not in HARMLESS:
+            worth.append((-count, name, where))
+    if not worth:
+        return ""
+    worth.sort()
+    words = []
+    for minus_count, name, where in worth[:8]:
+        rows = "1 row" if minus_count == -1 else f"{-minus_count:,} rows"
+        words.append(f"{name} ({rows}, first {where})")
+    text = "not used: " + ", ".join(words)
+    if len(worth) > 8:
+        text += f" and {len(worth) - 8} more"
+    return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,14 @@ class Spelt:
 
     def told(self, separator: bool = False) -> list[str]:
         """A line for each token that is spelt; `separator`: whether documents may be ended at it."""
-        more = "; --separator {!r} ends a document there" if separator else ""
-        return [
-            f"{count:,} row{'s spell' if count != 1 else ' spells'} {word}, a special token's name, which is read "
-            f"as text{more.format(word)}"
-            for word, count in self.rows.most_common()
-        ]
+        lines = []
+        for word, count in self.rows.most_common():
+            rows = "1 row spells" if count == 1 else f"{count:,} rows spell"
+            line = f"{rows} {word}, a special token's name, which is read as text"
+            if separator:
+                line += f"; --separator {word!r} ends a document there"
+            lines.append(line)
+        return lines
 
 
 def _found(value: Any, pattern: re.Pattern[str]) -> Iterator[str]:
@@ -59,7 +62,9 @@ def _found(value: Any, pattern: re.Pattern[str]) -> Iterator[str]:
 
 def _pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
     words = sorted(tokenizer.special, key=lambda word: (-len(word), word))
-    return re.compile("|".join(map(re.escape, words)) if words else r"(?!)")
+    if not words:
+        return re.compile(r"(?!)")
+    return re.compile("|".join(map(re.escape, words)))
 
 
 def shown(ids: NDArray[np.int32], tokenizer: Tokenizer) -> str:
@@ -70,14 +75,19 @@ def shown(ids: NDArray[np.int32], tokenizer: Tokenizer) -> str:
     if len(pattern.findall(text)) <= int(special.sum()):
         return text
     borders = [0, *(np.flatnonzero(np.diff(special)) + 1).tolist(), len(ids)]
-    parts = [
-        (tokenizer.decode(ids[a:b], skip_special=False), bool(special[a]))
-        for a, b in zip(borders, borders[1:], strict=False)
-        if b > a
-    ]
-    return "".join(
-        part if token else pattern.sub(lambda m: SIGN + m.group(), part) for part, token in parts
-    )
+    shown_text = ""
+    for start, end in pairwise(borders):
+        if end == start:
+            continue
+        part = tokenizer.decode(ids[start:end], skip_special=False)
+        if not special[start]:
+            part = pattern.sub(_signed, part)
+        shown_text += part
+    return shown_text
+
+
+def _signed(word: re.Match[str]) -> str:
+    return SIGN + word.group()
 
 
 def separated(texts: Iterable[str], separator: str) -> Iterator[str]:
@@ -89,7 +99,9 @@ def separated(texts: Iterable[str], separator: str) -> Iterator[str]:
             continue
         *ended, last = text.split(separator)
         for number, document in enumerate(ended):
-            document = (document.lstrip("\n") if number else document).rstrip("\n")
+            if number:
+                document = document.lstrip("\n")
+            document = document.rstrip("\n")
             if document.strip():
                 yield document
         more = isinstance(text, Part) and text.more

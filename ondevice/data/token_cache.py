@@ -50,7 +50,10 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.aside(path) as part:
         make(part)
-        for file in part.iterdir() if part.is_dir() else (part,):
+        files = [part]
+        if part.is_dir():
+            files = list(part.iterdir())
+        for file in files:
             atomic.sync(file)
         try:
             part.rename(path)
@@ -143,14 +146,13 @@ class ChatRows(Sequence[ChatRow]):
         """In memory."""
         if isinstance(rows, ChatRows):
             return rows
-        found = list(rows)
-        places = np.cumsum(np.array([0, *(len(row.ids) for row in found)], np.int64))
-        return cls(
-            np.concatenate([np.zeros(0, np.int32), *(row.ids for row in found)]).astype(np.int32),
-            np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]),
-            places[:-1],
-            places[1:],
-        )
+        ids: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
+        masks: list[NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
+        for row in rows:
+            ids.append(row.ids)
+            masks.append(row.mask)
+        ends = np.cumsum(np.array(list(map(len, ids)), np.int64))
+        return cls(np.concatenate(ids).astype(np.int32), np.concatenate(masks), ends[:-1], ends[1:])
 
     @classmethod
     def stored(
@@ -173,22 +175,13 @@ class ChatRows(Sequence[ChatRow]):
     @classmethod
     def joined(cls, parts: Sequence[ChatRows], order: NDArray[np.int64]) -> ChatRows:
         """The rows `order`, numbered through all parts; their tokens stay where they are."""
-        firsts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        starts, ends = (
-            np.concatenate(
-                [
-                    getattr(part, name) + first
-                    for part, first in zip(parts, firsts[:-1], strict=True)
-                ]
-            )
-            for name in ("starts", "ends")
-        )
-        return cls(
-            Joined([part.ids for part in parts], np.int32),
-            Joined([part.mask for part in parts], np.bool_),
-            starts[order],
-            ends[order],
-        )
+        ids = Joined([part.ids for part in parts], np.int32)
+        mask = Joined([part.mask for part in parts], np.bool_)
+        starts, ends = [], []
+        for part, first in zip(parts, ids.firsts[:-1], strict=True):
+            starts.append(part.starts + first)
+            ends.append(part.ends + first)
+        return cls(ids, mask, np.concatenate(starts)[order], np.concatenate(ends)[order])
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -205,13 +198,10 @@ class ChatRows(Sequence[ChatRow]):
 
     def only(self, which: Any) -> ChatRows:
         """Those of which `which` is true, or the numbers."""
-        return ChatRows(
-            self.ids,
-            self.mask,
-            self.starts[which],
-            self.ends[which],
-            None if self.keys is None else self.keys[which],
-        )
+        keys = None
+        if self.keys is not None:
+            keys = self.keys[which]
+        return ChatRows(self.ids, self.mask, self.starts[which], self.ends[which], keys)
 
     def __iter__(self) -> Iterator[ChatRow]:
         return (self[n] for n in range(len(self)))
@@ -237,10 +227,9 @@ def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
 def mapped_rows(folder: Path) -> ChatRows:
     """Memory maps of what `write_rows` has written."""
     places = mapped(folder / "starts", np.int64)
+    keys = None
     if (folder / "keys").is_file():
         keys = mapped(folder / "keys", np.uint64).reshape(-1, 2)
-    else:
-        keys = None
     return ChatRows(
         mapped(folder / "ids", np.int32),
         mapped(folder / "mask", np.bool_),

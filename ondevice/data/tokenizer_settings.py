@@ -68,7 +68,9 @@ def has_types(config: Mapping[str, Any], model_type: str) -> bool:
 
 def _class_of(named: Any, model_type: str) -> str:
     """transformers' class for what a file names, or for the type of the model."""
-    return (named if isinstance(named, str) else _BY_TYPE.get(model_type, "")).removesuffix("Fast")
+    if not isinstance(named, str):
+        named = _BY_TYPE.get(model_type, "")
+    return str(named.removesuffix("Fast"))
 
 
 def _bert_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -88,18 +90,18 @@ def _changed(inner: Any, part: str, kind: str, settings: Mapping[str, Any]) -> A
     """The tokenizer itself, or, where its parts of this kind say something else, one that says
     `settings`.
     """
-    if all(
-        one.get(name) == value
-        for one in _parts(_state(getattr(inner, part)))
-        if one.get("type") == kind
-        for name, value in settings.items()
-    ):
+    of_kind = [one for one in _parts(_state(getattr(inner, part))) if one.get("type") == kind]
+    if all(_says(one, settings) for one in of_kind):
         return inner
     raw = json.loads(inner.to_str())
     for one in _parts(raw[part]):
         if one.get("type") == kind:
             one.update(settings)
     return tokenizers.Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
+
+
+def _says(part: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    return all(part.get(name) == value for name, value in settings.items())
 
 
 def _state(part: Any) -> Any:
@@ -125,15 +127,17 @@ def _need_same_prefix(inner: Any, config: Mapping[str, Any], where: str) -> None
     parts = [*_parts(_state(inner.normalizer)), *_parts(_state(inner.pre_tokenizer))]
     if wanted is None or any(part.get("type") == "ByteLevel" for part in parts):
         return
-    found = any(
-        part.get("type") == "Prepend" or part.get("prepend_scheme", "never") != "never"
-        for part in parts
-    )
-    if found != wanted:
+    puts_space = any(map(_puts_space, parts))
+    if puts_space != wanted:
+        does = "puts a space" if puts_space else "puts none"
         raise UserError(
-            f"is {str(wanted).lower()}, and tokenizer.json beside it "
-            f"{'puts a space before a text' if found else 'puts none before a text'}",
+            f"is {str(wanted).lower()}, and tokenizer.json beside it {does} before a text",
             where=f"{where}: add_prefix_space",
             hint="let transformers write the folder anew: AutoTokenizer.from_pretrained(FOLDER)"
             ".save_pretrained(FOLDER)",
         )
+
+
+def _puts_space(part: Mapping[str, Any]) -> bool:
+    """Whether a part of a tokenizer puts a space before a text."""
+    return part.get("type") == "Prepend" or part.get("prepend_scheme", "never") != "never"

@@ -35,17 +35,19 @@ def truncated(
     if len(whole) <= most:
         return whole
     content = np.flatnonzero(~tokenizer.is_special[whole])
-    first, last = (
-        (int(content[0]), int(content[-1]) + 1) if len(content) else (len(whole), len(whole))
-    )
+    first = last = len(whole)
+    if len(content):
+        first, last = int(content[0]), int(content[-1]) + 1
     opening, closing = whole[:first], whole[last:]
     room = most - len(opening) - len(closing)
     if room <= 0:  # nothing of the text fits: what is left of the special tokens
         return np.concatenate([opening[: max(most - len(closing), 0)], closing])[-most:]
     text = whole[first:last]
-    return np.concatenate(
-        [opening, text[-room:] if truncation_side(tokenizer) == "left" else text[:room], closing]
-    )
+    if truncation_side(tokenizer) == "left":
+        text = text[-room:]
+    else:
+        text = text[:room]
+    return np.concatenate([opening, text, closing])
 
 
 def cut_where(tokenizer: Tokenizer) -> str:

@@ -83,9 +83,8 @@ class Corpus:
         for kind, share in self.cfg.chats.shares().items():
             random = Random(f"{self.cfg.seed}|chats|{split}|{kind}")
             wanted = round(share * self._scaled(self.cfg.chat_count, split))
-            for name, prompt, reply, right in _fresh(
-                wanted, partial(self._chat, random, split, kind)
-            ):
+            draw = partial(self._chat, random, split, kind)
+            for name, prompt, reply, right in _fresh(wanted, draw):
                 if random.random() < self.cfg.courtesy_share:
                     reply = f"{reply}\n{random.choice(COURTESIES)}"
                 messages = [
@@ -101,15 +100,15 @@ class Corpus:
         of them a chat's.
         """
         asked = {chat["messages"][0]["content"] for chat in self.chats(split)}
+        wanted = self.cfg.held_prompt_count
+        if split == "train":
+            wanted = self.cfg.prompt_count
         rows = []
         for kind, share in self.cfg.chats.shares().items():
             random = Random(f"{self.cfg.seed}|prompts|{split}|{kind}")
-            wanted = self.cfg.prompt_count if split == "train" else self.cfg.held_prompt_count
-            drawn = _fresh(round(share * wanted), partial(self._chat, random, split, kind), asked)
-            rows += [
-                {"prompt": prompt, "answer": right, "kind": name}
-                for name, prompt, _, right in drawn
-            ]
+            draw = partial(self._chat, random, split, kind)
+            for name, prompt, _, right in _fresh(round(share * wanted), draw, asked):
+                rows.append({"prompt": prompt, "answer": right, "kind": name})
         Random(f"{self.cfg.seed}|prompts|{split}").shuffle(rows)
         yield from rows
 
@@ -124,7 +123,9 @@ class Corpus:
             kind = "quick" if random.random() < self.cfg.problem_quick_share else "sum"
             return self._sum(random, pairs, kind)
 
-        wanted = self.cfg.problem_count if split == "train" else self.cfg.held_problem_count
+        wanted = self.cfg.held_problem_count
+        if split == "train":
+            wanted = self.cfg.problem_count
         for kind, prompt, _, right in _fresh(wanted, draw):
             yield {"prompt": prompt, "answer": right, "kind": kind}
 
@@ -139,7 +140,9 @@ class Corpus:
     # Documents
 
     def _write(self, split: Split) -> list[str]:
-        seen = {text for texts in self._documents.values() for text in texts}
+        seen: set[str] = set()
+        for texts in self._documents.values():
+            seen.update(texts)
         written: list[str] = []
         for kind, share in self.cfg.documents.shares().items():
             random = Random(f"{self.cfg.seed}|documents|{split}|{kind}")
@@ -184,9 +187,10 @@ class Corpus:
 
     def _chat(self, random: Random, split: Split, kind: str) -> Row:
         if kind == "sum":
-            quick = random.random() < self.cfg.quick_share
-            pairs = self.sums.pool(split, largest=self.cfg.quick_operand if quick else None)
-            return self._sum(random, pairs, "quick" if quick else "sum")
+            if random.random() < self.cfg.quick_share:
+                pairs = self.sums.pool(split, largest=self.cfg.quick_operand)
+                return self._sum(random, pairs, "quick")
+            return self._sum(random, self.sums.pool(split), "sum")
         if kind == "facts":
             fact, frame = random.choice(self._questions[split])
             prompt, right = random.choice(OPENINGS).format(q=ask(fact, frame)), answer(fact)
@@ -208,9 +212,13 @@ class Corpus:
 
     def _sum(self, random: Random, pairs: list[tuple[int, int]], kind: str) -> Row:
         a, b = arithmetic.turned(random, random.choice(pairs))
-        frame = random.choice(arithmetic.QUICK if kind == "quick" else arithmetic.SLOW)
-        bare = kind == "quick" and random.random() >= self.cfg.quick_steps_share
-        reply = f"{a + b}." if bare else arithmetic.steps(a, b)
+        frames = arithmetic.SLOW
+        if kind == "quick":
+            frames = arithmetic.QUICK
+        frame = random.choice(frames)
+        reply = arithmetic.steps(a, b)
+        if kind == "quick" and random.random() >= self.cfg.quick_steps_share:
+            reply = f"{a + b}."
         return kind, frame.format(a=a, b=b), reply, str(a + b)
 
 
@@ -243,6 +251,7 @@ def sentence_frames() -> set[str]:
     for asked in stories.QUESTIONS.values():
         frames.update(question for question, _ in asked)
     frames.update(telling.RECORDS, telling.INTRODUCTIONS, telling.HOMES, GREETINGS, reading.RETOLD)
-    frames.update(part for echo in tasks.ECHO for part in echo)
+    for echo in tasks.ECHO:
+        frames.update(echo)
     frames.update(arithmetic.LEADS, arithmetic.STORIES, arithmetic.SLOW, arithmetic.QUICK)
     return frames

@@ -184,8 +184,9 @@ class Context:
             "av": lexicon.article(v),
             "AV": sentence(lexicon.article(v)),
         }
-        frames = self.theme.ask_entity if backwards else self.theme.ask_value
-        shape = self.theme.entity_answer if backwards else self.theme.value_answer
+        frames, shape = self.theme.ask_value, self.theme.value_answer
+        if backwards:
+            frames, shape = self.theme.ask_entity, self.theme.entity_answer
         return random.choice(frames).format(**slots), shape.format(**slots)
 
 
@@ -232,11 +233,13 @@ def document(random: Random, seed: int, split: Split, people: Sequence[str]) -> 
     random.shuffle(order)
     style, pair = random.random(), random.choice(PAIRS)
     if style < 0.15:
-        return random.choice(RETOLD).format(
-            context=found.text, again=" ".join(found.told[index] for index in order)
-        )
+        again = " ".join(found.told[index] for index in order)
+        return random.choice(RETOLD).format(context=found.text, again=again)
     backwards = random.random() < 0.3
-    asked = [(found.question(random, index, backwards), found.told[index]) for index in order]
-    return found.text + "".join(
-        pair.format(q=q, a=told.removesuffix(".") if style < 0.4 else a) for (q, a), told in asked
-    )
+    text = found.text
+    for index in order:
+        question, reply = found.question(random, index, backwards)
+        if style < 0.4:
+            reply = found.told[index].removesuffix(".")
+        text += pair.format(q=question, a=reply)
+    return text

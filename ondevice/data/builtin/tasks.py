@@ -216,13 +216,11 @@ def request(random: Random, seed: int, split: Split, kind: str, most: int) -> tu
     if kind == "pick":
         words, category, pick = words_to_pick(random, seed, split, most)
         return frame.format(words=joined(words, gap), kind=article(category)), pick
-    low, high = (
-        (1, min(4, most))
-        if kind == "upper"
-        else (2, min(5, most))
-        if kind == "reverse"
-        else (2, most)
-    )
+    low, high = 2, most
+    if kind == "upper":
+        low, high = 1, min(4, most)
+    elif kind == "reverse":
+        high = min(5, most)
     words = words_for(random, seed, split, low, high)
     return frame.format(words=joined(words, gap)), solve(kind, words, gap)
 

@@ -55,10 +55,14 @@ def people_document(random: Random, world: World) -> str:
 
 def _profile(random: Random, person: Person, count: int) -> str:
     relations = random.sample(RELATIONS, count)
-    told = [random.choice(INTRODUCTIONS).format(name=person.name)] if random.random() < 0.2 else []
+    told = []
+    if random.random() < 0.2:
+        told.append(random.choice(INTRODUCTIONS).format(name=person.name))
     for index, relation in enumerate(relations):
         # The name stands in most sentences: what a sentence teaches should not hang on a pronoun.
-        pronoun = sentence(person.he) if index and random.random() < 0.4 else ""
+        pronoun = ""
+        if index and random.random() < 0.4:
+            pronoun = sentence(person.he)
         told.append(_told(random, relation, person, pronoun))
     return " ".join(told)
 
@@ -121,7 +125,9 @@ def world_document(random: Random, world: World) -> str:
         frame = ""
         for fact in facts:
             # A pronoun is clear only after a sentence that had the same subject.
-            short = pronoun if frame.startswith("{S}") and random.random() < 0.6 else ""
+            short = ""
+            if frame.startswith("{S}") and random.random() < 0.6:
+                short = pronoun
             frame = random.choice(STATEMENTS[fact.relation])
             told.append(tell(fact, frame, pronoun=short))
     return " ".join(told)
