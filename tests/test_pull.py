@@ -160,7 +160,7 @@ def test_a_revision(server: HubServer, tmp_path: Path) -> None:
 def test_paths_that_leave_the_folder(server: HubServer, tmp_path: Path, path: str) -> None:
     server.add("me/m", {**WEIGHTS, path: b"{}"})
     said = refused("me/m", tmp_path / "out")
-    assert "is no path within the folder" in said
+    assert "is not a path within the folder" in said
     assert not [p for p in tmp_path.rglob("*evil*")]
 
 

@@ -153,11 +153,13 @@ class Hub:
             entries = list(
                 self._api.list_repo_tree(repo, repo_type=self.kind, revision=commit, recursive=True)
             )
-        found = [
-            RemoteFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else "")
-            for entry in entries
-            if isinstance(entry, RepoFile)
-        ]
+        found = []
+        for entry in entries:
+            if isinstance(entry, RepoFile):
+                sha256 = ""
+                if entry.lfs:
+                    sha256 = entry.lfs.sha256
+                found.append(RemoteFile(entry.path, entry.size, entry.blob_id, sha256))
         for entry in entries:  # git knows no empty folders
             if not isinstance(entry, RepoFile) and not any(
                 f.path.startswith(f"{entry.path}/") for f in found
@@ -212,10 +214,10 @@ class Hub:
         """The commit of the push with this mark; None: it has not landed."""
         with _heard(repo):
             commits = self._api.list_repo_commits(repo, repo_type=self.kind)
-        return next(
-            (str(c.commit_id) for c in commits if f"{TRAILER}{mark}" in f"{c.title}\n{c.message}"),
-            None,
-        )
+        for commit in commits:
+            if f"{TRAILER}{mark}" in f"{commit.title}\n{commit.message}":
+                return str(commit.commit_id)
+        return None
 
     def tag(self, repo: str, tag: str, commit: str) -> None:
         """Raises Conflict where the tag names another commit."""
@@ -247,7 +249,9 @@ class Hub:
     def address(self, repo: str) -> str:
         from huggingface_hub import constants  # up to 190 ms
 
-        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{repo}"
+        if self.kind == "dataset":
+            repo = f"datasets/{repo}"
+        return f"{constants.ENDPOINT}/{repo}"
 
     def _addition(self, file: Sending) -> Any:
         """The client's operation: one and the same for every try, since it knows what has arrived."""
@@ -421,13 +425,10 @@ def _refused(error: Any, where: str) -> Exception:
             hint="look at its name; a data set takes --dataset",
         )
     if status == 401 or isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(
-            "the Hub does not know this login"
-            if logged_in()
-            else "there is no such repository, or it is private and nobody is logged in",
-            where=where,
-            hint="`hf auth login`, or set HF_TOKEN",
-        )
+        problem = "there is no such repository, or it is private and nobody is logged in"
+        if logged_in():
+            problem = "the Hub does not know this login"
+        return UserError(problem, where=where, hint="`hf auth login`, or set HF_TOKEN")
     if status == 403:
         return UserError("this account may not do that here", where=where, hint=_MAY_NOT)
     return UserError(f"the Hub refused: {said}", where=where)

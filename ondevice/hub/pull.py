@@ -55,6 +55,7 @@ _PICKLED = {
     ".keras",
     ".msgpack",
 }
+_DATA = (".safetensors", ".parquet", ".jsonl", ".csv")
 _CODE = re.compile(r"\.(py|pyc|so|dll|dylib|sh|js)$")
 _ODD = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|]")
 ROOM = 1.05  # of the sizes that are stated, free on the disk
@@ -75,13 +76,12 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     def wait(reason: str) -> None:
         tell({"event": "wait", "reason": reason})
 
-    commit = with_retries(
-        lambda: client.look(cfg.repo_id, cfg.revision or "main"), cfg.repo_id, wait
-    ).head
+    revision = cfg.revision or "main"
+    commit = with_retries(lambda: client.look(cfg.repo_id, revision), cfg.repo_id, wait).head
     found = with_retries(lambda: client.files(cfg.repo_id, commit), cfg.repo_id, wait)
     wanted, left_out = choose(cfg.repo_id, found)
     _need_room(out, wanted)
-    total, done = sum(f.size for f in wanted), 0
+    total, done = sum(file.size for file in wanted), 0
     with whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
             source = with_retries(
@@ -125,63 +125,74 @@ def choose(repo: str, found: Sequence[RemoteFile]) -> tuple[list[RemoteFile], li
     that are one on some disks, weights that are pickled alone, or nothing to take."""
     for file in found:
         check_path(file.path, repo)
-    names = [file.path.casefold() for file in found]
-    folders = {
-        str(parent).casefold() for file in found for parent in PurePosixPath(file.path).parents
-    }
-    twice = next(
-        (name for name, count in Counter(names).items() if count > 1 or name in folders), None
-    )
-    if twice is not None:
-        raise UserError(
-            f"{twice!r} stands there twice", where=repo, hint="some disks cannot tell these apart"
-        )
-    wanted = [file for file in found if _listed(file.path)]
-    left_out = [
-        file.path for file in found if not _listed(file.path) and file.path != ".gitattributes"
-    ]
-    weights = any(
-        file.path.endswith((".safetensors", ".parquet", ".jsonl", ".csv")) for file in wanted
-    )
-    pickled = next(
-        (path for path in left_out if PurePosixPath(path).suffix.lower() in _PICKLED), None
-    )
-    if pickled and not weights:
-        raise UserError(
-            f"its weights are pickled ({pickled}), and a pickle can run anything when it is read",
-            where=repo,
-            hint="look for the same model as safetensors",
-        )
+    _check_different([file.path for file in found], repo)
+    wanted: list[RemoteFile] = []
+    left_out: list[str] = []
+    for file in found:
+        if _listed(file.path):
+            wanted.append(file)
+        elif file.path != ".gitattributes":
+            left_out.append(file.path)
+    if not any(file.path.endswith(_DATA) for file in wanted):
+        _refuse_pickled(left_out, repo)
     if not wanted:
         raise UserError("holds nothing that could be used", where=repo)
     return wanted, left_out
 
 
+def _check_different(paths: Sequence[str], repo: str) -> None:
+    """Raises UserError for two files, or a file and a folder, that are one on some disks."""
+    folders: set[str] = set()
+    for path in paths:
+        folders.update(str(parent).casefold() for parent in PurePosixPath(path).parents)
+    counts = Counter(path.casefold() for path in paths)
+    for name, count in counts.items():
+        if count > 1 or name in folders:
+            raise UserError(
+                f"{name!r} stands there twice",
+                where=repo,
+                hint="some disks cannot tell these apart",
+            )
+
+
+def _refuse_pickled(paths: Iterable[str], repo: str) -> None:
+    """Raises UserError where pickled weights are among these."""
+    for path in paths:
+        if PurePosixPath(path).suffix.lower() in _PICKLED:
+            raise UserError(
+                f"its weights are pickled ({path}), and a pickle can run anything when it is read",
+                where=repo,
+                hint="look for the same model as safetensors",
+            )
+
+
 def check_path(path: str, repo: str) -> None:
     """Raises UserError for a path of the remote that is not plainly within a folder."""
-    parts = path.split("/")
-    if (
-        not path
-        or _ODD.search(path)
-        or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts)
-        or (
-            parts[0] in (".git", "~")
-            or PurePosixPath(path).is_absolute()
-            or len(path.encode()) > 1000
-        )
-    ):
+    if not _is_plain_path(path):
         raise UserError(
-            f"{sanitize(path, newlines=False, limit=80)!r} is no path within the folder",
+            f"{sanitize(path, newlines=False, limit=80)!r} is not a path within the folder",
             where=repo,
             hint="nothing was written",
         )
 
 
-def _listed(path: str) -> bool:
-    found = PurePosixPath(path)
-    if any(part.startswith(".") for part in found.parts) or _CODE.search(path.lower()):
+def _is_plain_path(path: str) -> bool:
+    if not path or _ODD.search(path) or PurePosixPath(path).is_absolute():
         return False
-    return found.suffix.lower() in _KINDS or found.stem.upper() in _NAMES and found.suffix == ""
+    parts = path.split("/")
+    for part in parts:
+        if part in ("", ".", "..") or part.endswith((" ", ".")):
+            return False
+    return parts[0] not in (".git", "~") and len(path.encode()) <= 1000
+
+
+def _listed(path: str) -> bool:
+    file = PurePosixPath(path)
+    if any(part.startswith(".") for part in file.parts) or _CODE.search(path.lower()):
+        return False
+    if file.suffix == "" and file.stem.upper() in _NAMES:
+        return True
+    return file.suffix.lower() in _KINDS
 
 
 def _need_room(out: Path, files: Iterable[RemoteFile]) -> None:
@@ -199,15 +210,18 @@ def _need_room(out: Path, files: Iterable[RemoteFile]) -> None:
 def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:
     """Copies a downloaded file to its place in `folder`, as a plain file, and compares it. Raises
     UserError where it differs, FileNotFoundError where `folder` is gone."""
-    for parent in reversed(
-        list(PurePosixPath(file.path).parents)[:-1]
-    ):  # not the folder itself: one that was deleted
-        # while it was filled must not come back with half its files
+    # not the folder itself: one that was deleted while it was filled must not come back with half
+    # its files
+    for parent in reversed(list(PurePosixPath(file.path).parents)[:-1]):
         (folder / parent).mkdir(exist_ok=True)
     target = folder / file.path
     shutil.copyfile(source, target)  # the cache's own is a link
-    whole = sha256(target) if file.sha256 else ""
-    if not file.holds(target.stat().st_size, whole, "" if file.sha256 else git_blob_of(target)):
+    whole = blob = ""
+    if file.sha256:
+        whole = sha256(target)
+    else:
+        blob = git_blob_of(target)
+    if not file.holds(target.stat().st_size, whole, blob):
         source.resolve().unlink(missing_ok=True)  # else the cache would give it again
         raise UserError(
             f"{file.path} came otherwise than its commit states", where=repo, hint="pull again"
@@ -216,19 +230,16 @@ def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:
 
 def _check_whole(folder: Path, wanted: Iterable[RemoteFile], repo: str) -> None:
     """Raises UserError where a file that was placed is not there any more, or another one is."""
-    there = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    there = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            there[path.relative_to(folder).as_posix()] = path.stat().st_size
     listed = {file.path: file.size for file in wanted}
-    differs = sorted(
-        path for path in there.keys() | listed.keys() if there.get(path) != listed.get(path)
-    )
-    if differs:
-        raise UserError(
-            f"{differs[0]} changed while the folder was filled", where=repo, hint="pull again"
-        )
+    for name in sorted(there.keys() | listed.keys()):
+        if there.get(name) != listed.get(name):
+            raise UserError(
+                f"{name} changed while the folder was filled", where=repo, hint="pull again"
+            )
 
 
 def _refuse_code(folder: Path, repo: str) -> None:

@@ -36,10 +36,10 @@ def manage(cfg: RatingsConfig) -> dict[str, Any]:
     if cfg.action == "import":
         return import_file(cfg)
     if cfg.action == "repair":
-        made = repair_if_damaged(cfg.ratings)
+        repair = repair_if_damaged(cfg.ratings)
         return {
             "ratings": str(ratings_file(cfg.ratings)),
-            "repair": str(made or "nothing is wrong with it"),
+            "repair": str(repair or "nothing is wrong with it"),
         }
     with Ratings.open(cfg.ratings) as found:
         if cfg.action == "export":
@@ -76,9 +76,11 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
         derive = pairs_of if cfg.form == "preference" else unpaired_of
         made = derive(found, batch, raters=cfg.raters, simulated=cfg.simulated)
         rows = []
-        for row in made.rows:
-            extras = row.extras() if cfg.with_raters else {}
-            rows.append({**row.trl(), **extras})
+        for pair in made.rows:
+            row = pair.trl()
+            if cfg.with_raters:
+                row |= pair.extras()
+            rows.append(row)
         counts = {
             "left_out": made.left_out,
             "votes": made.votes,
@@ -199,7 +201,9 @@ def _queue(into: Ratings, entry: NewItem, cfg: RatingsConfig) -> int:
     item = into.add(batch, entry.prompt, entry.responses, seed=cfg.seed)
     raters = _raters(cfg.raters or entry.raters, len(entry.votes))
     for rater, (outcome, best) in zip(raters, entry.votes, strict=True):
-        ranking = [best] if outcome == "ranked" else []
+        ranking = []
+        if outcome == "ranked":
+            ranking.append(best)
         into.vote(item, rater, "import", outcome, ranking, strength=entry.strength)
     return len(entry.votes)
 

@@ -121,16 +121,23 @@ def _cast(vote: Any, width: int) -> tuple[Outcome, int]:
 
 
 def _prompt(value: Any) -> list[dict[str, Any]]:
-    messages = value if isinstance(value, list) else [{"role": "user", "content": value}]
+    messages = _as_messages(value, "user")
     try:
         return list(to_chat({"messages": messages})["messages"])
     except BadRow as error:
         raise BadRow(f"prompt: {error}") from None
 
 
+def _as_messages(value: Any, role: str) -> list[Any]:
+    """Messages as they are; anything else as the content of one."""
+    if isinstance(value, list):
+        return value
+    return [{"role": role, "content": value}]
+
+
 def _answer(value: Any, prompt: Sequence[Row], name: str) -> str:
     """A text, or messages of which the last is the answer and the others, if any, are the prompt's."""
-    messages = value if isinstance(value, list) else [{"role": "assistant", "content": value}]
+    messages = _as_messages(value, "assistant")
     try:
         said = to_chat({"messages": messages})["messages"]
     except BadRow as error:
@@ -153,7 +160,9 @@ def _response(value: Any, prompt: Sequence[Row], name: str) -> Response:
 
 def _sources(models: Any) -> tuple[str, str]:
     """Two names: a list, or text with one underscore between them; nameless otherwise."""
-    names = models.split("_") if isinstance(models, str) else models
+    names = models
+    if isinstance(models, str):
+        names = models.split("_")
     if isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names):
         return names[0], names[1]
     return "", ""

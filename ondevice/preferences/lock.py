@@ -37,21 +37,20 @@ def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | Non
     Shared: the database is open here. Exclusive: it is to be replaced. Raises UserError where the
     other kind is held for longer than `patience_s`, and where the lock's file cannot be made.
     """
+    kind, held_by_other = fcntl.LOCK_SH, "is being repaired"
+    if exclusive:
+        kind, held_by_other = fcntl.LOCK_EX, "another program has it open"
     descriptor = _opened(file)
     end = ticks() + patience_s
     try:
         while True:
             try:
-                fcntl.flock(
-                    descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
-                )
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
                 return descriptor
             except BlockingIOError:
                 if ticks() > end:
                     raise UserError(
-                        "another program has it open" if exclusive else "is being repaired",
-                        where=str(file),
-                        hint="try again in a moment",
+                        held_by_other, where=str(file), hint="try again in a moment"
                     ) from None
                 time.sleep(LOOK_S)
     except OSError as error:

@@ -49,13 +49,14 @@ class Pair:
     def trl(self) -> dict[str, Any]:
         """The row as TRL reads it: {"prompt", "chosen", "rejected"}, lists of messages; and its
         strength, where that is more than 1."""
-        strength = {"strength": self.strength} if self.strength != 1 else {}
-        return {
+        row: dict[str, Any] = {
             "prompt": self.prompt,
             "chosen": _answer(self.chosen),
             "rejected": _answer(self.rejected),
-            **strength,
         }
+        if self.strength != 1:
+            row["strength"] = self.strength
+        return row
 
     def extras(self) -> dict[str, Any]:
         """What TRL has no place for: where it comes from, and who said so how strongly."""
@@ -159,11 +160,11 @@ def pairs_of(
     rows, left_out = [], Counter[str]()
     for item, said in _opinions(ratings, batch, votes, left_out):
         for one, other in itertools.combinations(range(len(item.responses)), 2):
-            made = _pair(item, one, other, said)
-            if isinstance(made, Pair):
-                rows.append(made)
+            pair = _pair(item, one, other, said)
+            if isinstance(pair, Pair):
+                rows.append(pair)
             else:
-                left_out[made] += 1
+                left_out[pair] += 1
     return Pairs(rows, dict(sorted(left_out.items())), *_counts(votes))
 
 
@@ -181,9 +182,8 @@ def unpaired_of(
     rows, left_out = [], Counter[str]()
     for item, said in _opinions(ratings, batch, votes, left_out):
         for slot, response in enumerate(item.responses):
-            word, agree, against = _majority(
-                {vote.rater: _verdict(vote, slot, len(item.responses)) for vote in said}
-            )
+            verdicts = {vote.rater: _verdict(vote, slot, len(item.responses)) for vote in said}
+            word, agree, against = _majority(verdicts)
             if word not in ("good", "bad"):
                 left_out[word] += 1
                 continue
@@ -215,10 +215,8 @@ Row = TypeVar("Row", bound=Prompted)
 def held_out(prompt_sha: str, share: float, seed: int = 0) -> bool:
     """Whether this prompt belongs to the held-out part, about `share` of all prompts: by its hash,
     so that it is there whatever else is rated, and with every one of its pairs."""
-    return (
-        int.from_bytes(sha256(f"{seed} {prompt_sha}".encode()).digest()[:8], "big")
-        < share * 2.0**64
-    )
+    digest = sha256(f"{seed} {prompt_sha}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 
 def split(rows: Iterable[Row], share: float, seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -260,16 +258,18 @@ def _opinions(
             left_out[item.kind] += len(said)
         elif said:
             yield item, said
-    for word in [word for word, count in left_out.items() if not count]:
-        del left_out[word]
+    for word, count in list(left_out.items()):
+        if not count:
+            del left_out[word]
 
 
 def _pair(item: Item, one: int, other: int, said: Sequence[Vote]) -> Pair | str:
     """The pair, or the word for why there is none."""
-    opinions: dict[str, str | int | None] = {
-        vote.rater: better(vote, one, other) if vote.outcome == "ranked" else vote.outcome
-        for vote in said
-    }
+    opinions: dict[str, str | int | None] = {}
+    for vote in said:
+        opinions[vote.rater] = vote.outcome
+        if vote.outcome == "ranked":
+            opinions[vote.rater] = better(vote, one, other)
     best, agree, against = _majority(opinions)
     if isinstance(best, str):
         return best
@@ -306,11 +306,8 @@ def _majority(opinions: Mapping[str, Opinion | None]) -> tuple[Opinion | str, tu
     word, agree = counts.most_common(1)[0]
     if 2 * agree <= counts.total():
         return "disagreement", (), counts.total()
-    return (
-        word,
-        tuple(sorted(rater for rater, said in opinions.items() if said == word)),
-        counts.total() - agree,
-    )
+    raters = sorted(rater for rater, opinion in opinions.items() if opinion == word)
+    return word, tuple(raters), counts.total() - agree
 
 
 def _verdict(vote: Vote, slot: int, width: int) -> str | None:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Kind
 
 
 def forecast(one: float, other: float) -> float:
@@ -56,11 +57,15 @@ def rating_order(
     where one is due, which is drawn as a repeat is; the others, those first of which the reward
     model knows least (`uncertainty`, by item); gold items that are left; what was skipped."""
     waiting = ratings.waiting(rater, batch)
-    fresh = [w for w in waiting if not w.skipped]
-    repeats = [w.item for w in fresh if w.kind == "repeat"]
-    gold = [w.item for w in fresh if w.kind == "gold"]
-    normal = most_uncertain_first([w.item for w in fresh if w.kind == "normal"], doubts or {})
-    skipped = [w.item for w in waiting if w.skipped]
+    fresh: dict[Kind, list[int]] = {"repeat": [], "gold": [], "normal": []}
+    skipped = []
+    for entry in waiting:
+        if entry.skipped:
+            skipped.append(entry.item)
+        else:
+            fresh[entry.kind].append(entry.item)
+    repeats, gold = fresh["repeat"], fresh["gold"]
+    normal = most_uncertain_first(fresh["normal"], doubts or {})
     if gold:
         # here: it loads numpy, and mostly there is no gold
         from ondevice.common.rng import generator

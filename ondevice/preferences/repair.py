@@ -55,19 +55,19 @@ class Repair:
     kept: Path
 
     def __str__(self) -> str:
-        lost = [
-            f"{count} {word}{'' if count == 1 else 's'}"
-            for count, word in ((self.lost_votes, "vote"), (self.lost_items, "pair"))
-            if count
-        ]
+        lost = []
+        for count, word in ((self.lost_votes, "vote"), (self.lost_items, "pair")):
+            if count:
+                plural = "" if count == 1 else "s"
+                lost.append(f"{count} {word}{plural}")
+        missing = "nothing that it held is missing"
         if lost:
-            told = f"{' and '.join(lost)} could not be read"
-        else:
-            told = "nothing that it held is missing"
-        copied = f", {self.copied} rows came from a copy" if self.copied else ""
+            missing = f"{' and '.join(lost)} could not be read"
+        if self.copied:
+            missing += f", {self.copied} rows came from a copy"
         return (
             f"{self.file.name} was damaged ({self.damage}) and is repaired: {self.votes} votes on {self.items} "
-            f"pairs are there, {told}{copied}. The damaged file is kept as {self.kept.name}"
+            f"pairs are there, {missing}. The damaged file is kept as {self.kept.name}"
         )
 
 
@@ -148,10 +148,8 @@ def _repair(file: Path, damage: str) -> Repair:
         raise UserError(
             "stands where a repair would write", where=str(aside), hint="move it elsewhere"
         )
-    for left in (
-        aside,
-        Path(f"{aside}-journal"),
-    ):  # of a killed repair: nobody else is at work, and it is ours
+    # of a killed repair: nobody else is at work, and it is ours
+    for left in (aside, Path(f"{aside}-journal")):
         left.unlink(missing_ok=True)
     try:
         items, votes = _write(aside, saved)
@@ -166,18 +164,17 @@ def _repair(file: Path, damage: str) -> Repair:
         )
     os.replace(aside, lock.repaired(file))
     kept = lock.replace_with_repaired(file)
-    named = {row["item"] for table in ("response", "vote") for row in saved.tables[table].values()}
-    top = max(named | saved.tables["item"].keys(), default=0)
-    return Repair(
-        file,
-        damage,
-        votes,
-        max(saved.highest, max(saved.tables["vote"], default=0)) - votes,
-        items,
-        top - items,
-        copied,
-        kept,
-    )
+    lost_votes = max(saved.highest, max(saved.tables["vote"], default=0)) - votes
+    lost_items = _highest_item(saved) - items
+    return Repair(file, damage, votes, lost_votes, items, lost_items, copied, kept)
+
+
+def _highest_item(saved: _Saved) -> int:
+    """The highest number of an item that is there, or that is named by a response or a vote."""
+    numbers = set(saved.tables["item"])
+    for table in ("response", "vote"):
+        numbers.update(row["item"] for row in saved.tables[table].values())
+    return max(numbers, default=0)
 
 
 def _read(file: Path) -> _Saved:
@@ -187,19 +184,15 @@ def _read(file: Path) -> _Saved:
             connection.text_factory = bytes  # one character that is none must not end the rest
             for table in saved.tables:
                 saved.tables[table] = _rows(connection, table)
-            responses = saved.tables[
-                "response"
-            ].values()  # their row numbers are another copy's, their places are not
+            # their row numbers are another copy's, their places are not
+            responses = saved.tables["response"].values()
             saved.tables["response"] = {4 * row["item"] + row["slot"]: row for row in responses}
             try:
                 found = connection.execute(
                     "SELECT seq FROM sqlite_sequence WHERE name = 'vote'"
                 ).fetchone()
-                if (
-                    found
-                    and isinstance(found[0], int)
-                    and found[0] - max(saved.tables["vote"], default=0) < _GAP
-                ):
+                highest_read = max(saved.tables["vote"], default=0)
+                if found and isinstance(found[0], int) and found[0] - highest_read < _GAP:
                     saved.highest = found[0]
             except FAILED:
                 saved.highest = 0
@@ -220,7 +213,7 @@ def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
         try:
             for number, *fields in connection.execute(f"{query} {rest}", values):
                 row = _decoded(dict(zip(COLUMNS[table], fields, strict=True)))
-                if row is not None and all(isinstance(row[name], int) for name in _NUMBERS[table]):
+                if row is not None and _is_numbered(row, table):
                     found[number] = row
         except FAILED:
             return False
@@ -231,18 +224,30 @@ def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
     low = max(found, default=0)
     take("ORDER BY rowid DESC")
     high = min((number for number in found if number > low), default=None)
+    most_misses = _GAP
+    if high is None:
+        most_misses = _MISSES
     misses, number = 0, low + 1
-    while misses < (_MISSES if high is None else _GAP) and number != high:
+    while misses < most_misses and number != high:
         take("WHERE rowid = ?", number)
-        misses = 0 if number in found else misses + 1
+        misses += 1
+        if number in found:
+            misses = 0
         number += 1
     return _in_reach(found)
+
+
+def _is_numbered(row: Row, table: str) -> bool:
+    """Whether a row has the numbers by which rows find each other."""
+    return all(isinstance(row[name], int) for name in _NUMBERS[table])
 
 
 def _in_reach(found: Mapping[int, Row]) -> dict[int, Row]:
     """Without those whose number no database of ours has come to."""
     last, near = 0, {}
-    for number in sorted(number for number in found if number > 0):
+    for number in sorted(found):
+        if number <= 0:
+            continue
         if number - last > _GAP:
             break
         near[number], last = found[number], number
@@ -251,13 +256,15 @@ def _in_reach(found: Mapping[int, Row]) -> dict[int, Row]:
 
 def _decoded(row: Row) -> Row | None:
     """None where a text is not UTF-8."""
-    try:
-        return {
-            name: value.decode() if isinstance(value, bytes) else value
-            for name, value in row.items()
-        }
-    except UnicodeDecodeError:
-        return None
+    decoded = {}
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError:
+                return None
+        decoded[name] = value
+    return decoded
 
 
 def _fill(saved: _Saved, copy: _Saved) -> int:
@@ -289,11 +296,12 @@ def _write(aside: Path, saved: _Saved) -> tuple[int, int]:
         new.execute("BEGIN")
         for statement in SCHEMA:
             new.execute(statement)
-        items = sum(
-            _put_item(new, row, responses.get(number, []))
-            for number, row in _in_order(saved, "item")
-        )
-        votes = sum(_put(new, "vote", row) for _, row in _in_order(saved, "vote") if _is_vote(row))
+        items = votes = 0
+        for number, row in _in_order(saved, "item"):
+            items += _put_item(new, row, responses.get(number, []))
+        for _, row in _in_order(saved, "vote"):
+            if _is_vote(row):
+                votes += _put(new, "vote", row)
         new.execute(
             "UPDATE sqlite_sequence SET seq = ? WHERE name = 'vote' AND seq < ?",
             (saved.highest,) * 2,

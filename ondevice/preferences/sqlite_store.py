@@ -98,9 +98,11 @@ class Store:
 
     @classmethod
     def _connect(cls, file: Path, create: bool, patience_s: float) -> Self:
+        mode = "rw"
         if create:
             file.parent.mkdir(parents=True, exist_ok=True)
-        address = f"file:{quote(str(file.absolute()))}?mode={'rwc' if create else 'rw'}"
+            mode = "rwc"
+        address = f"file:{quote(str(file.absolute()))}?mode={mode}"
         try:
             connection = sqlite3.connect(
                 address, uri=True, timeout=patience_s, isolation_level=None
@@ -134,9 +136,11 @@ class Store:
             if not isinstance(refused(error, self.path), Damaged):
                 raise refused(error, self.path) from error
             return str(error)
-        lines = [
-            line for row in rows for line in str(row[0]).splitlines() if not line.startswith("***")
-        ]
+        lines = []
+        for row in rows:
+            for line in str(row[0]).splitlines():
+                if not line.startswith("***"):
+                    lines.append(line)
         if lines == ["ok"]:
             return ""
         return "; ".join(lines[:3])

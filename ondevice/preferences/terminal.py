@@ -25,7 +25,7 @@ from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
-from ondevice.preferences.votes import Item, Progress, is_simulated, said
+from ondevice.preferences.votes import Item, Outcome, Progress, is_simulated, said
 
 LETTERS = "abcd"
 _DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app
@@ -44,9 +44,9 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
     """Asks until everything is rated or the rater leaves; returns how far they are. Raises
     UserError where nothing was ever queued, Interrupted on Ctrl-C."""
     cfg.check()
-    opened, told = open_for_rating(cfg.ratings)
+    opened, remarks = open_for_rating(cfg.ratings)
     with opened as ratings, Keys() as keys:
-        for line in told:
+        for line in remarks:
             _say(line)
         session = Session(ratings, keys, cfg)
         try:
@@ -70,13 +70,12 @@ class Session:
         self._skipped: set[int] = set()  # in this session: each is offered once
         self._asked = -1  # the vote whose loss was asked about by the last key
         if not ratings.progress(self.rater, self.batch).total:
+            problem, hint = "has nothing to rate yet", "ondevice sample queues some"
             known = ratings.batches()
-            hint = f"known: {', '.join(known)}" if known else "ondevice sample queues some"
-            raise UserError(
-                f"has no items in the batch {cfg.batch!r}" if known else "has nothing to rate yet",
-                where=str(ratings.path),
-                hint=hint,
-            )
+            if known:
+                problem = f"has no items in the batch {cfg.batch!r}"
+                hint = f"known: {', '.join(known)}"
+            raise UserError(problem, where=str(ratings.path), hint=hint)
 
     def run(self) -> None:
         """Until nothing is left or the rater leaves."""
@@ -103,10 +102,9 @@ class Session:
         if waiting and waiting[0] not in self._skipped:
             return self.ratings.item(waiting[0])
         progress = self.ratings.progress(self.rater, self.batch)
+        left = ""
         if progress.skipped:
             left = f"; {progress.skipped} that you skipped come again another time"
-        else:
-            left = ""
         _say(f"nothing is left to rate: {progress}{left}")
         return None
 
@@ -126,9 +124,8 @@ class Session:
                 then = self._do(item, answer, dwell)
             except (Damaged, Replaced):
                 raise
-            except (
-                UserError
-            ) as problem:  # held by another program, a full disk: what is not stored is asked again
+            # held by another program, a full disk: what is not stored is asked again
+            except UserError as problem:
                 _say(f"not saved: {problem}")
                 continue
             if then is None:  # what was said is stored: a failure from here on is no other answer's
@@ -155,9 +152,8 @@ class Session:
             self.ratings.flag(item.id, self.rater, self.name)
             _say("flagged")
             return item
-        if (
-            answer == "s" and self.ratings.voted(item.id, self.rater) is not None
-        ):  # in another window: it stays
+        # in another window: it stays
+        if answer == "s" and self.ratings.voted(item.id, self.rater) is not None:
             return None
         if self._voted_elsewhere(item, asked):
             return item
@@ -203,46 +199,49 @@ class Session:
 
     def _vote(self, item: Item, answer: str, dwell: int) -> None:
         seen = all(len(response.text) <= LIMIT for response in item.responses)
-        if answer in "tx":
-            self.ratings.vote(
-                item.id,
-                self.rater,
-                self.name,
-                "tie" if answer == "t" else "all_bad",
-                seen_end=seen,
-                dwell_ms=dwell,
-            )
+        outcome: Outcome = "ranked"
+        ranking: list[int] = []
+        strength: int | None = None
+        if answer == "t":
+            outcome = "tie"
+        elif answer == "x":
+            outcome = "all_bad"
         else:
             ranking = [item.shown[LETTERS.index(letter)] for letter in answer.lower()]
-            self.ratings.vote(
-                item.id,
-                self.rater,
-                self.name,
-                ranking=ranking,
-                strength=2 if answer.isupper() else 1,
-                seen_end=seen,
-                dwell_ms=dwell,
-            )
+            strength = 2 if answer.isupper() else 1
+        self.ratings.vote(
+            item.id,
+            self.rater,
+            self.name,
+            outcome,
+            ranking,
+            strength=strength,
+            seen_end=seen,
+            dwell_ms=dwell,
+        )
         self.voted += 1
         try:
             queue_repeat(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
-        except (
-            UserError
-        ) as problem:  # the vote is saved; the repeat is due again after the next one
+        # the vote is saved; the repeat is due again after the next one
+        except UserError as problem:
             _say(f"no repeat was queued: {problem}")
 
     def _note(self, item: Item) -> None:
         _say("note: ", end="")
         note = self.keys.line()
-        if note:
-            self.ratings.note(item.id, self.rater, self.name, note)
-        _say("noted" if note else "no note")
+        if not note:
+            _say("no note")
+            return
+        self.ratings.note(item.id, self.rater, self.name, note)
+        _say("noted")
 
     # What is shown
 
     def _show(self, item: Item) -> None:
         progress = self.ratings.progress(self.rater, self.batch)
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        width = 0
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns
         lines = ["", f"━━ {progress} ━━"]
         for message in item.messages:
             lines += _block(f"prompt · {message.get('role', 'user')}", _content(message), width)
@@ -313,10 +312,12 @@ def queue_repeat(ratings: Ratings, rater: str, batch: str | None, share: float, 
 
 def render(summary: Mapping[str, Any]) -> str:
     """A line for people."""
-    kind = " (simulated)" if summary["simulated"] else ""
-    now = f"{summary['votes_now']} vote{'' if summary['votes_now'] == 1 else 's'} now"
+    rater = summary["rater"]
+    if summary["simulated"]:
+        rater += " (simulated)"
+    plural = "" if summary["votes_now"] == 1 else "s"
     progress = Progress(**{field.name: summary[field.name] for field in fields(Progress)})
-    return f"{summary['rater']}{kind}: {now}, {progress}"
+    return f"{rater}: {summary['votes_now']} vote{plural} now, {progress}"
 
 
 def _means(answer: str, width: int) -> bool:
@@ -335,14 +336,15 @@ def _block(title: str, text: str, width: int) -> list[str]:
     answer's title.
     """
     shown = sanitize(text) or "(nothing)"
-    lines = shown.split("\n")
-    if width > 20:
-        wrapped = (
-            textwrap.wrap(line, width - 2, replace_whitespace=False, drop_whitespace=False)
-            for line in lines
-        )
-        lines = [part for parts in wrapped for part in parts or [""]]
-    return ["", sanitize(title, newlines=False, limit=40), *(f"│ {line}" for line in lines)]
+    block = ["", sanitize(title, newlines=False, limit=40)]
+    for line in shown.split("\n"):
+        parts = [line]
+        if width > 20:
+            parts = textwrap.wrap(
+                line, width - 2, replace_whitespace=False, drop_whitespace=False
+            ) or [""]
+        block += [f"│ {part}" for part in parts]
+    return block
 
 
 def _content(message: Mapping[str, Any]) -> str:

@@ -90,13 +90,13 @@ def judged(
             if best is None or not apart:
                 continue
             of_rater = right.setdefault(vote.rater, {"new": [], "learned": []})
-            said = "learned" if item.id in known else "new"
-            of_rater[said].append((apart > 0) == (best == one))
+            part = "learned" if item.id in known else "new"
+            of_rater[part].append((apart > 0) == (best == one))
     shares: dict[str, dict[str, Any]] = {}
     for rater in sorted(right):
         shares[rater] = {}
-        for said, found in right[rater].items():
-            shares[rater][said] = asdict(wilson(sum(found), len(found)))
+        for part, hits in right[rater].items():
+            shares[rater][part] = asdict(wilson(sum(hits), len(hits)))
     return shares
 
 
@@ -161,7 +161,10 @@ def _between(items: Mapping[int, Item], given: Sequence[Vote]) -> dict[str, Any]
     names = sorted({vote.rater for vote in given})
     two = []
     for one, other in itertools.combinations(names, 2):
-        both = [(unit[one], unit[other]) for unit in said.values() if one in unit and other in unit]
+        both = []
+        for unit in said.values():
+            if one in unit and other in unit:
+                both.append((unit[one], unit[other]))
         if both:
             two.append({"raters": [one, other], **asdict(cohen_kappa(both))})
     found: dict[str, Any] = {
