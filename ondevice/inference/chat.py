@@ -260,20 +260,26 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
                 file=sys.stderr,
             )
         turns = kept
-        shown = SanitizedStream()
-
-        def write(piece: str, shown: SanitizedStream = shown) -> None:
-            sys.stdout.write(shown.push(piece))
-            sys.stdout.flush()
-
-        text, full = _stream(generator, model, ids, write, len(turns))
-        print(shown.flush())
-        if full:
-            print("The context is full: the answer ends here.", file=sys.stderr)
+        text = _answer_on_stdout(generator, model, ids, len(turns))
         turns.append({"role": "assistant", "content": text})
         if cfg.save:
             all_turns += [asked[-1], turns[-1]]
             _save(cfg, all_turns, model)
+
+
+def _answer_on_stdout(generator: Generator, model: Model, ids: Sequence[int], number: int) -> str:
+    """Writes an answer as it comes, made inert, and returns it as it is."""
+    shown = SanitizedStream()
+
+    def write(piece: str) -> None:
+        sys.stdout.write(shown.push(piece))
+        sys.stdout.flush()
+
+    text, full = _stream(generator, model, ids, write, number)
+    print(shown.flush())
+    if full:
+        print("The context is full: the answer ends here.", file=sys.stderr)
+    return text
 
 
 def _begun(cfg: ChatConfig) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

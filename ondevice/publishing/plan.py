@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ondevice.common.errors import UserError, nearest
+from ondevice.common.errors import UserError
 from ondevice.common.files import sha256 as sha256_of
 from ondevice.common.files import write_file
 from ondevice.common.sanitize import sanitize
@@ -30,10 +30,10 @@ from ondevice.publishing.dataset_card import data_files
 from ondevice.publishing.model_card import Card, folder_card, run_card
 from ondevice.publishing.public_names import own_name
 from ondevice.publishing.push_files import OPTIMIZER, plain_settings, real_file
+from ondevice.publishing.target import Target, find_target, stages_with_models
 from ondevice.publishing.usage import base_may_be_told
 from ondevice.runs import checkpoint
-from ondevice.runs.folder import RunFolder, StageFolder, holds_model
-from ondevice.runs.resolve import find_model
+from ondevice.runs.folder import RunFolder
 
 PENDING = "pending-push.json"
 FORMAT = 1
@@ -211,77 +211,6 @@ def plan_push(cfg: PushConfig) -> Plan:
     return _plan(cfg, target.home, f"Push {what}", files, card)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What was named: a model's folder, and the run and the stage that made it, where one did.
-    `home` keeps the record of the push."""
-
-    home: Path
-    model: Path | None
-    run: RunFolder | None = None
-    stage: StageFolder | None = None
-
-
-def find_target(path: str, stage: str = "") -> Target:
-    """A model's folder, a stage's or a run's. Raises UserError for what is none of them."""
-    folder = Path(os.path.expanduser(path))
-    if not folder.is_dir():
-        problem = "there is no such folder"
-        if folder.exists():
-            problem = "is a file, not a folder"
-        raise UserError(problem, where=path, hint="give the folder of a model or of a run")
-    if holds_model(folder):
-        if stage:
-            raise UserError(
-                "is a model's folder: it has no stages", where=path, hint="give its run's folder"
-            )
-        return _model_target(folder)
-    if (folder / "done.json").is_file() and holds_model(folder / "model") and not stage:
-        found = StageFolder(folder.resolve())
-        return Target(folder, found.model, RunFolder(found.path.parent), found)
-    run = RunFolder(folder)
-    made = _stages_with_models(run)
-    if stage:
-        named = _stage_named(stage, made, path)
-        return Target(folder, named.model, run, named)
-    newest = find_model(path)
-    model = None
-    if holds_model(newest):
-        model = newest
-    if not made:
-        return Target(folder, model)
-    for last in made:
-        if last.model == newest:
-            return Target(folder, model, run, last)
-    return Target(folder, model, run)
-
-
-def _model_target(folder: Path) -> Target:
-    """A model's folder, with the run and the stage that made it, where one did."""
-    made_by = StageFolder(folder.resolve().parent)
-    if folder.resolve().name == "model" and made_by.done.is_file():
-        return Target(folder, folder, RunFolder(made_by.path.parent), made_by)
-    return Target(folder, folder)
-
-
-def _stages_with_models(run: RunFolder) -> list[StageFolder]:
-    """The finished stages of a run that gave a model."""
-    return [stage for stage in run.stages() if holds_model(stage.model) and stage.done_record()]
-
-
-def _stage_named(name: str, made: Sequence[StageFolder], path: str) -> StageFolder:
-    """The stage of this name. Raises UserError naming the nearest of those `made` in the run that
-    `path` named.
-    """
-    for stage in made:
-        if stage.name == name:
-            return stage
-    hint = ""
-    if made:
-        hint = nearest(name, [stage.name for stage in made])
-    raise UserError(f"has no finished stage {name!r} with a model", where=path, hint=hint)
-
-
 def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
     """The listed files of a model's or an adapter's folder, placed `under` a folder of the
     repository; `home` is the folder that was named. Raises UserError where weights are missing, or
@@ -338,7 +267,7 @@ def _every_stage(cfg: PushConfig, target: Target) -> Plan:
     run = target.run
     stages = []
     if run:
-        stages = _stages_with_models(run)
+        stages = stages_with_models(run)
     if run is None or target.stage is None or not stages:
         raise UserError(
             "is not a run with finished stages", where=cfg.model, hint="leave --all-stages out"

@@ -41,13 +41,13 @@ from ondevice.publishing.plan import (
     Plan,
     PlannedFile,
     check_planned,
-    find_target,
     pending,
     plan_push,
     plan_text,
     replaced,
 )
 from ondevice.publishing.push_files import content, real_file
+from ondevice.publishing.target import find_target
 
 LARGE_BYTES = 1_000_000  # from here on a file is worth being told of by itself
 Tell = Callable[[Mapping[str, Any]], None]
@@ -126,16 +126,7 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
     commit = _land(plan, client, remote.head, tell)
     tell({"event": "verify", "commit": commit})
     _verify(plan, client, commit, wait)
-    try:
-        if plan.tag:
-            with_retries(lambda: client.tag(repo, plan.tag, commit), repo, wait)
-    except Conflict as conflict:
-        plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
-        raise Conflict(
-            conflict.message,
-            where=repo,
-            hint=f"all has arrived as commit {commit[:12]}; push again with another --tag",
-        ) from None
+    _tag(plan, client, commit, wait)
     plan.pending.unlink(missing_ok=True)
     done = {
         "repo": repo,
@@ -149,6 +140,21 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
     }
     tell({"event": "done", **done})
     return done
+
+
+def _tag(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -> None:
+    """Raises Conflict where the tag is taken."""
+    if not plan.tag:
+        return
+    try:
+        with_retries(lambda: client.tag(plan.repo, plan.tag, commit), plan.repo, wait)
+    except Conflict as conflict:
+        plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
+        raise Conflict(
+            conflict.message,
+            where=plan.repo,
+            hint=f"all has arrived as commit {commit[:12]}; push again with another --tag",
+        ) from None
 
 
 def render(result: Mapping[str, Any]) -> str | None:
