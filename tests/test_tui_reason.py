@@ -14,7 +14,7 @@ from ondevice.runs.events import LineFile
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.event_reader import Follower, History
 from ondevice_tui.rollout_groups import FILTERS, Answer, Browser, Group, groups_at, warnings
-from ondevice_tui.screens.rewards import bar, head
+from ondevice_tui.screens.reward_lines import bar, head
 from ondevice_tui.widgets.rows import Rows
 from test_tui import fits, play
 from tui_runs import SIZES, a_run, group, shown, until, until_shown, write_grpo, write_held_out

@@ -22,12 +22,11 @@ from ondevice.common.errors import UserError
 from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, said
-from ondevice_tui.run_status import ago
 from ondevice_tui.screens.confirm import Details, ask
 from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
 from ondevice_tui.screens.rate_messages import all_rated, no_pairs, top_parts
-from ondevice_tui.screens.rate_queue import REPEAT_SHARE, QueuePage
-from ondevice_tui.screens.rate_undo import Restored, Undone, UndoneVotes, store_again, undo_newest
+from ondevice_tui.screens.rate_queue import REPEAT_SHARE
+from ondevice_tui.screens.rate_undo import UndoPage
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from ondevice_tui.screens.sample_pairs import Found
 
 
-class RateScreen(QueuePage):
+class RateScreen(UndoPage):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \
@@ -141,7 +140,6 @@ least; p says why this one."""
         self._warned = False  # that the end of an answer was not read
         self._paces: list[float] = []
         self._known = -1  # a vote of another window, which the next key replaces
-        self._undone = UndoneVotes()
 
     def body(self) -> Iterable[Widget]:
         question = Question()
@@ -342,68 +340,6 @@ least; p says why this one."""
             self._show_told()
             return
         self._undo(-1)
-
-    def _undo(self, confirmed: int) -> None:
-        """`confirmed`: the vote of an earlier session of which a person has said that it is to be
-        taken back.
-        """
-        rater = self.rater
-        self._do(
-            lambda ratings: undo_newest(ratings, rater, self.session, confirmed), self._taken_back
-        )
-
-    def _taken_back(self, found: Undone | None) -> None:
-        if found is None:
-            self._show_told("nothing to undo")
-            return
-        if found.ask:  # a key that is held down ends here
-            self._ask_undo(found.was)
-            return
-        self._skipped.discard(found.item.id)
-        self._undone.votes.append(found.was)
-        self.item = found.item
-        self._begin_vote()
-        self.show()
-        count = len(self._undone.votes)
-        self._show_told(f"taken back ({count}): it was {said(found.was)}   U stores it again")
-        self._news()
-
-    def _ask_undo(self, was: Vote) -> None:
-        """Whether a vote of an earlier session is to be taken back."""
-        if self.app.screen is not self:  # it is asked already
-            return
-        ask(
-            self.ui,
-            "undo",
-            f"The vote before is of an earlier session, {ago(was.at)}: {said(was)}. Take it back?",
-            "take it back",
-            lambda: self._undo(was.id),
-        )
-
-    def action_redo(self) -> None:
-        """The vote that was taken back last and stands for nothing else now."""
-        rater = self.rater
-        undone = list(self._undone.votes)
-        if not undone:
-            self._show_told("nothing to store again")
-            return
-        self._do(
-            lambda ratings: store_again(ratings, rater, self.session, undone), self._stored_again
-        )
-
-    def _stored_again(self, found: Restored) -> None:
-        self._undone.votes = self._undone.votes[: found.left]
-        if found.vote is not None:
-            self.next(f"stored again: {said(found.vote)} ({found.left} left)")
-        else:
-            self.next("nothing to store again")
-
-    def _forget_undone(self) -> None:
-        """Another database, or another person: what was taken back belongs to neither."""
-        database = ""
-        if self.ratings is not None:
-            database = str(self.ratings.path)
-        self._undone.keep_only_of(database, self.rater)
 
     # beside the vote
 

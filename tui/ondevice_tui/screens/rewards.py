@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -13,6 +13,7 @@ from textual.widgets import OptionList
 
 from ondevice.common.progress import number
 from ondevice_tui.rollout_groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
+from ondevice_tui.screens.reward_lines import answer_line, head, marked, reward_names
 from ondevice_tui.screens.stage_page import SHORT, StagePage
 from ondevice_tui.series import Columns, spark
 from ondevice_tui.widgets.curve import SCALES, Curve, Trace
@@ -28,14 +29,21 @@ CURVES = (
     "zero_spread",
     "clip_fraction",
 )
-BAR = 6  # cells of an advantage
-
 NO_STAGE = (
     "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, s starts one."
 )
 
 NO_SUCH = "No such group in the last steps. f: another filter, p: every problem."
 NO_HELD = "No held-out problem measured yet: eval_every says when. h: the groups."
+
+
+class Shown(NamedTuple):
+    """An answer in the list: its name beside it, the title of its own card, and its prompt."""
+
+    name: str
+    title: str
+    prompt: str
+    answer: Answer
 
 
 class ReasonScreen(StagePage):
@@ -92,20 +100,22 @@ each measurement, the newest first; [ ] go to another problem."""
         self._watching = False  # a held-out problem over the steps, in place of the groups
         self._curve = "reward"
         self._group: Group | None = None
-        self._shown: list[
-            tuple[str, str, str, Answer]
-        ] = []  # (name on its card, title of its own, prompt, answer)
+        self._shown: list[Shown] = []
 
     def wanted(self) -> str:
         """The stage that was asked for where it has rewards, else the newest that has some."""
         state = self.ui.run_state
-        stages = list(reversed(state["stages"])) if state else []
-        with_rewards = [
-            s["stage"] for s in stages if s["stage"] in ("grpo", "ppo") or "reward" in s["numbers"]
-        ]
+        if not state:
+            return ""
+        with_rewards = []
+        for stage in reversed(state["stages"]):
+            if stage["stage"] in ("grpo", "ppo") or "reward" in stage["numbers"]:
+                with_rewards.append(stage["stage"])
+        if not with_rewards:
+            return ""
         if self.ui.stage in with_rewards:
             return self.ui.stage
-        return (with_rewards or [""])[0]
+        return str(with_rewards[0])
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="reason-top"):
@@ -125,9 +135,11 @@ each measurement, the newest first; [ ] go to another problem."""
         self.query_one("#completions").focus()
 
     def stage_changed(self) -> None:
-        file = self.folder.groups if self.folder is not None else None
-        self.browser = Browser(file, self.history) if file is not None else None
-        self.held_out = HeldOut(file, self.history) if file is not None else None
+        self.browser = None
+        self.held_out = None
+        if self.folder is not None:
+            self.browser = Browser(self.folder.groups, self.history)
+            self.held_out = HeldOut(self.folder.groups, self.history)
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.show_history)
@@ -135,7 +147,10 @@ each measurement, the newest first; [ ] go to another problem."""
     # what is shown
 
     def show_history(self) -> None:
-        self.top(*(self.status() if self.folder is not None else ["rewards"]))
+        if self.folder is not None:
+            self.top(*self.status())
+        else:
+            self.top("rewards")
         with self.history.lock:
             self._show_curve()
             self._show_rewards()
@@ -144,58 +159,78 @@ each measurement, the newest first; [ ] go to another problem."""
 
     def _show_curve(self) -> None:
         curve = self.query_one("#reward-curve", Curve)
-        names = [name for name in CURVES if name in self.history.steps]
-        name = self._curve if self._curve in names else (names or [""])[0]
+        name = self._curve_shown()
         series = self.history.steps.get(name)
         if series is None or series.span is None:
-            curve.show((), (0, 1), "no step yet" if self.folder is not None else "no rewards")
+            why = "no step yet"
+            if self.folder is None:
+                why = "no rewards"
+            curve.show((), (0, 1), why)
             titled(curve, "reward")
             return
         first, last = series.span[0], float(max(self.history.total, series.span[1]))
         columns = series.columns(curve.places, first, last)
-        band = self.history.steps.get("reward_std") if name == "reward" else None
-        if band is not None:
-            columns = _with_spread(columns, band.columns(curve.places, first, last))
-        traces = [Trace(columns)]
-        # as PPO calls it
-        measured = "score" if name == "reward" and "score" in self.history.evals else name
-        held = self.history.evals.get(measured)
         title = f"{SHORT.get(name, name)} {number(series.last)}"
-        if band is not None:
-            title += f" ±{number(band.last)}"
-        if held is not None and len(held):
-            traces.append(Trace(held.columns(curve.places // 2, first, last), "o", "second"))
-            title += f"  o held-out {number(held.last)}"
+        measured = name
+        if name == "reward":
+            band = self.history.steps.get("reward_std")
+            if band is not None:
+                columns = _with_spread(columns, band.columns(curve.places, first, last))
+                title += f" ±{number(band.last)}"
+            if "score" in self.history.evals:
+                measured = "score"  # as PPO calls it
+        traces = [Trace(columns)]
+        held_out = self.history.evals.get(measured)
+        if held_out is not None and len(held_out):
+            traces.append(Trace(held_out.columns(curve.places // 2, first, last), "o", "second"))
+            title += f"  o held-out {number(held_out.last)}"
         curve.show(traces, (first, max(last, first)))
         titled(curve, title, f"v curve  y: {curve.scale}")
+
+    def _curves_there(self) -> list[str]:
+        return [name for name in CURVES if name in self.history.steps]
+
+    def _curve_shown(self) -> str:
+        """The curve that was chosen, else the first that is there; empty without any."""
+        names = self._curves_there()
+        if self._curve in names:
+            return self._curve
+        if names:
+            return names[0]
+        return ""
 
     def _show_rewards(self) -> None:
         box = self.query_one("#per-reward")
         width = max(box.size.width - 2, 20)
-        names = [name for name in self.history.steps if name.startswith("reward/")]
-        rows = []
-        for name in [*names, *(n for n in CURVES[1:] if n in self.history.steps)]:
-            series = self.history.steps[name]
-            course = spark(series.columns(64).mean, max(min(width - 24, 16), 4))
-            shown = SHORT.get(name, name.removeprefix("reward/").replace("_", " "))
-            rows.append(
-                line(
-                    (cell(shown, 14), "bold" if name in names else "$muted"),
-                    cell(number(series.last), 8, right=True),
-                    "  ",
-                    (course, "$primary"),
-                )
-            )
-        titled(box, "each reward, and what to watch" if names else "what to watch")
-        self.query_one("#per-reward-text", SafeText).show(
-            lines(rows) if rows else content("nothing yet", "$muted")
-        )
+        rewards = [name for name in self.history.steps if name.startswith("reward/")]
+        watched = [name for name in self._curves_there() if name != CURVES[0]]
+        rows = [self._course(name, "bold", width) for name in rewards]
+        rows += [self._course(name, "$muted", width) for name in watched]
+        title = "what to watch"
+        if rewards:
+            title = "each reward, and what to watch"
+        titled(box, title)
+        text = content("nothing yet", "$muted")
+        if rows:
+            text = lines(rows)
+        self.query_one("#per-reward-text", SafeText).show(text)
+
+    def _course(self, name: str, style: str, width: int) -> Content:
+        """A figure's name, its newest value and its course."""
+        series = self.history.steps[name]
+        shown = SHORT.get(name, name.removeprefix("reward/").replace("_", " "))
+        course = spark(series.columns(64).mean, max(min(width - 24, 16), 4))
+        last = cell(number(series.last), 8, right=True)
+        return line((cell(shown, 14), style), last, "  ", (course, "$primary"))
 
     def _show_told(self) -> None:
-        told = warnings(self.history)
+        rows = []
         ended = self.ended_line()
-        rows = [ended] if ended is not None else []
-        rows += [line((" ! ", "bold $warning"), ("; ".join(told), "$warning"))] if told else []
+        if ended is not None:
+            rows.append(ended)
+        found = warnings(self.history)
+        if found:
+            rows.append(line((" ! ", "bold $warning"), ("; ".join(found), "$warning")))
         shown = self.query_one("#reason-told", SafeText)
         shown.display = bool(rows)
         shown.show(lines(rows))
@@ -215,96 +250,86 @@ each measurement, the newest first; [ ] go to another problem."""
         titled(self.query_one("#group"), title, self._filter_told())
 
     def _show_prompt(self, group: Group) -> None:
-        truth = (
+        parts: list[str | tuple[str, str]] = [
+            (cell(group.prompt, 200).rstrip(), "bold"),
             ("   truth ", "$muted"),
-            (cell(group.answer, 24).rstrip(), "bold $success") if group.answer else "",
-        )
-        self.query_one("#prompt", SafeText).show(
-            line((cell(group.prompt, 200).rstrip(), "bold"), *truth)
-        )
+        ]
+        if group.answer:
+            parts.append((cell(group.answer, 24).rstrip(), "bold $success"))
+        self.query_one("#prompt", SafeText).show(line(*parts))
 
     def _show_held_out(self) -> None:
         rows = self.query_one("#completions", Rows)
-        course, at, of = self.held_out.course() if self.held_out is not None else ([], 0, 0)
-        passing = [
-            group
-            for group in course
-            if self.browser is not None and FILTERS[self.browser.filter](group)
-        ]
+        course: list[Group] = []
+        at = of = 0
+        if self.held_out is not None:
+            course, at, of = self.held_out.course()
+        passing: list[Group] = []
+        if self.browser is not None:
+            passing = list(filter(FILTERS[self.browser.filter], course))
         if not passing:
-            self._show_nothing(
-                "held-out problems",
-                NO_SUCH if course else NO_STAGE if self.folder is None else NO_HELD,
-            )
+            self._show_nothing("held-out problems", self._why_no_held_out(course))
             return
-        right = sum(group.right for group in course)
+        title = f"held-out problem {at + 1} of {of}"
         if course[0].answers[0].right is not None:
-            told = f" · right at {right} of {len(course)} measurements"
-        else:
-            told = ""
-        titled(
-            self.query_one("#group"),
-            f"held-out problem {at + 1} of {of}{told}",
-            f"h training  [ ] problem  {self._filter_told()}",
-        )
+            right = sum(group.right for group in course)
+            title += f" · right at {right} of {len(course)} measurements"
+        titled(self.query_one("#group"), title, f"h training  [ ] problem  {self._filter_told()}")
         self._show_prompt(passing[0])
-        names = list(dict.fromkeys(name for group in passing for name in group.answers[0].rewards))
+        names = reward_names(group.answers[0] for group in passing)
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width, held_out=True), "$muted")))
         newest = not rows.highlighted
-        self._shown = [
-            (
-                step := f"step {group.step:,}",
-                f"{step} · held-out problem {at + 1}",
-                group.prompt,
-                group.answers[0],
-            )
-            for group in passing
-        ]
-        rows.show(
-            [
-                (
-                    f"held {group.step}",
-                    answer_line(f"{group.step:,}", group.answers[0], names, width, held_out=True),
-                )
-                for group in passing
-            ]
-        )
+        self._shown = []
+        options = []
+        for group in passing:
+            step, answer = f"{group.step:,}", group.answers[0]
+            own_title = f"step {step} · held-out problem {at + 1}"
+            self._shown.append(Shown(f"step {step}", own_title, group.prompt, answer))
+            text = answer_line(step, answer, names, width, held_out=True)
+            options.append((f"held {group.step}", text))
+        rows.show(options)
         if newest:
             rows.highlighted = 0
 
+    def _why_no_held_out(self, course: list[Group]) -> str:
+        if course:
+            return NO_SUCH
+        if self.folder is None:
+            return NO_STAGE
+        return NO_HELD
+
     def _show_group(self) -> None:
         box, rows = self.query_one("#group"), self.query_one("#completions", Rows)
-        group, at, of = self.browser.current() if self.browser is not None else (None, 0, 0)
+        group, at, of, newest = None, 0, 0, "n newest"
+        if self.browser is not None:
+            group, at, of = self.browser.current()
+            if self.browser.place is None:
+                newest = "newest"
         self._group = group
         if group is None:
             self._show_nothing("groups", self._why_empty())
             return
-        following = self.browser is not None and self.browser.place is None
-        known = any(answer.right is not None for answer in group.answers)
-        if known:
-            told = f"{group.right} of {len(group.answers)} right"
-        else:
-            told = f"completions {len(group.answers)}"
+        count = f"completions {len(group.answers)}"
+        if any(answer.right is not None for answer in group.answers):
+            count = f"{group.right} of {len(group.answers)} right"
         titled(
             box,
-            f"step {group.step:,} · group {at + 1} of {of} · {told} · spread {number(group.spread)}",
-            f"{'newest' if following else 'n newest'}  {self._filter_told()}",
+            f"step {group.step:,} · group {at + 1} of {of} · {count} · spread {number(group.spread)}",
+            f"{newest}  {self._filter_told()}",
         )
         self._show_prompt(group)
-        names = list(dict.fromkeys(name for a in group.answers for name in a.rewards))
+        names = reward_names(group.answers)
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width), "$muted")))
-        self._shown = [
-            (name := f"completion {i + 1}", f"step {group.step:,} · {name}", group.prompt, answer)
-            for i, answer in enumerate(group.answers)
-        ]
-        rows.show(
-            [
-                (str(i), answer_line(str(i + 1), a, names, width))
-                for i, a in enumerate(group.answers)
-            ]
-        )
+        self._shown = []
+        options = []
+        for i, answer in enumerate(group.answers):
+            name = f"completion {i + 1}"
+            title = f"step {group.step:,} · {name}"
+            self._shown.append(Shown(name, title, group.prompt, answer))
+            options.append((str(i), answer_line(str(i + 1), answer, names, width)))
+        rows.show(options)
 
     def _why_empty(self) -> str:
         if self.folder is None:
@@ -317,7 +342,9 @@ each measurement, the newest first; [ ] go to another problem."""
         browser = self.browser
         if browser is None:
             return ""
-        return f"f: {browser.filter}" + ("  p: one problem" if browser.pinned else "")
+        if browser.pinned:
+            return f"f: {browser.filter}  p: one problem"
+        return f"f: {browser.filter}"
 
     def _show_completion(self) -> None:
         box, text = self.query_one("#completion"), self.query_one("#completion-text", SafeText)
@@ -333,9 +360,9 @@ each measurement, the newest first; [ ] go to another problem."""
                 )
             )
             return
-        name, _, _, answer = self._shown[at]
-        titled(box, f"{name} · {answer.tokens} tokens")
-        text.show(marked(answer))
+        shown = self._shown[at]
+        titled(box, f"{shown.name} · {shown.answer.tokens} tokens")
+        text.show(marked(shown.answer))
 
     # keys
 
@@ -347,20 +374,15 @@ each measurement, the newest first; [ ] go to another problem."""
 
         event.stop()
         if event.option_index < len(self._shown):
-            _, title, prompt, answer = self._shown[event.option_index]
-            told = line(("prompt  ", "$muted"), cell(prompt, 2000).rstrip())
-            marks = line(
-                ("reward  ", "$muted"),
-                number(answer.reward),
-                *(
-                    []
-                    if self._watching
-                    else [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]
-                ),
-                ("   parsed  ", "$muted"),
-                cell(answer.parsed or "–", 60).rstrip(),
-            )
-            self.app.push_screen(Details(title, lines([told, marks, content(""), marked(answer)])))
+            shown = self._shown[event.option_index]
+            answer = shown.answer
+            prompt = line(("prompt  ", "$muted"), cell(shown.prompt, 2000).rstrip())
+            parts: list[str | tuple[str, str]] = [("reward  ", "$muted"), number(answer.reward)]
+            if not self._watching:
+                parts += [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]
+            parts += [("   parsed  ", "$muted"), cell(answer.parsed or "–", 60).rstrip()]
+            rows = [prompt, line(*parts), content(""), marked(answer)]
+            self.app.push_screen(Details(shown.title, lines(rows)))
 
     def action_group(self, by: int) -> None:
         if self._watching and self.held_out is not None:
@@ -384,7 +406,7 @@ each measurement, the newest first; [ ] go to another problem."""
             if text.isdecimal():
                 self.action_go_to(int(text))
             elif text:
-                self.ui.say(f"{text!r} is no step: a whole number is wanted", bad=True)
+                self.ui.say(f"{text!r} is not a step: a whole number is wanted", bad=True)
 
         self.app.push_screen(Ask("which step?", ""), take)
 
@@ -401,15 +423,17 @@ each measurement, the newest first; [ ] go to another problem."""
 
     def action_no_spread(self) -> None:
         if self.browser is not None:
-            self.browser.filter = "all" if self.browser.filter == "no spread" else "no spread"
+            without = self.browser.filter == "no spread"
+            self.browser.filter = "all" if without else "no spread"
             self.browser.place = None
             self._show_answers()
 
     def action_pin(self) -> None:
         if self.browser is not None:
-            self.browser.pinned = (
-                "" if self.browser.pinned or self._group is None else self._group.prompt
-            )
+            pinned = ""
+            if not self.browser.pinned and self._group is not None:
+                pinned = self._group.prompt
+            self.browser.pinned = pinned
             self._show_answers()
 
     def action_newest(self) -> None:
@@ -422,80 +446,18 @@ each measurement, the newest first; [ ] go to another problem."""
 
     def action_curve(self) -> None:
         with self.history.lock:
-            names = [name for name in CURVES if name in self.history.steps]
+            names = self._curves_there()
         if names:
-            at = names.index(self._curve) if self._curve in names else -1
-            self._curve = names[(at + 1) % len(names)]
+            following = 0
+            if self._curve in names:
+                following = names.index(self._curve) + 1
+            self._curve = names[following % len(names)]
             self.show_history()
 
     def action_scale(self) -> None:
         curve = self.query_one("#reward-curve", Curve)
         curve.scale = SCALES[(SCALES.index(curve.scale) + 1) % len(SCALES)]
         self.show_history()
-
-
-def head(names: list[str], width: int, *, held_out: bool = False) -> str:
-    """The columns' names above the completions."""
-    rewards = "".join(f" {cell(name, 8, right=True)}" for name in _fit(names, width))
-    return (
-        "  step    reward" if held_out else f"  #    reward  advantage{'':{BAR - 4}}"
-    ) + f"{rewards}  answer"
-
-
-def answer_line(
-    label: str, answer: Answer, names: list[str], width: int, *, held_out: bool = False
-) -> Content:
-    """`1 ✓  1.200  +1.63 ██████  1.00  0.20  43   the first words`, in `width` cells; a held-out
-    answer has no advantage."""
-    mark, style = {
-        True: ("✓", "bold $success"),
-        False: ("✗", "bold $error"),
-        None: ("·", "$muted"),
-    }[answer.right]
-    advantage = ("",) if held_out else ("  ", f"{answer.advantage:+6.2f} ", bar(answer.advantage))
-    made = line(
-        f"{label:>{6 if held_out else 3}} ",
-        (mark, style),
-        "…" if answer.truncated else " ",
-        cell(number(answer.reward), 7, right=True),
-        *advantage,
-        *(f" {cell(number(answer.rewards.get(n)), 8, right=True)}" for n in _fit(names, width)),
-        "  ",
-        (cell(answer.parsed if answer.parsed is not None else "–", 8), "bold"),
-        " ",
-    )
-    return line(made, (cell(answer.text, max(width - made.cell_length, 0)), "$muted"))
-
-
-def bar(advantage: float) -> Content:
-    """An advantage as a bar of BAR cells; the glyph tells the sign, not the colour alone. Two
-    deviations fill it.
-    """
-    full = min(round(abs(advantage) / 2 * BAR), BAR)
-    glyph, style = ("█", "$success") if advantage > 0 else ("▒", "$warning")
-    return line((glyph * full, style), " " * (BAR - full))
-
-
-def marked(answer: Answer) -> Content:
-    """A completion with the answer that was read from it made visible."""
-    if answer.span is None:
-        return content(answer.text)
-    start, end = answer.span
-    style = {True: "bold reverse $success", False: "bold reverse $error", None: "bold reverse"}[
-        answer.right
-    ]
-    return Content("").join(
-        [
-            content(answer.text[:start]),
-            content(answer.text[start:end], style),
-            content(answer.text[end:]),
-        ]
-    )
-
-
-def _fit(names: list[str], width: int) -> list[str]:
-    """As many rewards as leave room for some of the answer."""
-    return names[: max((width - 46) // 9, 0)]
 
 
 def _with_spread(means: Columns, spread: Columns) -> Columns:

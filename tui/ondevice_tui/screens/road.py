@@ -17,7 +17,7 @@ from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
-from ondevice.runs.folder import StageFolder
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import run_status, stage_processes
 from ondevice_tui.run_status import HALTED, MARKS, STYLES, Row, startable
 from ondevice_tui.screens.page import Page
@@ -105,7 +105,9 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
 
     def runs_changed(self) -> None:
         state = self.ui.run_state
-        self.found = run_status.rows(state, self.ui.starting) if self.ui.runs is not None else []
+        self.found = []
+        if self.ui.runs is not None:
+            self.found = run_status.rows(state, self.ui.starting)
         self._show_top(state)
         self._show_stages(state)
         self._show_runs()
@@ -118,17 +120,20 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     # what is shown
 
     def _show_top(self, state: dict[str, Any] | None) -> None:
-        name = state["path"] if state else str(self.ui.runs_folder)
+        name = str(self.ui.runs_folder)
+        if state:
+            name = state["path"]
         self.top((cell(name, min(cell_len(name), 34)), "bold"), "  ", (self.ui.machine, "$muted"))
 
     def _show_stages(self, state: dict[str, Any] | None) -> None:
         rows = self.query_one("#stages", Rows)
-        states = {stage["stage"]: stage for stage in state["stages"]} if state else {}
-        wide = max(rows.size.width - 2, 40)
-        options = [
-            (row.stage, stage_line(i, row, states.get(row.stage), wide))
-            for i, row in enumerate(self.found)
-        ]
+        states = {}
+        if state:
+            states = {stage["stage"]: stage for stage in state["stages"]}
+        width = max(rows.size.width - 2, 40)
+        options = []
+        for i, row in enumerate(self.found):
+            options.append((row.stage, stage_line(i, row, states.get(row.stage), width)))
         fresh = self._shown_run != self.ui.chosen or not rows.option_count
         unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
         rows.show(options)
@@ -138,79 +143,61 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
 
     def _show_runs(self) -> None:
         rows = self.query_one("#runs", Rows)
-        wide = max(rows.size.width - 2, 40)
+        width = max(rows.size.width - 2, 40)
         runs = self.ui.runs
-        drawn = (
-            self.ui.chosen,
-            wide,
-            clock() // AGES_S,
-            [id(run) for run in runs] if runs is not None else None,
-        )
+        identities, hint = None, "being read …"
+        if runs is not None:
+            identities, hint = list(map(id, runs)), "n begins one"
+        if runs:
+            hint = "Enter chooses"
+        drawn = (self.ui.chosen, width, clock() // AGES_S, identities)
         if drawn == self._drawn:  # a record that was not read again is the same object
             return
         self._drawn, self._drawn_of = drawn, runs
-        rows.show(
-            [
-                (run["path"], run_line(run, Path(run["path"]) == self.ui.chosen, wide))
-                for run in runs or ()
-            ]
-        )
-        told = "being read …" if runs is None else "Enter chooses" if runs else "n begins one"
-        titled(rows, f"runs in {self.ui.runs_folder}", told)
+        options = []
+        for run in runs or ():
+            is_chosen = Path(run["path"]) == self.ui.chosen
+            options.append((run["path"], run_line(run, is_chosen, width)))
+        rows.show(options)
+        titled(rows, f"runs in {self.ui.runs_folder}", hint)
 
     def _show_next(self) -> None:
-        told = self.query_one("#next", SafeText)
-        state = self.ui.run_state
-        wrong = self.ui.runs_trouble or (
-            f"{state['run']} cannot be read: {state['wrong']}"
-            if state is not None and state.get("wrong")
-            else ""
-        )
+        self.query_one("#next", SafeText).show(self._next_line(), layout=False)
+
+    def _next_line(self) -> Content | str:
+        """What is wrong, what is under way, or what Enter does."""
+        wrong = self._trouble()
         if wrong:
-            told.show(line((" ✗ ", "bold $error"), (wrong, "$error")), layout=False)
-            return
+            return line((" ✗ ", "bold $error"), (wrong, "$error"))
         if self.ui.runs is None:
-            told.show(
-                line(
-                    (" … ", "bold $primary"),
-                    (f"reading the runs in {self.ui.runs_folder}", "$muted"),
-                ),
-                layout=False,
-            )
-            return
+            reading = f"reading the runs in {self.ui.runs_folder}"
+            return line((" … ", "bold $primary"), (reading, "$muted"))
         if self.ui.runs == [] and not self.ui.started:
-            told.show(line((" next ▸ ", "bold $primary"), NO_RUNS), layout=False)
-            return
+            return line((" next ▸ ", "bold $primary"), NO_RUNS)
         row = self.highlighted
         if row is None:
-            told.show("", layout=False)
-            return
-        told.show(line((" Enter ▸ ", "bold $primary"), *enter_parts(row)), layout=False)
+            return ""
+        return line((" Enter ▸ ", "bold $primary"), *enter_parts(row))
+
+    def _trouble(self) -> str:
+        """Why the runs, or the chosen one, cannot be read; empty where they can."""
+        if self.ui.runs_trouble:
+            return self.ui.runs_trouble
+        state = self.ui.run_state
+        if state is not None and state.get("wrong"):
+            return f"{state['run']} cannot be read: {state['wrong']}"
+        return ""
 
     def _show_answers(self) -> None:
-        run = self.ui.run_folder
-        said: list[Content] = []
-        for stage in run.stages() if run and self.query_one("#answers").display else ():
-            answers = (stage.done_record() or {}).get("answers") or []
-            if isinstance(answers, list) and answers and isinstance(answers[0], dict):
-                first = answers[0]
-            else:
-                first = None
-            if first:
-                if not said:
-                    said = [line("> ", (str(first.get("prompt", "")), "bold")), content("")]
-                said += [
-                    content(stage.name, "bold $primary"),
-                    content(str(first.get("answer", "")).strip(), limit=1200),
-                    content(""),
-                ]
-        self.query_one("#answers-text", SafeText).show(
-            lines(said)
-            if said
-            else content(
-                "Each finished stage answers the same prompts; the answers appear here.", "$muted"
-            )
+        text = content(
+            "Each finished stage answers the same prompts; the answers appear here.", "$muted"
         )
+        run = self.ui.run_folder
+        if run and self.query_one("#answers").display:
+            rows = first_answers(run)
+            if rows:
+                text = lines(rows)
+        self.query_one("#answers-text", SafeText).show(text)
 
     @property
     def highlighted(self) -> Row | None:
@@ -254,11 +241,11 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         from ondevice_tui.screens.start import StartScreen
 
         row = self.highlighted
-        if (
-            row is not None and row.stage in STAGES and not startable(row.stage)
-        ):  # rate: people do it there
+        if row is None or row.stage not in STAGES:
+            return
+        if not startable(row.stage):  # rate: people do it there
             self.ui.action_go("rate")
-        elif row is not None and row.stage in STAGES:
+        else:
             self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))
 
     def action_watch(self) -> None:
@@ -279,21 +266,22 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     def action_stop(self) -> None:
         from ondevice_tui.screens.confirm import ask_to_stop
 
-        ask_to_stop(self.ui, self.highlighted.stage if self.highlighted is not None else "")
+        stage = ""
+        if self.highlighted is not None:
+            stage = self.highlighted.stage
+        ask_to_stop(self.ui, stage)
 
     def action_resume(self) -> None:
         row, run = self.highlighted, self.ui.run_folder
+        if row is not None and row.state == "starting":
+            self.ui.say(f"{row.stage} is starting already")
+            return
         if row is None or run is None or row.state not in HALTED:
-            self.ui.say(
-                f"{row.stage} is starting already"
-                if row is not None and row.state == "starting"
-                else "nothing to resume: highlight a stage that stopped, failed or died"
-            )
+            self.ui.say("nothing to resume: highlight a stage that stopped, failed or died")
             return
         try:
-            self.ui.start(
-                stage_processes.resume_words(run, StageFolder(run.path / row.stage)), run.path
-            )
+            words = stage_processes.resume_words(run, StageFolder(run.path / row.stage))
+            self.ui.start(words, run.path)
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
 
@@ -304,33 +292,53 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
             show_details(self.ui, self.ui.run_folder, self.highlighted.stage)
 
 
+def first_answers(run: RunFolder) -> list[Content]:
+    """The first prompt that a run's finished stages were asked, with the answer of each."""
+    rows: list[Content] = []
+    for stage in run.stages():
+        answers = (stage.done_record() or {}).get("answers")
+        if not isinstance(answers, list) or not answers:
+            continue
+        first = answers[0]
+        if not isinstance(first, dict) or not first:
+            continue
+        if not rows:
+            rows = [line("> ", (str(first.get("prompt", "")), "bold")), content("")]
+        rows += [
+            content(stage.name, "bold $primary"),
+            content(str(first.get("answer", "")).strip(), limit=1200),
+            content(""),
+        ]
+    return rows
+
+
 def enter_parts(row: Row) -> list[str | tuple[str, str]]:
     """What Enter does with this stage, and what else is worth doing."""
+    why = f"   {row.why}" if row.why else ""
     if row.state == "training":
         return [("watch ", "bold"), row.stage, "   X stops it (saved)"]
     if row.enter == "rate":
-        return [
-            ("rate ", "bold"),
-            "answers two by two",
-            (f"   {row.why}" if row.why else "", "$muted"),
-        ]
+        return [("rate ", "bold"), "answers two by two", (why, "$muted")]
     if row.state == "failed" and row.enter == "start":
         return [("start ", "bold"), row.stage, " once more   d details", (f" {row.told}", "$muted")]
     if row.state in HALTED:
-        why = f" {row.why.splitlines()[0]}" if row.why else ""
+        if row.why:
+            why = f" {row.why.splitlines()[0]}"
         return [("look at ", "bold"), row.stage, "   R resumes it   d details", (why, "$muted")]
     if row.enter == "watch":
         return [("look at ", "bold"), row.stage]
     if row.enter == "start":
-        return [("start ", "bold"), row.stage, (f"   {row.why}" if row.why else "", "$muted")]
+        return [("start ", "bold"), row.stage, (why, "$muted")]
     return [(row.why, "$muted")]
 
 
 def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) -> Content:
     """`0 init  ✓ done  loss 2.3 …  1:12  2h ago`, in `width` cells."""
     word = row.state
-    if row.state == "training":
-        word = f"{row.share:.0%}" if row.share is not None else "running"
+    if row.state == "training" and row.share is None:
+        word = "running"
+    elif row.state == "training":
+        word = f"{row.share:.0%}"
     elif row.state == "next":
         word = "ready"
     head = line(
@@ -348,33 +356,40 @@ def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) 
         end.append(duration(row.seconds))
     if width >= 70 and row.last is not None and row.state != "training":
         end.append(f"{run_status.ago(row.last):>8}")
-    tail = " " + "  ".join(filter(None, end)) if end else ""
+    tail = ""
+    if end:
+        tail = " " + "  ".join(filter(None, end))
     room = width - head.cell_length - len(tail)
-    return line(head, (cell(row.told, max(room, 0)), "" if state else "$muted"), (tail, "$muted"))
+    style = "" if state else "$muted"
+    return line(head, (cell(row.told, max(room, 0)), style), (tail, "$muted"))
 
 
 def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     """A run and its stages' marks in one line."""
-    marks = [
-        (f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]])
-        for stage in run["stages"]
-    ]
-    head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
+    marks = []
+    for stage in run["stages"]:
+        mark = f"{MARKS[stage['state']]} {stage['stage']}  "
+        marks.append((mark, STYLES[stage["state"]]))
+    head = line("  ", (cell(run["run"], 30), ""), " ")
+    if chosen:
+        head = line("▸ ", (cell(run["run"], 30), "bold"), " ")
     began = f"{run_status.ago(run['began']):>9}"
-    nothing = ("pairs to rate" if run.get("ratings") else "nothing begun", "$muted")
-    if unstarted := run.get("unstarted"):
-        nothing = (f"{MARKS['failed']} {' '.join(unstarted)} did not start", STYLES["failed"])
-    told = line(head, *(marks or [nothing]))
+    told = line(head, *(marks or [_nothing_begun(run)]))
     if run.get("wrong"):
         mark = f"{MARKS['wrong']} cannot be read: "
         room = max(width - head.cell_length - len(began) - len(mark), 0)
         told = line(head, (mark, STYLES["wrong"]), cell(str(run["wrong"]), room))
     elif told.cell_length + len(began) > width and marks:  # only the newest stage's name has room
-        told = line(
-            head,
-            *((MARKS[s["state"]], STYLES[s["state"]]) for s in run["stages"][:-1]),
-            " ",
-            marks[-1],
-        )
+        signs = [(MARKS[stage["state"]], STYLES[stage["state"]]) for stage in run["stages"][:-1]]
+        told = line(head, *signs, " ", marks[-1])
     room = max(width - told.cell_length - len(began), 1)
     return line(told, " " * room, (began, "$muted"))
+
+
+def _nothing_begun(run: dict[str, Any]) -> tuple[str, str]:
+    """What there is of a run without stages, and its style."""
+    if unstarted := run.get("unstarted"):
+        return f"{MARKS['failed']} {' '.join(unstarted)} did not start", STYLES["failed"]
+    if run.get("ratings"):
+        return "pairs to rate", "$muted"
+    return "nothing begun", "$muted"

@@ -51,21 +51,39 @@ class MorePairs(Card[Found]):
     def __init__(self, ui: OndeviceApp, plan: Plan | None) -> None:
         super().__init__()
         self._ui, self._plan = ui, plan
-        here = ui.chosen.name if ui.chosen is not None else ""
+        here = ""
+        if ui.chosen is not None:
+            here = ui.chosen.name
         known = models_in(ui.runs or ())
         self._models = sorted(known, key=lambda model: not model[0].startswith(f"{here} ·"))
 
-    def compose(self) -> ComposeResult:
-        plan, rated = self._plan, self._ui.chosen is not None and (self._ui.chosen / FILE).is_file()
-        writers = plan.writers if plan is not None else ()
-        temperatures = [f"{writer.temperature:g}" for writer in writers] or ["0.7", "1.1"]
-        texts = {
-            "temperatures": ", ".join(temperatures),
-            "answers": str(plan.responses if plan else 2),
-            "longest": str(plan.max_new_tokens if plan else 64),
-            "prompts": plan.data if plan else "" if rated else "builtin",
+    def _texts(self) -> dict[str, str]:
+        """What the fields hold at first: the plan that is there, or what is usual."""
+        plan = self._plan
+        if plan is not None:
+            temperatures = [f"{writer.temperature:g}" for writer in plan.writers]
+            return {
+                "temperatures": ", ".join(temperatures),
+                "answers": str(plan.responses),
+                "longest": str(plan.max_new_tokens),
+                "prompts": plan.data,
+                "file": "",
+            }
+        prompts = "builtin"
+        if self._ui.chosen is not None and (self._ui.chosen / FILE).is_file():
+            prompts = ""
+        return {
+            "temperatures": "0.7, 1.1",
+            "answers": "2",
+            "longest": "64",
+            "prompts": prompts,
             "file": "",
         }
+
+    def compose(self) -> ComposeResult:
+        writers: tuple[Writer, ...] = ()
+        if self._plan is not None:
+            writers = self._plan.writers
         with VerticalScroll(id="card") as card:
             card.can_focus = False
             titled(card, "further pairs", "Enter begins   ctrl+x no more   esc leaves")
@@ -94,7 +112,7 @@ class MorePairs(Card[Found]):
                 yield SafeText(
                     "No finished model of any run here yet: pairs can come from a file.", "$warning"
                 )
-            for name, text in texts.items():
+            for name, text in self._texts().items():
                 yield from self._row(name, SafeInput(text, compact=True, id=f"more-{name}"))
             yield SafeText(id="more-verdict")
 
@@ -133,7 +151,7 @@ class MorePairs(Card[Found]):
             self.run_worker(self._import(file), group="import")
             return
         try:
-            self.dismiss(self._made())
+            self.dismiss(self._plan_asked())
         except UserError as problem:
             self._say_wrong(problem, problem.where)
 
@@ -142,59 +160,64 @@ class MorePairs(Card[Found]):
         from ondevice.preferences.import_export import import_file
 
         self._say("reading …")
+        cfg = RatingsConfig(action="import", ratings=str(self._ui.chosen), file=file)
         try:
-            told = await asyncio.to_thread(
-                import_file, RatingsConfig(action="import", ratings=str(self._ui.chosen), file=file)
-            )
+            counts = await asyncio.to_thread(import_file, cfg)
         except UserError as problem:
             self._say_wrong(problem, "file")
             return
-        if told["bad_rows"]:
-            more = [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"]
-        else:
-            more = []
-        more += [f"not used: {told['not_used']}"] if "not_used" in told else []
-        more += [f"{told['already_there']} were there already"] if told["already_there"] else []
-        self._ui.say("; ".join([f"{told['items']} pairs came in, {told['votes']} votes", *more]))
+        parts = [f"{counts['items']} pairs came in, {counts['votes']} votes"]
+        if counts["bad_rows"]:
+            parts.append(f"{counts['bad_rows']} bad rows (first: {counts['first_bad_row']})")
+        if "not_used" in counts:
+            parts.append(f"not used: {counts['not_used']}")
+        if counts["already_there"]:
+            parts.append(f"{counts['already_there']} were there already")
+        self._ui.say("; ".join(parts))
         self.dismiss("imported")
 
-    def _made(self) -> Plan:
-        """Raises UserError naming the field at fault."""
+    def _plan_asked(self) -> Plan:
+        """What the fields say. Raises UserError naming the field at fault."""
         if not self._models:
             raise UserError(
                 "there is no model to write answers", where="file", hint="name a file of pairs"
             )
         first = str(self.query_one("#more-first", Select).value)
         second = str(self.query_one("#more-second", Select).value) or first
-        given = [text for text in self._text("temperatures").split(",") if text.strip()]
-        temperatures = [_number(text, "temperatures", float) for text in given] or [0.8]
-        answers, longest = (_number(self._text(name), name, int) for name in ("answers", "longest"))
-        if not all(0 < t <= 10 for t in temperatures) or len(temperatures) > 2:
+        temperatures = []
+        for text in self._text("temperatures").split(","):
+            if text.strip():
+                temperatures.append(_number(text, "temperatures", float))
+        temperatures = temperatures or [0.8]
+        answers = _number(self._text("answers"), "answers", int)
+        longest = _number(self._text("longest"), "longest", int)
+        in_range = all(0 < temperature <= 10 for temperature in temperatures)
+        if not in_range or len(temperatures) > 2:
             raise UserError("one or two numbers from 0 to 10, by a comma", where="temperatures")
         if not 2 <= answers <= 4:
             raise UserError("2 to 4", where="answers")
         if longest < 1:
             raise UserError("1 or more", where="longest")
         names = {path: name.replace(" · ", "-") for name, path in self._models}
-        made = []
+        writers = []
         for folder, temperature in zip((first, second), (temperatures * 2)[:2], strict=True):
-            name = names[folder] + (f"@{temperature:g}" if first == second else "")
-            made.append(Writer(name, folder, temperature))
-        return Plan(tuple(dict.fromkeys(made)), answers, self._text("prompts"), longest)
+            name = names[folder]
+            if first == second:
+                name += f"@{temperature:g}"
+            writers.append(Writer(name, folder, temperature))
+        return Plan(tuple(dict.fromkeys(writers)), answers, self._text("prompts"), longest)
 
     def _text(self, name: str) -> str:
         return self.query_one(f"#more-{name}", Input).value.strip()
 
     def _say_wrong(self, problem: UserError, field: str) -> None:
         """What is wrong, with the cursor in the field at fault."""
-        self._say(str(problem))
+        self._say(f"✗ {problem}")
         self.query_one(f"#more-{field}").focus()
         self.call_after_refresh(self.query_one("#more-verdict").scroll_visible, animate=False)
 
     def _say(self, text: str) -> None:
-        self.query_one("#more-verdict", SafeText).show(
-            f"✗ {text}" if text != "reading …" else text, "$error"
-        )
+        self.query_one("#more-verdict", SafeText).show(text, "$error")
 
 
 def _number(text: str, where: str, kind: type[N]) -> N:
