@@ -14,11 +14,11 @@ import numpy as np
 
 import models
 from data_samples import small_tokenizer
+from device import DEVICE
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.save import write_model
 from ondevice.models.shapes import SCORE, shapes
 from ondevice.seam.protocols import Backend
-from test_device import DEVICE
 
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it
 WORDS = [

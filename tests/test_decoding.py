@@ -14,13 +14,13 @@ import pytest
 
 import models
 from conftest import BACKENDS
+from device import backend_of
 from ondevice.common.errors import UserError
 from ondevice.inference.generator import Completion, Generator
 from ondevice.inference.next_token import Sampling
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.model import Model
 from ondevice.seam.protocols import Backend
-from test_device import backend_of
 
 RNG = np.random.default_rng(11)
 RAGGED = [RNG.integers(3, 97, n).tolist() for n in (5, 1, 17, 30, 2, 16, 9)]

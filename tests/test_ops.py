@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from conftest import BACKENDS
+from device import backend_of
 from ondevice.seam.ops import Ops
 from ondevice.seam.protocols import Backend
-from test_device import backend_of
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((3, 5, 8)).astype(np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import models
+from device import backend_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference.generator import Generator
@@ -25,7 +26,6 @@ from ondevice.models.state_dict import transposed
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
-from test_device import backend_of
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")

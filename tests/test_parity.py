@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import models
+from device import backend_of
 from gradients import by_name
 from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
@@ -23,7 +24,6 @@ from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.muon import MOMENTUM
-from test_device import backend_of
 
 pytest.importorskip("torch")
 pytest.importorskip("mlx.core")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import models
+from device import backend_of
 from ondevice.config.stages import PretrainConfig
 from ondevice.models.decoder import Decoder, split_layers
 from ondevice.seam.protocols import Backend, OptimSettings
@@ -19,7 +20,6 @@ from ondevice.seam.select import load_backend
 from ondevice.training import logprobs
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.lr_schedule import learning_rate
-from test_device import backend_of
 
 
 def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) -> int:

@@ -18,8 +18,8 @@ import pytest
 
 import ondevice as od
 import small_stages
+from device import backend_of
 from ondevice.runs.events import read
-from test_device import backend_of
 
 FILE = Path(__file__).parent / "ten_steps.json"
 # Learning-rate schedules and what is small in `small_stages` stay as they are there.
