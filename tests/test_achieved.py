@@ -86,9 +86,9 @@ def test_the_end_of_a_stage(
         )
     assert line.count("→") >= len(figures)
     if stage == "dpo":  # a policy that is its reference tells no pair apart
-        assert done["before"]["margin"] == 0 and done["before"]["loss"] == pytest.approx(
-            0.6931, abs=1e-4
-        )
+        # up to rounding: the reference was scored in batches of another size
+        assert done["before"]["margin"] == pytest.approx(0, abs=1e-5)
+        assert done["before"]["loss"] == pytest.approx(0.6931, abs=1e-4)
     assert f"{stage}: held out: {achieved(done)}" in " ".join(
         ladder(RunFolder(tmp_path / "r")).split()
     )
