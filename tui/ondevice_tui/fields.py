@@ -59,9 +59,12 @@ class FieldSpec:
 
 
 def fields_of(cls: type) -> list[FieldSpec]:
-    """The fields of a settings class, its own first and those of its bases after them."""
+    """The fields of a settings class, its own first and those of its bases after them, without those
+    of its bases that it has no use for.
+    """
     hints, helps = typing.get_type_hints(cls), field_help(cls)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
+    names -= set(getattr(cls, "without_effect", {}))
     order = [
         name
         for base in cls.__mro__
