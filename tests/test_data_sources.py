@@ -56,11 +56,16 @@ def check_form(batch: dict[str, Any], rows: int) -> None:
         assert str(value.dtype) == DTYPES[key], key
     assert batch["ids"].shape == batch["positions"].shape and batch["ids"].shape[0] == rows
     size = len(batch["targets"])
-    assert batch["index"].shape == batch["weights"].shape == (size,)
-    assert batch["index"].min() >= 0 and batch["index"].max() < batch["ids"].size
+    assert places(batch).shape == batch["weights"].shape == (size,)
+    assert places(batch).min() >= 0 and places(batch).max() < batch["ids"].size
     assert set(np.unique(batch["weights"])) <= {0.0, 1.0}
     if "segments" in batch:
         assert not batch["positions"][batch["segments"] == 0].any()
+
+
+def places(batch: dict[str, Any]) -> np.ndarray:
+    """The flat places of the targets: without an index every place in its order."""
+    return batch.get("index", np.arange(batch["ids"].size))
 
 
 def learned(batch: dict[str, Any]) -> list[tuple[tuple[int, ...], int]]:
@@ -68,7 +73,7 @@ def learned(batch: dict[str, Any]) -> list[tuple[tuple[int, ...], int]]:
     width = batch["ids"].shape[1]
     pairs = []
     for place, target, weight in zip(
-        batch["index"], batch["targets"], batch["weights"], strict=True
+        places(batch), batch["targets"], batch["weights"], strict=True
     ):
         if not weight:
             continue

@@ -3,9 +3,9 @@ restores nothing.
 
 Keys of a batch, all numpy: ids (B, T) int32; positions (B, T) int32, beginning anew in each
 segment; segments (B, T) int32, 0 for padding, only where attention is kept inside examples; targets
-(K,) int32; index (K,) int32, the flat place b·T+t whose hidden state predicts the target; weights
-(K,) float32, 0 where K was padded; denominator () float32, the sum of the weights over the whole
-step, at least 1.
+(K,) int32; index (K,) int32, the flat place b·T+t whose hidden state predicts the target, absent
+where that is every place in its order; weights (K,) float32, 0 where K was padded; denominator ()
+float32, the sum of the weights over the whole step, at least 1.
 """
 
 from __future__ import annotations
@@ -152,7 +152,6 @@ class TextSource(RowSource):
             batch["positions"] = np.where(real, np.arange(width) - begun, 0).astype(np.int32)
             batch["segments"] = np.where(real, np.cumsum(opens, axis=1) + 1, 0).astype(np.int32)
         batch["targets"] = np.where(weights, window[:, 1:], 0).reshape(-1)
-        batch["index"] = np.arange(rows * width, dtype=np.int32)
         batch["weights"] = weights.reshape(-1).astype(np.float32)
         return batch
 

@@ -37,9 +37,12 @@ def causal_lm_loss(
     the target is the likeliest token.
 
     `batch`: ids, positions (B, T), segments (B, T) or absent, targets, index, weights (N,),
-    denominator ().
+    denominator (). Without index every place is a target, and N = B·T: nothing is gathered.
     """
-    hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
+    at = batch.get("index")
+    hidden = model.hidden(ops, params, batch, at=at, checkpoint=checkpoint)
+    if at is None:
+        hidden = hidden.reshape(-1, hidden.shape[-1])
     logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"])
     weights = batch["weights"]
     total = -ops.sum(logp * weights)
