@@ -1,16 +1,14 @@
-"""mlx-lm: its train() on the same rows or chats, and its batch_generate.
+"""mlx-lm: its train() on the same rows or chats, its batch_generate and stream_generate.
 
 As its command does it, `blocks` trains the matrices of the blocks and leaves embeddings, norms and
-head as they are (there is no other full fine-tuning). `text` and `chats-packed` hand the same
-function a model of which everything is trainable. It clips no gradient, so neither do we in these
-jobs.
+head as they are (there is no other full fine-tuning). All other rows hand the same function a model
+of which everything is trainable, or an adapter. It clips no gradient, so neither do we.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from common import Job, Meter
+from decoding import stop_ids
+from job import Job
+from meter import Meter, peak_rss, print_result, resident, use_mlx_device
 from mlx_lm import batch_generate
+from mlx_lm.generate import generate_step
+from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import TrainingArgs, default_loss, train
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load
 
 
@@ -40,28 +43,41 @@ class Marking(TrainingCallback):
 
 
 def main() -> None:
-    job, meter = Job.from_argv(), Meter()
+    job = Job.from_argv()
+    use_mlx_device(job)
     np.random.seed(0)
+    mx.random.seed(0)
     model, tokenizer = load(str(job.model))[:2]
-    if job.what == "generate":
-        generate(job, meter, model, tokenizer)
-        return
+    if job.what in ("even", "geometric"):
+        generate(job, model, tokenizer)
+    elif job.what in ("chat", "load"):
+        one_row(job, model)
+    else:
+        tune(job, model, tokenizer)
+
+
+def tune(job: Job, model: Any, tokenizer: Any) -> None:
+    meter = Meter(job)
+    model.set_dtype(mx.float32)
     if job.what == "blocks":
         model.freeze()
         for layer in model.layers:
             layer.unfreeze()
+    if job.what == "lora":
+        adapt(model)
+    shape = job.shape
     first, more = None, {}
-    if job.what == "chats-packed":
-        rows = [_row(chat, tokenizer) for chat in job.chats()]
-        steps, first = len(rows) // job.shape.chats, _first_loss(model, rows[: job.shape.chats])
-        batch = job.shape.chats
+    chats = job.what not in ("text", "blocks")
+    if chats:
+        batch = shape.chats
+        rows = [_row(chat, tokenizer) for chat in job.lines("chats.jsonl")]
+        first = _first_loss(model, rows[:batch])
+        steps = len(rows) // batch if job.what == "chats-packed" else job.steps
     else:
         rows = [(row.tolist(), 0) for row in np.load(job.file("rows.npy"))]
-        steps, batch = job.steps, job.shape.rows
+        batch = shape.rows
         more["iterate_batches"] = _in_order
-    optimizer = optim.AdamW(
-        job.learning_rate, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, bias_correction=True
-    )
+        steps = job.steps
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArgs(
             batch_size=batch,
@@ -69,15 +85,27 @@ def main() -> None:
             steps_per_report=1,
             steps_per_eval=10**9,
             steps_per_save=10**9,
-            max_seq_length=job.shape.length + 1,
+            max_seq_length=shape.length + 1,
             adapter_file=str(Path(folder) / "adapters.safetensors"),
         )
         meter.start()
-        train(model, optimizer, rows, None, args, training_callback=Marking(meter), **more)
-    if job.what == "chats-packed":  # one padding token a padded row is counted and trained there
+        train(model, _optimizer(job), rows, None, args, training_callback=Marking(meter), **more)
+    if chats:  # one padding token per padded row is counted and trained there
         padded = sum(len(ids) % 32 != 0 for ids, _ in rows) / len(rows) * batch
         meter.tokens = [n - round(padded) for n in meter.tokens]
-    meter.report(first=first, device_peak=mx.get_peak_memory() / 1e6)
+    meter.report(first=first)
+
+
+def adapt(model: Any) -> None:
+    """Our defaults: rank 16, alpha / rank 2, all matrices of the blocks."""
+    model.freeze()
+    linear_to_lora_layers(model, len(model.layers), {"rank": 16, "scale": 2.0, "dropout": 0.0})
+
+
+def _optimizer(job: Job) -> optim.AdamW:
+    return optim.AdamW(
+        job.learning_rate, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, bias_correction=True
+    )
 
 
 def _row(chat: dict[str, Any], tokenizer: Any) -> tuple[list[int], int]:
@@ -87,9 +115,8 @@ def _row(chat: dict[str, Any], tokenizer: Any) -> tuple[list[int], int]:
         messages[:1], add_generation_prompt=True, return_dict=False
     )
     ids = tokenizer.apply_chat_template(messages, return_dict=False)
-    while (
-        ids[-1] not in tokenizer.eos_token_ids
-    ):  # what the template writes after the stop token is nobody's target
+    # what the template writes after the stop token is nobody's target
+    while ids[-1] not in tokenizer.eos_token_ids:
         ids = ids[:-1]
     return ids, len(prompt)
 
@@ -110,34 +137,43 @@ def _first_loss(model: Any, rows: list[tuple[list[int], int]]) -> float:
     return float(loss.item())
 
 
-def generate(job: Job, meter: Meter, model: Any, tokenizer: Any) -> None:
+def generate(job: Job, model: Any, tokenizer: Any) -> None:
+    geometric = job.what == "geometric"
     prompts = json.loads(job.file("prompts.json").read_text())
-    tokenizer.eos_token_ids = set()  # every row writes all its tokens
+    prompts = prompts[: job.shape.generated if geometric else 64]
+    # none: every row writes all its tokens
+    tokenizer.eos_token_ids = stop_ids(job, len(tokenizer.vocab)) if geometric else set()
 
-    def run() -> Any:
-        return batch_generate(
+    def run() -> list[list[int]]:
+        out = batch_generate(
             model,
             tokenizer,
             prompts,
             max_tokens=job.shape.new_tokens,
             return_token_ids=True,
+            sampler=make_sampler(temp=float(geometric)),
             completion_batch_size=64,
             prefill_batch_size=64,
         )
+        assert out.token_ids is not None
+        return [list(map(int, ids)) for ids in out.token_ids]
 
-    run()
-    meter.start()
-    rounds = []
-    for _ in range(3):
-        cpu, wall = time.process_time(), time.perf_counter()
-        out = run()
-        rounds.append((time.process_time() - cpu, time.perf_counter() - wall))
-    meter.mark()
-    meter.report_rounds(
-        rounds,
-        [list(map(int, ids)) for ids in out.token_ids],
-        device_peak=mx.get_peak_memory() / 1e6,
-    )
+    Meter(job).rounds(run)
+
+
+def one_row(job: Job, model: Any) -> None:
+    model.set_dtype(getattr(mx, job.dtype))
+    if job.what == "load":
+        mx.eval(model(mx.array([[1, 2, 3]])))
+        print_result(peak=peak_rss(), kept=resident())
+        return
+    [prompt] = json.loads(job.file("prompts.json").read_text())[:1]
+
+    def run() -> list[list[int]]:
+        step = generate_step(mx.array(prompt), model, max_tokens=job.shape.new_tokens)
+        return [[int(token) for token, _ in step]]
+
+    Meter(job).rounds(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from common import Job, Meter
+from job import Job
+from meter import Meter, use_mlx_device
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import load
 from peer_mlx_lm import Marking
@@ -23,7 +24,9 @@ from peer_trl_preference import own_reward
 
 
 def main() -> None:
-    job, meter = Job.from_argv(), Meter()
+    job = Job.from_argv()
+    meter = Meter(job)
+    use_mlx_device(job)
     np.random.seed(0)
     mx.random.seed(0)
     without_gpu()
@@ -45,11 +48,13 @@ def main() -> None:
         (dpo if job.what == "dpo" else grpo)(
             job, meter, model, reference, tokenizer, optimizer, shared
         )
-    meter.report(device_peak=mx.get_peak_memory() / 1e6)
+    meter.report()
 
 
 def without_gpu() -> None:
     """It asks how much memory a GPU may wire, which on a CPU is a KeyError."""
+    if "max_recommended_working_set_size" in mx.device_info():
+        return
     told = {**mx.device_info(), "max_recommended_working_set_size": 0}
     mx.device_info, mx.set_wired_limit = (lambda *args: told), (lambda *args: 0)
 
@@ -81,7 +86,7 @@ def dpo(
         optimizer,
         rows,
         None,
-        DPOTrainingArgs(**shared, batch_size=job.shape.pairs, max_seq_length=256),
+        DPOTrainingArgs(**shared, batch_size=job.shape.pairs, max_seq_length=job.shape.pair_length),
         training_callback=Marking(meter),
     )
 
@@ -133,7 +138,7 @@ def grpo(
         **shared,
         batch_size=shape.prompts,
         group_size=shape.group,
-        max_seq_length=256,
+        max_seq_length=job.shape.pair_length,
         max_completion_length=shape.new_tokens,
         temperature=1.0,
         top_p=1.0,

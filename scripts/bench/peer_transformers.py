@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from typing import Any
 
 import numpy as np
 import torch
-from common import Job, Meter
+from decoding import stop_ids
+from job import Job
+from meter import Meter, peak_rss, print_result, resident, torch_device
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from ondevice.models.registry import load_config
 
 
 class Marking(TrainerCallback):
@@ -48,7 +51,7 @@ def arguments(job: Job, folder: str, rows: int) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
-        "use_cpu": True,
+        "use_cpu": torch_device(job) == "cpu",
         "bf16": job.dtype == "bfloat16",
         "train_sampling_strategy": "sequential",
         "disable_tqdm": True,
@@ -68,14 +71,20 @@ def counting(collate: Any, meter: Meter) -> Any:
 
 
 def load(job: Job) -> Any:
+    """Weights to train are float32 on both sides; bfloat16 is what is computed in."""
     return AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
 
 
 def main() -> None:
-    job, meter = Job.from_argv(), Meter()
-    if job.what == "generate":
-        generate(job, meter)
-        return
+    job = Job.from_argv()
+    if job.what == "text":
+        train(job)
+    else:
+        decode(job)
+
+
+def train(job: Job) -> None:
+    meter = Meter(job)
     rows = np.load(job.file("rows.npy")).astype(np.int64)
     data = [{"input_ids": row} for row in rows]
 
@@ -99,32 +108,50 @@ def main() -> None:
     meter.report()
 
 
-def generate(job: Job, meter: Meter) -> None:
-    prompts = json.loads(job.file("prompts.json").read_text())
-    model, width = load(job), max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+def decode(job: Job) -> None:
+    """`load`, `chat`, `even` and `geometric`, as ours_decode.py has them."""
+    device = torch_device(job)
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype))
+    model.to(device)
     model.generation_config.eos_token_id = None  # every row writes all its tokens
-
-    def run() -> Any:
+    if job.what == "load":
         with torch.no_grad():
-            return model.generate(
+            model(torch.tensor([[1, 2, 3]], device=device))
+        print_result(peak=peak_rss(), kept=resident())
+        return
+    known = load_config(job.model).vocab_size
+    stops: set[int] = stop_ids(job, known) if job.what == "geometric" else set()
+    count = {"chat": 1, "even": 64, "geometric": job.shape.generated}[job.what]
+    prompts = json.loads(job.file("prompts.json").read_text())[:count]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    torch.manual_seed(0)
+
+    def run() -> list[list[int]]:
+        with torch.no_grad():
+            out = model.generate(
                 ids,
-                attention_mask=seen,
+                attention_mask=mask,
                 max_new_tokens=job.shape.new_tokens,
-                do_sample=False,
+                do_sample=job.what == "geometric",
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                eos_token_id=sorted(stops) or None,
                 pad_token_id=0,
             )
+        return [_until(row, stops) for row in out[:, width:].tolist()]
 
-    run()
-    meter.start()
-    rounds = []
-    for _ in range(3):
-        cpu, wall = time.process_time(), time.perf_counter()
-        out = run()
-        rounds.append((time.process_time() - cpu, time.perf_counter() - wall))
-    meter.mark()
-    meter.report_rounds(rounds, out[:, width:].tolist())
+    Meter(job).rounds(run)
+
+
+def _until(row: list[int], stops: set[int]) -> list[int]:
+    """What stands before the first stop token."""
+    for i, token in enumerate(row):
+        if token in stops:
+            return row[:i]
+    return row
 
 
 if __name__ == "__main__":

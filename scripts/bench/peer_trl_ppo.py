@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 import trl.experimental.ppo.ppo_trainer as module
-from common import Job, Meter
 from datasets import Dataset
+from job import Job
+from meter import Meter
 from peer_transformers import Marking, arguments, load
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 def main() -> None:
-    job, meter = Job.from_argv(), Meter()
+    job = Job.from_argv()
+    meter = Meter(job)
     shape = job.shape
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
     data = Dataset.from_list(

@@ -11,17 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import Job, Meter
 from datasets import Dataset
+from job import Job
+from meter import Meter
 from peer_transformers import Marking, arguments, load
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
 
 
 def main() -> None:
-    job, meter = Job.from_argv(), Meter()
+    job = Job.from_argv()
+    meter = Meter(job)
     with tempfile.TemporaryDirectory() as folder:
-        make = {"reward": reward, "dpo": dpo, "dpo-live": dpo, "grpo": grpo}[job.what]
+        make = {"reward": reward, "dpo": dpo, "grpo": grpo}[job.what.partition("-")[0]]
         make(job, meter, folder, AutoTokenizer.from_pretrained(job.model)).train()
     meter.report()
 
@@ -36,7 +38,9 @@ def reward(job: Job, meter: Meter, folder: str, tokenizer: Any) -> RewardTrainer
     )
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**settings(job, folder, job.shape.pairs), max_length=256),
+        args=RewardConfig(
+            **settings(job, folder, job.shape.pairs), max_length=job.shape.pair_length
+        ),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
         callbacks=[Marking(meter)],
@@ -49,9 +53,9 @@ def dpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> DPOTrainer:
     DPOTrainer._prepare_dataset = lambda self, dataset, *others: dataset  # ours are ids already
     args = DPOConfig(
         **settings(job, folder, job.shape.pairs),
-        max_length=256,
+        max_length=job.shape.pair_length,
         beta=0.1,
-        precompute_ref_log_probs=job.what == "dpo",
+        precompute_ref_log_probs=job.what != "dpo-live",
     )
     trainer = DPOTrainer(
         model=load(job),
@@ -65,9 +69,7 @@ def dpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> DPOTrainer:
 
 
 def grpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> GRPOTrainer:
-    asked = [
-        json.loads(line)["prompt"] for line in job.file("asked.jsonl").read_text().splitlines()
-    ]
+    asked = [row["prompt"] for row in job.lines("asked.jsonl")]
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in asked])
     vowels = own_reward(job)
 
@@ -108,7 +110,7 @@ def grpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> GRPOTrainer:
 def settings(job: Job, folder: str, rows: int) -> dict[str, Any]:
     """As transformers' Trainer gets them; prompts alone are dealt by TRL itself."""
     made = {**arguments(job, folder, rows), "max_steps": job.steps}
-    if job.what == "grpo":
+    if job.what.startswith("grpo"):
         del made["train_sampling_strategy"]
     return made
 

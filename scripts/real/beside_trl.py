@@ -32,7 +32,7 @@ import numpy as np
 from ondevice.common.errors import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
-from common import peak_rss  # noqa: E402
+from meter import peak_rss  # noqa: E402
 
 SKIP = 2  # steps left out of the rate: caches fill
 FIELDS = {

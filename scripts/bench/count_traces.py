@@ -1,0 +1,79 @@
+"""How often a stage is traced by a compiler, and where torch's gives up: the stage of a job of ours
+with everything compiled that would be on a GPU. No code is generated for torch, so no compiler of
+C++ is needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ours_decode
+import ours_stage
+import ours_train
+from job import Job
+from meter import print_result
+
+
+def main() -> None:
+    job = Job.from_argv()
+    count = (_watch_mlx if job.backend == "mlx" else _watch_torch)()
+    if job.what in ("text", "chats"):
+        ours_train.main()
+    elif job.what == "geometric":
+        ours_decode.main()
+    else:
+        ours_stage.main()
+    print_result(**count())
+
+
+def _watch_mlx() -> Callable[[], dict[str, int]]:
+    import mlx.core as mx
+
+    traced: list[str] = []
+    make: Any = mx.compile
+
+    def compile(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def noted(*inputs: Any, **named: Any) -> Any:
+            traced.append(getattr(fn, "__name__", ""))
+            return fn(*inputs, **named)
+
+        return make(noted, *args, **kwargs)
+
+    mx.compile = compile  # type: ignore[assignment]
+    return lambda: {"traces": len(traced)}
+
+
+class LimitHandler(logging.Handler):
+    """Counts the functions that torch traced too often and now runs eagerly."""
+
+    hits = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        LimitHandler.hits += "recompile_limit" in record.getMessage()
+
+
+def _watch_torch() -> Callable[[], dict[str, int]]:
+    import torch
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    from ondevice_torch.backend import TorchBackend
+
+    torch.compile = partial(torch.compile, backend="eager")
+    TorchBackend._compiled = lambda self, compile: compile != "never"  # type: ignore[method-assign]
+    logging.getLogger("torch._dynamo").addHandler(LimitHandler())
+
+    def found() -> dict[str, int]:
+        return {
+            "traces": int(counters["stats"]["unique_graphs"]),
+            "breaks": sum(counters["graph_break"].values()),
+            "given_up": LimitHandler.hits,
+        }
+
+    return found
+
+
+if __name__ == "__main__":
+    main()
