@@ -5,13 +5,12 @@ test-hub) install things and are left to those who call them; what scripts/setup
 in test_distribution.py.
 
 What a peer needs may be missing: TRL 1.12 and mlx-lm-lora want other versions than ours and lie in
-folders of their own (`pip install --no-deps --target DIR …`, as scripts/bench/preference.py says).
+folders of their own (`pip install --no-deps --target DIR …`, as `scripts/bench/all --help` says).
 ONDEVICE_TRL112 and ONDEVICE_MLX_LM_LORA name these folders; without them their scripts are skipped.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,15 +29,34 @@ import ondevice as od
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
-TINY = ("--size", "tiny", "--steps", "4", "--repeats", "1")
-
 # Libraries and sides of a comparison: they run where the script does that starts or imports them.
 RUN_BY = {
-    "bench/common.py": "bench/train.py",
-    "bench/ours.py": "bench/train.py",
-    "bench/peer_mlx_lm.py": "bench/train.py",
-    "bench/ours_preference.py": "bench/preference.py",
-    "bench/peer_trl_preference.py": "bench/preference.py",
+    "bench/count_decoding.py": "bench/counts.py",
+    "bench/count_mlx.py": "bench/count_decoding.py",
+    "bench/count_torch.py": "bench/count_decoding.py",
+    "bench/count_traces.py": "bench/counts.py",
+    "bench/counts.py": "bench/bench.py",
+    "bench/decoding.py": "bench/ours_decode.py",
+    "bench/document.py": "bench/bench.py",
+    "bench/job.py": "bench/measure.py",
+    "bench/material.py": "bench/measure.py",
+    "bench/material_preference.py": "bench/measure.py",
+    "bench/matmul.py": "bench/measure.py",
+    "bench/measure.py": "bench/bench.py",
+    "bench/memory.py": "bench/bench.py",
+    "bench/meter.py": "bench/processes.py",
+    "bench/ours.py": "bench/ours_train.py",
+    "bench/ours_decode.py": "bench/rows.py",
+    "bench/ours_stage.py": "bench/rows.py",
+    "bench/ours_train.py": "bench/rows.py",
+    "bench/peer_mlx_lm.py": "bench/rows.py",
+    "bench/peer_plain.py": "bench/rows.py",
+    "bench/peer_transformers.py": "bench/rows.py",
+    "bench/peer_trl.py": "bench/rows.py",
+    "bench/peer_trl_preference.py": "bench/rows.py",
+    "bench/processes.py": "bench/bench.py",
+    "bench/rows.py": "bench/bench.py",
+    "bench/update_memory.py": "bench/memory.py",
 }
 RECIPE = """
 corpus: {document_bytes: 20000, chat_count: 200, prompt_count: 40, problem_count: 40}
@@ -55,13 +73,10 @@ stages:
 
 @dataclass(frozen=True)
 class Place:
-    """`runs/small` is a complete run, `bench` the material of the benchmarks; scripts run in
-    `here`.
-    """
+    """`runs/small` is a complete run; scripts run in `here`."""
 
     here: Path
     runs: Path
-    bench: Path
 
     @property
     def run(self) -> Path:
@@ -71,7 +86,7 @@ class Place:
     def model(self) -> Path:
         return self.run / "sft" / "model"
 
-    def script(self, name: str, *arguments: object, path: str = "") -> str:
+    def script(self, name: str, *arguments: object) -> str:
         """Standard output and error of a script. What a library warns of in a process of ours is
         not asked for.
         """
@@ -81,7 +96,7 @@ class Place:
             "PYTHONWARNINGS": "ignore",
             "TERM": "xterm-256color",
             "PYTHONPATH": os.pathsep.join(
-                filter(None, [path, str(SCRIPTS / "bench"), os.environ.get("PYTHONPATH", "")])
+                filter(None, [str(SCRIPTS / "bench"), os.environ.get("PYTHONPATH", "")])
             ),
         }
         done = subprocess.run(
@@ -94,14 +109,9 @@ class Place:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    def job(self, what: str, backend: str = "torch") -> str:
-        return json.dumps(
-            {"what": what, "size": "tiny", "work": str(self.bench), "backend": backend, "steps": 4}
-        )
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for library in ("torch", "transformers", "trl", "mlx_lm", "gguf"):
         pytest.importorskip(library, reason=f"the extra dev has {library}")
     folder = tmp_path_factory.mktemp("scripts")
@@ -114,24 +124,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         backend="torch",
         device="cpu",
     )
-    common = bench_common()
-    common.prepare(folder / "bench", "tiny", "torch", 4)
-    common.prepare_preference(folder / "bench", "tiny", "torch", 4)
-    return folder / "runs", folder / "bench"
+    return folder / "runs"
 
 
 @pytest.fixture
-def place(made: tuple[Path, Path], tmp_path: Path) -> Place:
-    return Place(tmp_path, *made)
-
-
-def bench_common() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_common", SCRIPTS / "bench" / "common.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+def place(made: Path, tmp_path: Path) -> Place:
+    return Place(tmp_path, made)
 
 
 def missing(variable: str, package: str) -> str:
@@ -145,56 +143,57 @@ def missing(variable: str, package: str) -> str:
 # The small cases
 
 
-def train(place: Place) -> None:
-    told = place.script("bench/train.py", *TINY, "--only", "text", "blocks", "--backend", "mlx")
-    for title in ("all weights on full rows, against mlx-lm's train", "blocks alone on full rows"):
-        compared(told, title)
+def bench(place: Place) -> None:
+    shown = subprocess.run([SCRIPTS / "bench" / "all", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "counts" in shown.stdout, shown.stderr
+    rows = ("pretrain:eager", "pretrain:blocks", "sft:one", "reward", "chat", "lora")
+    told, document, figures = compared(place, *rows, "ppo", "load", "counts")
+    assert "left out: PPO, 4 epochs (torch), beside TRL 1.12; pip install" in told
+    for title in ("pre-training, eager", "blocks alone", "chats, one per row", "reward model"):
+        note = next(line for line in document.splitlines() if line.startswith(f"* {title}"))
+        furthest = re.search(r"largest difference (\S+)\)", note)
+        assert furthest and float(furthest.group(1)) < 1e-5, note
+    for row in figures["rows"].values():
+        for side in (*row["ours"], *row["theirs"]):
+            assert side["rate"] > 0 and side["cpu_rate"] > 0 and side["peak"] > 0
+    assert {one["side"] for one in figures["loading"]["figures"]} == {
+        "ours",
+        "transformers",
+        "mlx-lm",
+    }
+    for one in figures["decoding"]["figures"]:
+        per_layer, outside = one["kernels"]
+        assert per_layer > 9 and outside > 0 and one["reads"][1] >= 1
+    assert all(one["traces"] > 0 for one in figures["traces"]["figures"])
+    assert all(one["per_parameter"] > 0 for one in figures["slopes"]["figures"])
+    # where others use the machine no speed is told, and what was measured before stays
+    _, document, figures = compared(place, "pretrain:eager", "--busy")
+    assert len(figures["rows"]) == 9
+    [line] = [line for line in document.splitlines() if line.startswith("| pre-training, eager")]
+    assert "not yet measured on a quiet machine" in line
 
 
-def preference(place: Place) -> None:
-    told = place.script("bench/preference.py", *TINY, "--only", "reward", "--backend", "torch")
-    compared(told, "reward model, against TRL's RewardTrainer")
-    assert "left out: PPO, 4 epochs" in told and re.search(
-        r"\| tiny \| reward \(torch\) \| ours \|", told
+def compared(place: Place, *rows: str) -> tuple[str, str, dict[str, Any]]:
+    """What the small benchmark prints, its document, and its figures."""
+    out = place.here / "speed.md"
+    told = place.script(
+        "bench/bench.py", *rows, "--small", "--repeats", 1, "--device", "cpu", "--out", out
     )
-
-
-def compared(told: str, title: str) -> None:
-    """The row of the table is there, both sides were measured, and the first losses are the same."""
-    row = next(line for line in told.splitlines() if line.startswith("| tiny | " + title))
-    assert float(row.split("|")[3].split()[0]) > 0
-    note = next(line for line in told.splitlines() if line.startswith("* tiny, " + title))
-    found = re.search(r"largest difference (\S+)\)", note)
-    assert found and float(found.group(1)) < 1e-5
-
-
-def measured(told: str) -> dict[str, float]:
-    line = next(line for line in told.splitlines() if line.startswith("BENCH "))
-    result: dict[str, float] = json.loads(line.removeprefix("BENCH "))
-    assert result["tokens"] > 0 and result["rate"] > 0 and result["peak"] > 0
-    return result
-
-
-def peer_transformers(place: Place) -> None:
-    assert (
-        measured(place.script("bench/peer_transformers.py", place.job("generate")))["tokens"]
-        == 64 * 8
-    )
-
-
-def peer_trl(place: Place) -> None:
-    measured(place.script("bench/peer_trl.py", place.job("chats")))
+    figures: dict[str, Any] = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    return told, out.read_text(encoding="utf-8"), figures
 
 
 def peer_trl_ppo(place: Place) -> None:
     folder = missing("ONDEVICE_TRL112", "TRL 1.12.0")
-    measured(place.script("bench/peer_trl_ppo.py", place.job("ppo"), path=folder))
+    _, document, _ = compared(place, "ppo", "--trl112", folder)
+    assert "| PPO, 4 epochs (torch) | TRL 1.12 |" in document
 
 
 def peer_mlx_lm_lora(place: Place) -> None:
     folder = missing("ONDEVICE_MLX_LM_LORA", "mlx-lm-lora")
-    for what in ("dpo", "grpo"):
-        measured(place.script("bench/peer_mlx_lm_lora.py", place.job(what, "mlx"), path=folder))
+    rows = ("dpo:beside it)", "grpo:with a reference")
+    _, document, _ = compared(place, *rows, "--backend", "mlx", "--mlx-lm-lora", folder)
+    assert document.count("| mlx-lm-lora |") == 3
 
 
 def golden_ppo(place: Place) -> None:
@@ -318,10 +317,7 @@ def unseen_sums(place: Place) -> None:
 
 
 SMALL: dict[str, Callable[[Place], None]] = {
-    "bench/train.py": train,
-    "bench/preference.py": preference,
-    "bench/peer_transformers.py": peer_transformers,
-    "bench/peer_trl.py": peer_trl,
+    "bench/bench.py": bench,
     "bench/peer_trl_ppo.py": peer_trl_ppo,
     "bench/peer_mlx_lm_lora.py": peer_mlx_lm_lora,
     "bench/tui.py": tui,
@@ -343,10 +339,11 @@ SMALL: dict[str, Callable[[Place], None]] = {
 )
 def test_it_runs(name: str, request: pytest.FixtureRequest) -> None:
     if name in RUN_BY:
-        starter = (SCRIPTS / RUN_BY[name]).read_text(encoding="utf-8")
-        assert RUN_BY[name] in SMALL and re.search(
-            rf"\b{Path(name).stem.removeprefix('peer_')}\b", starter
-        )
+        starter = RUN_BY[name]
+        assert re.search(rf"\b{Path(name).stem}\b", (SCRIPTS / starter).read_text("utf-8"))
+        while starter in RUN_BY:
+            starter = RUN_BY[starter]
+        assert starter in SMALL
         return
     assert name in SMALL, f"scripts/{name} has no small case in {Path(__file__).name}"
     SMALL[name](request.getfixturevalue("place"))
@@ -355,7 +352,7 @@ def test_it_runs(name: str, request: pytest.FixtureRequest) -> None:
 def test_the_peak_of_memory_is_of_the_process_alone() -> None:
     """getrusage's begins at what the process held that started it: this one, with 400 MB and more."""
     held = bytearray(os.urandom(1)) * 400_000_000
-    code = "from common import peak_rss; print(peak_rss())"
+    code = "from meter import peak_rss; print(peak_rss())"
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=SCRIPTS / "bench", capture_output=True, text=True
     )

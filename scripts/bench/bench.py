@@ -1,7 +1,9 @@
 """Speed and memory of us and of other trainers, in turn: what scripts/bench/all runs.
 
-Groups of rows: {groups}. Three more are of no peer's speed: load (memory of a loaded model), slopes
-(how the peak of an update grows), counts (graph nodes, casts, reads and traces, and slopes too).
+Groups of rows: {groups}.
+GROUP:WORDS takes those rows of a group that have these words in their title (pretrain:eager).
+Three more are of no peer's speed: load (memory of a loaded model), slopes (how the peak of an
+update grows), counts (graph nodes, casts, reads and traces, and slopes too).
 None named: all of them.
 """
 
@@ -39,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         runner = Runner(args.threads, folders)
         measurement = Measurement(
-            runner, Path(work), args.device, args.small, args.repeats, args.model
+            runner, Path(work), args.device, args.backend, args.small, args.repeats, args.model
         )
         compare(args, measurement, chosen, figures, machine)
         for name, found in sections(measurement, chosen):
@@ -56,7 +58,7 @@ def compare(
     machine: str,
 ) -> None:
     for row in ROWS:
-        if row.group not in chosen or row.backend not in args.backend:
+        if row.backend not in args.backend or not any(map(row.is_named, chosen)):
             continue
         missing = measurement.runner.missing(row.peer) if row.peer else ""
         if missing:
@@ -76,7 +78,7 @@ def sections(measurement: Measurement, chosen: set[str]) -> Any:
         yield "decoding", counts.decoding(measurement)
         yield "traces", counts.traces(measurement)
     if chosen & {"counts", "slopes"}:
-        yield "slopes", memory.slopes(measurement.runner, measurement.device, measurement.small)
+        yield "slopes", memory.slopes(measurement)
 
 
 def save(args: argparse.Namespace, figures: document.Figures) -> None:
@@ -135,7 +137,7 @@ def parsed() -> argparse.Namespace:
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("rows", nargs="*", metavar="ROWS", choices=[*GROUPS, *OTHERS])
+    parser.add_argument("rows", nargs="*", metavar="ROWS")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--backend", nargs="+", choices=("torch", "mlx"), default=("torch", "mlx"))
     parser.add_argument("--repeats", type=int, default=3, help="of each side")
@@ -152,6 +154,9 @@ def parsed() -> argparse.Namespace:
             help=f"made by: pip install --no-deps --target DIR {package}",
         )
     args = parser.parse_args()
+    for name in args.rows:
+        if name not in OTHERS and not any(row.is_named(name) for row in ROWS):
+            parser.error(f"no rows are called {name!r}; known: {', '.join((*GROUPS, *OTHERS))}")
     if args.out is None and not args.small:
         args.out = DOCUMENT
     return args

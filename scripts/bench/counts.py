@@ -8,7 +8,7 @@ from typing import Any
 
 from job import Job
 from measure import Measurement
-from rows import MLX_LM, TRANSFORMERS, Row
+from rows import DECODERS, Row
 
 # what a stage of ours does in these steps: its name, the job, the script that says what it is
 TRACED = (
@@ -22,14 +22,15 @@ TRACED = (
 
 def decoding(measurement: Measurement) -> list[dict[str, Any]]:
     found = []
-    for backend, peer in (("torch", TRANSFORMERS), ("mlx", MLX_LM)):
+    for backend in measurement.backends:
+        peer = DECODERS[backend]
         sides = ["ours"]
         missing = measurement.runner.missing(peer)
         if missing:
             print(f"left out: counts of {peer.name}; {missing}", file=sys.stderr)
         else:
             sides.append(peer.name)
-        for dtype in ("float32", "bfloat16"):
+        for dtype in measurement.dtypes:
             for side in sides:
                 job = Job(side, "5M", "", backend, measurement.device, dtype)
                 counted = measurement.runner.run("count_decoding", job)
@@ -42,8 +43,8 @@ def traces(measurement: Measurement) -> list[dict[str, Any]]:
     """Of models of a few thousand weights: how often is traced follows from shapes, and these from
     chats and pairs of ordinary lengths."""
     found = []
-    for backend in ("torch", "mlx"):
-        for title, what, group in TRACED:
+    for backend in measurement.backends:
+        for title, what, group in TRACED[:2] if measurement.small else TRACED:
             row = Row(group, title, backend, None, what, "traced", steps=12)
             job = replace(measurement.job(row), compile="always")
             counted = measurement.runner.run("count_traces", job)

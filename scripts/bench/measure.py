@@ -23,10 +23,19 @@ class Measurement:
     """`work`: a folder for material; `model`: the folder that stands for SmolLM2-135M."""
 
     def __init__(
-        self, runner: Runner, work: Path, device: str, small: bool, repeats: int, model: Path | None
+        self,
+        runner: Runner,
+        work: Path,
+        device: str,
+        backends: Sequence[str],
+        small: bool,
+        repeats: int,
+        model: Path | None,
     ) -> None:
-        self.runner, self.work, self.device = runner, work, device
+        self.runner, self.work, self.device, self.backends = runner, work, device, backends
         self.small, self.repeats, self.model = small, repeats, model
+        # fewer cases of what is counted, where it is only to be seen that it can be
+        self.dtypes = ("bfloat16",) if small else ("float32", "bfloat16")
         self._matmul: dict[tuple[str, str], float] = {}
 
     def job(self, row: Row, peer: bool = False) -> Job:

@@ -6,72 +6,79 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import Measurement
-from processes import Runner
-from rows import MLX_LM, TRANSFORMERS, Row
+from rows import DECODERS, Row
 
 LAYERS = (8, 16, 38)  # 31, 59 and 137 million parameters
-TOKENS = (512, 1024, 2048)
-FEW_TOKENS = 64
+TOKENS = (64, 1024, 2048)  # per step; the first where the size varies
+SMALL_LAYERS, SMALL_TOKENS = (1, 4), (64, 256)
+MEASURES = {"peak": "the process", "device_peak": "the array library"}
 
 
-def slopes(runner: Runner, device: str, small: bool) -> list[dict[str, Any]]:
+def slopes(measurement: Measurement) -> list[dict[str, Any]]:
     """Bytes of the peak per parameter and per token, by least squares, for each backend."""
-    layers = (1, 2, 4) if small else LAYERS
-    tokens = (64, 128, 256) if small else TOKENS
+    layers = SMALL_LAYERS if measurement.small else LAYERS
+    tokens = SMALL_TOKENS if measurement.small else TOKENS
     found = []
-    for backend in ("torch", "mlx"):
-        job = {"backend": backend, "device": device, "small": small}
-        by_size = [run(runner, {**job, "layers": n, "tokens": FEW_TOKENS}) for n in layers]
-        by_tokens = [run(runner, {**job, "layers": layers[0], "tokens": n}) for n in tokens]
-        for measure in ("peak", "device_peak"):
+    for backend in measurement.backends:
+        by_size = [_update(measurement, backend, n, tokens[0]) for n in layers]
+        by_tokens = [by_size[0]]
+        by_tokens += [_update(measurement, backend, layers[0], n) for n in tokens[1:]]
+        parameters = [result["parameters"] for result in by_size]
+        for measure, of in MEASURES.items():
             if measure in by_size[0]:
+                peaks = [result[measure] for result in by_size]
+                token_peaks = [result[measure] for result in by_tokens]
                 found.append(
                     {
                         "backend": backend,
-                        "of": "the process" if measure == "peak" else "the array library",
-                        "parameters": [int(r["parameters"]) for r in by_size],
-                        "peaks": [r[measure] for r in by_size],
-                        "per_parameter": slope(
-                            (r["parameters"], r[measure] * 1e6) for r in by_size
-                        ),
+                        "of": of,
+                        "parameters": parameters,
+                        "peaks": peaks,
+                        "per_parameter": slope(parameters, peaks) * 1e6,
                         "tokens": list(tokens),
-                        "token_peaks": [r[measure] for r in by_tokens],
-                        "per_token": slope(
-                            (n, r[measure] * 1e6) for n, r in zip(tokens, by_tokens, strict=True)
-                        ),
+                        "token_peaks": token_peaks,
+                        "per_token": slope(tokens, token_peaks) * 1e6,
                     }
                 )
     return found
 
 
-def run(runner: Runner, job: dict[str, Any]) -> dict[str, float]:
-    found = runner.run("update_memory", json.dumps(job))
+def _update(measurement: Measurement, backend: str, layers: int, tokens: int) -> dict[str, float]:
+    job = {
+        "backend": backend,
+        "device": measurement.device,
+        "small": measurement.small,
+        "layers": layers,
+        "tokens": tokens,
+    }
+    found = measurement.runner.run("update_memory", json.dumps(job))
     print(f"AdamW, {job}: {found['peak']:.0f} MB", file=sys.stderr, flush=True)
     return found
 
 
-def slope(points: Iterable[tuple[float, float]]) -> float:
-    xs, ys = np.array(list(points), np.float64).T
-    return float(np.polyfit(xs, ys, 1)[0])
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Of the straight line through the points, by least squares."""
+    return float(np.polyfit(np.array(xs, np.float64), np.array(ys, np.float64), 1)[0])
 
 
 def loading(measurement: Measurement) -> list[dict[str, Any]]:
     """Bytes that the process of a loaded model has above one of an empty model, over the file's."""
     found = []
-    for backend, peer in (("torch", TRANSFORMERS), ("mlx", MLX_LM)):
+    for backend in measurement.backends:
+        peer = DECODERS[backend]
         sides = [("ours", "ours_decode")]
         missing = measurement.runner.missing(peer)
         if missing:
             print(f"left out: loading by {peer.name}; {missing}", file=sys.stderr)
         else:
             sides.append((peer.name, peer.script))
-        for dtype in ("float32", "bfloat16"):
+        for dtype in measurement.dtypes:
             for name, script in sides:
                 found.append({"side": name, **_loaded(measurement, backend, dtype, script)})
     return found

@@ -72,16 +72,14 @@ def tune(job: Job, model: Any, tokenizer: Any) -> None:
         batch = shape.chats
         rows = [_row(chat, tokenizer) for chat in job.lines("chats.jsonl")]
         first = _first_loss(model, rows[:batch])
-        steps = len(rows) // batch if job.what == "chats-packed" else job.steps
     else:
         rows = [(row.tolist(), 0) for row in np.load(job.file("rows.npy"))]
         batch = shape.rows
         more["iterate_batches"] = _in_order
-        steps = job.steps
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArgs(
             batch_size=batch,
-            iters=steps,
+            iters=job.steps,
             steps_per_report=1,
             steps_per_eval=10**9,
             steps_per_save=10**9,

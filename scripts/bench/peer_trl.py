@@ -55,9 +55,8 @@ def _halves(chat: dict[str, Any]) -> dict[str, Any]:
 
 def settings(job: Job, folder: str, packed: bool) -> dict[str, Any]:
     rows = job.shape.rows if packed else job.shape.chats
-    given = {**arguments(job, folder, rows), "num_train_epochs": 1}
+    given = {**arguments(job, folder, rows), "max_steps": job.steps}
     if job.what in ("lora", "vocabulary"):
-        given |= {"max_steps": job.steps}
         del given["gradient_checkpointing"]
     return given
 

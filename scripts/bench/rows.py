@@ -26,6 +26,7 @@ TRL = Peer("peer_trl_preference", "TRL", ("trl",))
 TRL_PPO = Peer("peer_trl_ppo", "TRL 1.12", ("trl",), "trl==1.12.0", "trl112")
 MLX_LM = Peer("peer_mlx_lm", "mlx-lm", ("mlx_lm",))
 MLX_LM_LORA = Peer("peer_mlx_lm_lora", "mlx-lm-lora", ("mlx_lm",), "mlx-lm-lora", "mlx_lm_lora")
+DECODERS = {"torch": TRANSFORMERS, "mlx": MLX_LM}
 OURS = Peer("ours_stage", "our own step, every group with a spread", ())
 
 
@@ -50,6 +51,11 @@ class Row:
     @property
     def key(self) -> str:
         return f"{self.title} ({self.backend})"
+
+    def is_named(self, name: str) -> bool:
+        """Whether GROUP or GROUP:WORDS means this row."""
+        group, _, words = name.partition(":")
+        return group == self.group and words in self.title
 
     def job(self, work: str, device: str, small: bool, peer: bool = False) -> Job:
         what = self.peer_what if peer and self.peer_what else self.what
@@ -105,7 +111,7 @@ def _decode(
 
 def _memory(group: str, title: str, backend: str, peer: Peer | None, what: str, size: str) -> Row:
     """Rows of large models: few steps, and no step is left out but the first."""
-    return Row(group, title, backend, peer, what, size, steps=3, skipped=1)
+    return Row(group, title, backend, peer, what, size, steps=2, skipped=1)
 
 
 ROWS = (
