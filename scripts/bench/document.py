@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rows import ROWS
+
 Figures = dict[str, Any]
 UNMEASURED = "not yet measured on a quiet machine"
 
@@ -55,7 +57,8 @@ def write(document: Path, figures: Figures) -> None:
 
 
 def text(figures: Figures) -> str:
-    parts = [HEAD, *comparison(figures["rows"]), *agreement(figures["rows"])]
+    rows = figures["rows"]
+    parts = [HEAD, *comparison(rows), *agreement(rows), *without_figures(rows)]
     for name, section in (
         ("loading", loading),
         ("decoding", decoding),
@@ -134,6 +137,12 @@ def agreement(rows: dict[str, Figures]) -> list[str]:
     return ["\n## Do both sides compute the same?\n", *notes]
 
 
+def without_figures(rows: dict[str, Figures]) -> list[str]:
+    """The rows of which nothing is known yet."""
+    left = [f"* {row.key}" for row in ROWS if row.key not in rows]
+    return [f"\n## {UNMEASURED.capitalize()}\n", *left] if left else []
+
+
 def loading(found: Sequence[Figures], machine: str) -> list[str]:
     table = [["backend", "type", "side", "kept, times the file", "at most, times the file"]]
     for one in found:
@@ -159,7 +168,9 @@ def decoding(found: Sequence[Figures], machine: str) -> list[str]:
     about = (
         "Of one row, greedy, as chat writes it: per layer + outside of the layers. Nodes: operations "
         "as they are written. Kernels: those that compute or copy, on MLX after its compiler. Casts: "
-        "changes of type among the nodes. Reads: how often the host takes a number.\n"
+        "changes of type among the nodes. Reads: how often the host takes a number. On MLX each of its "
+        "fast operations is the one kernel that a GPU has for it; on torch they are counted as its "
+        "dispatcher sees them.\n"
     )
     return ["\n## What a decoded token costs\n", f"{machine}\n", about, markdown(table)]
 

@@ -21,6 +21,7 @@ from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
 from ondevice.stages.init import initial_weights, model_config
 
+HELD_CHATS = 4
 TRAINED_WORDS = 4096  # tokens that the invented language fills; a model may have more rows
 
 
@@ -67,7 +68,9 @@ def prepare(job: Job, model: Path | None = None) -> None:
         _random_model(job, documents)
     tokenizer = load_model(job.model, load_backend(job.backend, "cpu")).tokenizer
     _write_rows(job, tokenizer, documents)
-    _write_chats(job, tokenizer)
+    _write_chats(job, tokenizer, "chats.jsonl", 2 * job.steps * job.shape.chats)
+    # a stage wants some that it does not learn from: they are measured at its ends, which are left out
+    _write_chats(job, tokenizer, "held_chats.jsonl", HELD_CHATS)
     prompts = []
     for i, document in enumerate(documents[: max(64, job.shape.generated)]):
         prompts.append(tokenizer.encode(document)[: 8 + i % 17])
@@ -114,16 +117,16 @@ def _write_rows(job: Job, tokenizer: Tokenizer, documents: list[str]) -> None:
     np.save(job.file("rows.npy"), np.concatenate(rows))
 
 
-def _write_chats(job: Job, tokenizer: Tokenizer) -> None:
+def _write_chats(job: Job, tokenizer: Tokenizer, name: str, count: int) -> None:
     shape = job.shape
     size = shape.chat_words
-    asked = texts_of(tokenizer, "asked", shape.chat_tokens // 6, size)
-    answered = texts_of(tokenizer, "answered", shape.chat_tokens, size)
+    asked = texts_of(tokenizer, f"{name} asked", shape.chat_tokens // 6, size)
+    answered = texts_of(tokenizer, f"{name} answered", shape.chat_tokens, size)
     chats: list[Any] = []
-    for _ in range(2 * job.steps * shape.chats):
+    for _ in range(count):
         user = {"role": "user", "content": next(asked)}
         chats.append({"messages": [user, {"role": "assistant", "content": next(answered)}]})
-    write_lines(job.file("chats.jsonl"), chats)
+    write_lines(job.file(name), chats)
 
 
 def write_lines(file: Path, rows: list[Any]) -> None:

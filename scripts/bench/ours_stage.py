@@ -68,7 +68,7 @@ def _chats(job: Job) -> Callable[[Context], Any]:
     cfg = SFTConfig(
         **shared(job),
         data=str(job.file("chats.jsonl")),
-        validation=str(job.file("chats.jsonl")),
+        validation=str(job.file("held_chats.jsonl")),
         sequence_length=shape.length,
         **batch_settings(shape.rows),
         **adapter,
