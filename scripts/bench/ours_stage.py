@@ -107,24 +107,23 @@ def _ppo(job: Job) -> Callable[[Context], Any]:
         reward_model=str(job.file("judge")),
         prompts=shape.episodes,
         missing_eos_penalty=0.0,
-        **rollout_settings(shape.episodes),
+        **rollout_settings(),
     )
     return lambda ctx: ppo.run(cfg, ctx)
 
 
 def _grpo(job: Job) -> Callable[[Context], Any]:
     shape = job.shape
-    rows = shape.prompts * shape.group
     rewards = "half" if job.what == "grpo-half" else "vowels"
     settings: dict[str, Any] = {
         **_rollout(job),
         "prompts": shape.prompts,
         "group_size": shape.group,
         "reward_file": f"{job.file('reward.py')}:{rewards}",
-        **rollout_settings(rows),
+        **rollout_settings(),
     }
     if job.backend == "mlx":  # what the peer does; it scores and learns from so many rows at a time
-        settings |= {"beta": 0.1, "loss_type": "grpo", **rollout_settings(rows, shape.prompts)}
+        settings |= {"beta": 0.1, "loss_type": "grpo", **rollout_settings(shape.prompts)}
     cfg = GRPOConfig(**settings)
     return lambda ctx: grpo.run(cfg, ctx)
 
@@ -142,7 +141,7 @@ def _sums(job: Job) -> Callable[[Context], Any]:
         group_size=shape.group,
         max_new_tokens=16,
         temperature=0.7,
-        **rollout_settings(shape.prompts * shape.group),
+        **rollout_settings(),
     )
     return lambda ctx: grpo.run(cfg, ctx)
 

@@ -23,7 +23,7 @@ from ondevice.training.losses import causal_lm_loss
 class NothingHeldOut:
     """No held-out data: the peers measure none either."""
 
-    def eval_batches(self, limit: int) -> list[Any]:
+    def eval_batches(self, limit: int, micro_batch: int | None = None) -> list[Any]:
         return []
 
 
