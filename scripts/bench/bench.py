@@ -2,8 +2,8 @@
 
 Groups of rows: {groups}.
 GROUP:WORDS takes those rows of a group that have these words in their title (pretrain:eager).
-Three more are of no peer's speed: load (memory of a loaded model), slopes (how the peak of an
-update grows), counts (graph nodes, casts, reads and traces, and slopes too).
+More that is not about speed: load (memory of a loaded model), and counts, which are decoding (graph
+nodes, casts, reads per token), traces (of a compiler) and slopes (how the peak of an update grows).
 None named: all of them.
 """
 
@@ -27,7 +27,8 @@ from processes import Runner  # noqa: E402
 from rows import GROUPS, ROWS  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "speed.md"
-OTHERS = ("load", "slopes", "counts")
+COUNTS = ("decoding", "traces", "slopes")
+OTHERS = ("load", "counts", *COUNTS)
 LIBRARIES = ("torch", "transformers", "trl", "mlx", "mlx-lm")
 PEERS = {"trl112": "trl==1.12.0", "mlx_lm_lora": "mlx-lm-lora"}
 
@@ -75,9 +76,12 @@ def sections(measurement: Measurement, chosen: set[str]) -> Any:
     if "load" in chosen:
         yield "loading", memory.loading(measurement)
     if "counts" in chosen:
+        chosen = chosen | set(COUNTS)
+    if "decoding" in chosen:
         yield "decoding", counts.decoding(measurement)
+    if "traces" in chosen:
         yield "traces", counts.traces(measurement)
-    if chosen & {"counts", "slopes"}:
+    if "slopes" in chosen:
         yield "slopes", memory.slopes(measurement)
 
 
