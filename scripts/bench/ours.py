@@ -63,5 +63,5 @@ def stage_context(meter: Meter, backend: Backend) -> Iterator[Context]:
         stage = RunFolder(folder).create().stage("bench").create()
         events = Listener(stage.events, meter)
         with suppress(Done):
-            yield Context("bench", stage, backend, events, StopRequest(), CorpusConfig(), (), False)
+            yield Context(stage, backend, events, shared=RunSettings(StopRequest()))
         events.close()
