@@ -27,6 +27,7 @@ from processes import Runner  # noqa: E402
 from rows import GROUPS, ROWS  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "speed.md"
+BACKENDS = ("torch", "mlx")
 COUNTS = ("decoding", "traces", "slopes")
 OTHERS = ("load", "counts", *COUNTS)
 LIBRARIES = ("torch", "transformers", "trl", "mlx", "mlx-lm")
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         runner = Runner(args.threads, folders)
         measurement = Measurement(
-            runner, Path(work), args.device, args.backend, args.small, args.repeats, args.model
+            runner, Path(work), args.device, args.backends, args.small, args.repeats, args.model
         )
         compare(args, measurement, chosen, figures, machine)
         for name, found in sections(measurement, chosen):
@@ -59,7 +60,7 @@ def compare(
     machine: str,
 ) -> None:
     for row in ROWS:
-        if row.backend not in args.backend or not any(map(row.is_named, chosen)):
+        if row.backend not in args.backends or not any(map(row.is_named, chosen)):
             continue
         missing = measurement.runner.missing(row.peer) if row.peer else ""
         if missing:
@@ -143,7 +144,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("rows", nargs="*", metavar="ROWS")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    parser.add_argument("--backend", nargs="+", choices=("torch", "mlx"), default=("torch", "mlx"))
+    parser.add_argument("--backend", choices=BACKENDS, help="one of the two alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="does it run? figures say nothing")
@@ -158,6 +159,7 @@ def parsed() -> argparse.Namespace:
             help=f"made by: pip install --no-deps --target DIR {package}",
         )
     args = parser.parse_args()
+    args.backends = (args.backend,) if args.backend else BACKENDS
     for name in args.rows:
         if name not in OTHERS and not any(row.is_named(name) for row in ROWS):
             parser.error(f"no rows are called {name!r}; known: {', '.join((*GROUPS, *OTHERS))}")
