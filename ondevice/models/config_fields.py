@@ -75,6 +75,7 @@ HARMLESS: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "_name_or_path",
+            "_model_name_or_path",
             "name_or_path",
             "architectures",
             "auto_map",
