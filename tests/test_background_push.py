@@ -188,7 +188,7 @@ def test_the_settings() -> None:
     for fields, said in (
         ({"push_every": 5}, "push_every: needs a repository"),
         ({"push_every": -1}, "push_every: -1 is too small"),
-        ({"push_every": 5, "push_to": "a/b/c"}, "push_to: 'a/b/c' is no name of a repository"),
+        ({"push_every": 5, "push_to": "a/b/c"}, "push_to: 'a/b/c' is not a name of a repository"),
     ):
         with pytest.raises(UserError) as caught:
             from_mapping(SFTConfig, fields)

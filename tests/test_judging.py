@@ -54,7 +54,7 @@ def test_a_duel_with_oneself_is_a_draw_and_sides_change_places(files: Path) -> N
 
 @pytest.mark.parametrize(("arguments", "said"), [
     ("--tasks win", "against: a win rate needs another model and a judge"),
-    ("--tasks win --against POLICY --judge POLICY", "is no reward model"),
+    ("--tasks win --against POLICY --judge POLICY", "is not a reward model"),
     ("--tasks win,text", "win and classes are measured by themselves"),
     ("--tasks win --against POLICY --judge JUDGE --data nowhere.jsonl", "nowhere.jsonl: no such file"),
 ])  # fmt: skip

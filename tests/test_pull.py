@@ -290,8 +290,11 @@ def test_private_and_missing_repositories(
     ("words", "said"),
     [
         (["pull"], "REPO_ID is missing"),
-        (["pull", "../x"], "--repo-id: '../x' is no name of a repository"),
-        (["pull", "a/b", "--revision", "a..b"], "--revision: 'a..b' is no branch, tag or commit"),
+        (["pull", "../x"], "--repo-id: '../x' is not a name of a repository"),
+        (
+            ["pull", "a/b", "--revision", "a..b"],
+            "--revision: 'a..b' is not a branch, tag or commit",
+        ),
         (["pull", "a/b", "c"], "'c' is one word too many"),
     ],
 )

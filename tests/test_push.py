@@ -593,8 +593,8 @@ def test_offline_is_told(
     [
         (["push"], "MODEL is missing"),
         (["push", "{m}"], "--repo-id: no repository was named"),
-        (["push", "{m}", "a/b/c"], "--repo-id: 'a/b/c' is no name of a repository"),
-        (["push", "{m}", "a--b"], "--repo-id: 'a--b' is no name"),
+        (["push", "{m}", "a/b/c"], "--repo-id: 'a/b/c' is not a name of a repository"),
+        (["push", "{m}", "a--b"], "--repo-id: 'a--b' is not a name"),
         (["push", "{m}", "me/m", "--tag", "a b"], "--tag: 'a b' cannot be a tag"),
         (["push", "{m}", "me/m", "--stage", "sft"], "is a model's folder: it has no stages"),
         (

@@ -43,7 +43,7 @@ class _Shares:
         for kind, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise UserError(
-                    f"{weight} is no weight",
+                    f"{weight} is not a weight",
                     where=f"{where}.{kind}".lstrip("."),
                     hint="give 0 or more",
                 )

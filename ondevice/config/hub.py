@@ -37,7 +37,7 @@ def check_repo_id(repo_id: str, where: str = "repo_id") -> None:
         or repo_id.endswith(".git")
     ):
         raise UserError(
-            f"{repo_id!r} is no name of a repository",
+            f"{repo_id!r} is not a name of a repository",
             where=where,
             hint="give NAME, or OWNER/NAME: letters, digits, - _ and .",
         )
@@ -148,7 +148,7 @@ class PullConfig:
             or any(sign in self.revision for sign in " \\^~:?*[")
             or ".." in self.revision
         ):
-            raise UserError(f"{self.revision!r} is no branch, tag or commit", where="revision")
+            raise UserError(f"{self.revision!r} is not a branch, tag or commit", where="revision")
 
 
 _TYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("f16", "q8_0", "f32")}

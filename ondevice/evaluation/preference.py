@@ -76,7 +76,7 @@ def _judge(cfg: EvalConfig, backend: Backend) -> Model:
     judge = load_model(find_reward_model(cfg.judge), backend)
     if is_generative(judge.cfg) or judge.cfg.num_labels != 1:
         raise UserError(
-            "is no reward model: it has no head of one score",
+            "is not a reward model: it has no head of one score",
             where=cfg.judge,
             hint="ondevice reward makes one",
         )

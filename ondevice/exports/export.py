@@ -172,7 +172,7 @@ def _gguf(
             f"llama.cpp knows no window in this family: the context is the window, {context} tokens"
         )
     if kept:
-        notes.append(f"{kept} matrices stay float16: their rows are no whole number of 32")
+        notes.append(f"{kept} matrices stay float16: their rows are not a whole number of 32")
     if not with_template:
         notes.append(
             "the chat template could not be put into the Modelfile: Ollama looks for one that it knows"
@@ -225,7 +225,7 @@ def _mlx(
     notes = []
     if kept:
         notes.append(
-            f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"
+            f"{kept} matrices stay {dtype}: their rows are not a whole number of {cfg.group_size}"
         )
     scaling: Mapping[str, Any] = {}
     if isinstance(whole.cfg, DecoderConfig):

@@ -141,7 +141,7 @@ class ExportedVotes:
             raise BadRow("undo and undoes belong together")
         if undone is not None and not self._can_undo(found):
             raise BadRow(
-                f"undoes {undone!r:.20}, which is no earlier vote of this rater on this item, or was undone"
+                f"undoes {undone!r:.20}, which is not an earlier vote of this rater on this item, or was undone"
             )
 
     def _can_undo(self, found: Row) -> bool:

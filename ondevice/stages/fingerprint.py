@@ -127,7 +127,7 @@ def model_digest(folder: Path) -> str:
         )
     if not (folder / "config.json").is_file():
         raise UserError(
-            "is no checkpoint: it holds no config.json",
+            "is not a checkpoint: it holds no config.json",
             where=str(folder),
             hint="give a Hugging Face model folder",
         )

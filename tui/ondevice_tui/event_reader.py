@@ -143,7 +143,7 @@ def _held_out(event: dict[str, Any]) -> str:
                 return f"held-out {value:.4f}"
             return f"held-out {name} {value:.3f}"
         if name in event:
-            return f"held-out {name} is no number"
+            return f"held-out {name} is not a number"
     return "measured on held-out data"
 
 

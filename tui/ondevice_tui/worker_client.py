@@ -156,7 +156,7 @@ class ModelProcess:
             event = json.loads(raw)
             if isinstance(event, dict):
                 return event
-        raise WorkerGone("the model's process said what is no event")
+        raise WorkerGone("the model's process sent what is not an event")
 
     async def _listen(self) -> None:
         """Keeps the end of stderr, so that the pipe never fills."""

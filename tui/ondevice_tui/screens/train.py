@@ -46,7 +46,7 @@ class TrainScreen(StagePage):
     ABOUT = """\
 One stage's curves. The bright line is the moving average of the training values, the dim band their minimum and \
 maximum in each column (no spike is hidden), o marks held-out measurements, · another run laid over it, ✗ a value that \
-is no number. Below: the newest numbers with their course, and what the model answers to the fixed prompts."""
+is not a number. Below: the newest numbers with their course, and what the model answers to the fixed prompts."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "metric(1)", "curve", tooltip="Next curve (shift+tab: the one before)"),
         Binding("shift+tab", "metric(-1)", "curve back", show=False),
