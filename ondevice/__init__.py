@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING, Any
 from ondevice.common.errors import UserError
 
 if TYPE_CHECKING:
+    from ondevice.config.benchmark import BenchConfig
+    from ondevice.config.data import DataConfig
+    from ondevice.config.evaluation import EvalConfig
+    from ondevice.config.finetuning import ClassifyConfig, SFTConfig
     from ondevice.config.hub import ExportConfig, PullConfig, PushConfig
     from ondevice.config.preference import (
         DPOConfig,
@@ -29,25 +33,15 @@ if TYPE_CHECKING:
         RewardConfig,
         SampleConfig,
     )
-    from ondevice.config.stages import (
-        ClassifyConfig,
-        InitConfig,
-        PretrainConfig,
-        SFTConfig,
-        StageConfig,
-    )
+    from ondevice.config.ratings import RateConfig, RatingsConfig
+    from ondevice.config.runs import RunConfig
+    from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig
     from ondevice.config.use import (
-        BenchConfig,
         ChatConfig,
         CompareConfig,
-        DataConfig,
-        EvalConfig,
         FillConfig,
         GenerateConfig,
         LabelConfig,
-        RateConfig,
-        RatingsConfig,
-        RunConfig,
         WorkerConfig,
     )
     from ondevice.publishing.push import Tell
@@ -93,7 +87,7 @@ def run(
 ) -> Path:
     """All stages of a recipe (fields of `RunConfig`); `sets` are changes of the recipe such as
     "sft.steps=5". Returns the run folder. See `ondevice.stages.pipeline.run`."""
-    from ondevice.config.use import RunConfig
+    from ondevice.config.runs import RunConfig
     from ondevice.stages.pipeline import run as function
 
     return function(_made(RunConfig, {"recipe": str(recipe), **fields}, cfg), sets)
@@ -125,7 +119,7 @@ def sft(
     model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None = None, **fields: Any
 ) -> Path:
     """Stage 2: instruction tuning on chats. Returns the model's folder."""
-    from ondevice.config.stages import SFTConfig
+    from ondevice.config.finetuning import SFTConfig
 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
 
@@ -138,7 +132,7 @@ def classify(
     **fields: Any,
 ) -> Path:
     """Fine-tuning to tell texts apart. Returns the classifier's folder."""
-    from ondevice.config.stages import ClassifyConfig
+    from ondevice.config.finetuning import ClassifyConfig
 
     return _stage("classify", cfg, ClassifyConfig, {"model": str(model), "data": data, **fields})
 
@@ -291,7 +285,7 @@ def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
     """What a model is worth on held-out data (fields of `EvalConfig`). See
     `ondevice.evaluation.evaluate.evaluate`.
     """
-    from ondevice.config.use import EvalConfig
+    from ondevice.config.evaluation import EvalConfig
     from ondevice.evaluation.evaluate import evaluate as function
 
     return function(_made(EvalConfig, fields, cfg))
@@ -303,7 +297,7 @@ def show_data(
     """Examples of some data as a model will see them, and counts (fields of `DataConfig`): {"form",
     "rows", "used", "cut", "skipped", "tokens", "learned", "examples", …}. See
     `ondevice.datasets.preview.show`."""
-    from ondevice.config.use import DataConfig
+    from ondevice.config.data import DataConfig
     from ondevice.datasets.preview import show as function
 
     given = {"action": "show", "data": str(data), "model": str(model), **fields}
@@ -313,7 +307,7 @@ def show_data(
 def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
     """Rating in the terminal (fields of `RateConfig`); returns how far the rater is. The database
     itself is `ondevice.preferences.database.Ratings`."""
-    from ondevice.config.use import RateConfig
+    from ondevice.config.ratings import RateConfig
     from ondevice.preferences.terminal import rate as function
 
     return function(_made(RateConfig, fields, cfg))
@@ -323,7 +317,7 @@ def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[s
     """Statistics of votes, their export and import (fields of `RatingsConfig`): the command
     `ratings`, which cannot give its name to a function beside the module
     `ondevice.preferences.database`."""
-    from ondevice.config.use import RatingsConfig
+    from ondevice.config.ratings import RatingsConfig
     from ondevice.preferences.import_export import manage as function
 
     return function(_made(RatingsConfig, fields, cfg))
@@ -379,7 +373,7 @@ def bench(
     """Tokens per second of each stage on this machine (fields of `BenchConfig`). `tell` hears each
     figure. See `ondevice.benchmark.standard.bench`."""
     from ondevice.benchmark.standard import bench as function
-    from ondevice.config.use import BenchConfig
+    from ondevice.config.benchmark import BenchConfig
 
     return function(_made(BenchConfig, fields, cfg), tell)
 

@@ -15,8 +15,8 @@ import ondevice
 from hub_models import contents, write_model, write_run, write_stage
 from hub_server import TOKEN, HubServer, environment
 from ondevice.common.errors import UserError
+from ondevice.config.finetuning import SFTConfig
 from ondevice.config.load import from_mapping
-from ondevice.config.stages import SFTConfig
 from ondevice.hub.client import Hub
 from ondevice.publishing import background
 from ondevice.publishing.plan import PENDING

@@ -16,7 +16,7 @@ import ondevice as od
 import small_stages
 from ondevice.cli import main
 from ondevice.common.errors import UserError
-from ondevice.config.use import DataConfig
+from ondevice.config.data import DataConfig
 from ondevice.data.class_labels import (
     ClassName,
     in_order,

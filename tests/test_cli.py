@@ -13,8 +13,9 @@ import pytest
 import ondevice
 from ondevice import cli
 from ondevice.common.errors import Interrupted, UserError
-from ondevice.config.stages import SFTConfig
-from ondevice.config.use import GenerateConfig, RunConfig
+from ondevice.config.finetuning import SFTConfig
+from ondevice.config.runs import RunConfig
+from ondevice.config.use import GenerateConfig
 from ondevice.config.verbs import VERBS
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder

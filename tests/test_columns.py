@@ -13,7 +13,8 @@ import pytest
 import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
-from ondevice.config.use import DataConfig, EvalConfig
+from ondevice.config.data import DataConfig
+from ondevice.config.evaluation import EvalConfig
 from ondevice.data.formats import to_chat
 from ondevice.data.preference_formats import to_pair
 from ondevice.data.rows import LIMIT, Reading, read

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from ondevice.common.errors import UserError
+from ondevice.config.evaluation import EvalConfig
+from ondevice.config.finetuning import SFTConfig
 from ondevice.config.load import (
     apply_set,
     dump_yaml,
@@ -17,8 +19,8 @@ from ondevice.config.load import (
     to_mapping,
 )
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names, stage_defaults
-from ondevice.config.stages import SFTConfig
-from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig, RunConfig
+from ondevice.config.runs import RunConfig
+from ondevice.config.use import ChatConfig, GenerateConfig
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.config.command_line import make_config, take_apart
 from ondevice.config.effects import effects, idle
+from ondevice.config.finetuning import SFTConfig
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names, stage_defaults
-from ondevice.config.stages import SFTConfig
 from ondevice.config.verbs import VERBS
 from ondevice.seam.select import load_backend
 

@@ -14,7 +14,7 @@ import pytest
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.use import DataConfig
+from ondevice.config.data import DataConfig
 from ondevice.data.batches import mixed_stream
 from ondevice.data.chat_encoding import encode_chat
 from ondevice.data.context import DataContext

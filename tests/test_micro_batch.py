@@ -453,6 +453,6 @@ def test_what_is_gone_names_what_to_give(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def od_config() -> Any:
-    from ondevice.config.stages import SFTConfig
+    from ondevice.config.finetuning import SFTConfig
 
     return SFTConfig()

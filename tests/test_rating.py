@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ondevice.config.use import RateConfig
+from ondevice.config.ratings import RateConfig
 from ondevice.preferences import terminal as rating
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of

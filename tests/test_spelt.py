@@ -13,7 +13,7 @@ import pytest
 import small_stages
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
-from ondevice.config.use import DataConfig
+from ondevice.config.data import DataConfig
 from ondevice.data.readers import Part
 from ondevice.data.special_token_text import Spelt, separated, shown
 from ondevice.datasets.preview import render, show

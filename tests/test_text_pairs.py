@@ -17,7 +17,7 @@ import small_stages
 from gradients import on_device
 from ondevice.cli import main
 from ondevice.common.errors import UserError
-from ondevice.config.use import DataConfig
+from ondevice.config.data import DataConfig
 from ondevice.data.class_labels import LabelledText
 from ondevice.data.completion_batches import text_batch
 from ondevice.data.formats import to_label

@@ -14,7 +14,7 @@ import pytest
 import models
 import ondevice as od
 from ondevice.common.errors import UserError
-from ondevice.config.use import DataConfig
+from ondevice.config.data import DataConfig
 from ondevice.data.chat_encoding import ChatRow, encode_chat, prompt_ids
 from ondevice.data.completion_batches import CompletionSource, answers_of, counted_answers
 from ondevice.data.token_cache import ChatRows

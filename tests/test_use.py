@@ -27,7 +27,8 @@ from ondevice.common.errors import UserError
 from ondevice.common.sanitize import sanitize
 from ondevice.config.command_line import make_config, take_apart
 from ondevice.config.recipe import recipe_names
-from ondevice.config.use import ChatConfig, RunsConfig
+from ondevice.config.runs import RunsConfig
+from ondevice.config.use import ChatConfig
 from ondevice.config.verbs import VERBS
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer

@@ -14,7 +14,7 @@ from ondevice.common.clock import ticks
 from ondevice.common.distribution import own_version
 from ondevice.common.physical_memory import physical_memory
 from ondevice.common.processor import processor_name
-from ondevice.config.use import BenchConfig
+from ondevice.config.benchmark import BenchConfig
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 

@@ -38,6 +38,18 @@ def only(default: Any, holds: Callable[[Any], bool], why: str, hint: str = "leav
     return dataclasses.field(default=default, metadata={_KEY: Effect(holds, why, hint)})
 
 
+def one_of(field: str, *values: str) -> Callable[[Any], bool]:
+    """Holds where the field is one of the values, or (a tuple) has one of them."""
+
+    def holds(cfg: Any) -> bool:
+        value = getattr(cfg, field)
+        if isinstance(value, str):
+            return bool({value} & set(values))
+        return bool(set(value) & set(values))
+
+    return holds
+
+
 def effects(cls: type) -> dict[str, Effect]:
     """Field → when it has an effect, of the fields that do not always have one."""
     found = {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
-from ondevice.config.stages import RowsAtOnce, RowsConfig, StageConfig, TuningConfig
+from ondevice.config.finetuning import TuningConfig
+from ondevice.config.rows import RowsConfig
+from ondevice.config.stages import RowsAtOnce, StageConfig
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]

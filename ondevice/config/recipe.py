@@ -24,6 +24,7 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.earlier import upgraded
+from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
 from ondevice.config.preference import (
     DPOConfig,
@@ -33,13 +34,7 @@ from ondevice.config.preference import (
     RewardConfig,
     SampleConfig,
 )
-from ondevice.config.stages import (
-    ClassifyConfig,
-    InitConfig,
-    PretrainConfig,
-    SFTConfig,
-    StageConfig,
-)
+from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig
 
 STAGES: Mapping[str, type[StageConfig]] = {
     "init": InitConfig,

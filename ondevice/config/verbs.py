@@ -25,16 +25,22 @@ class Verb:
     render: str = ""
 
 
+_RUNS = "ondevice.config.runs"
 _STAGES = "ondevice.config.stages"
+_FINETUNING = "ondevice.config.finetuning"
 _PREFERENCE = "ondevice.config.preference"
 _USE = "ondevice.config.use"
+_EVALUATION = "ondevice.config.evaluation"
+_RATINGS = "ondevice.config.ratings"
+_DATA = "ondevice.config.data"
+_BENCHMARK = "ondevice.config.benchmark"
 _HUB = "ondevice.config.hub"
 _TABLE = (
     Verb(
         "run",
         "Train",
         "all stages of a recipe, from random weights on",
-        f"{_USE}:RunConfig",
+        f"{_RUNS}:RunConfig",
         ("recipe",),
         "run",
     ),
@@ -60,7 +66,7 @@ _TABLE = (
         "sft",
         "Train",
         "instruction tuning on chats",
-        f"{_STAGES}:SFTConfig",
+        f"{_FINETUNING}:SFTConfig",
         ("model", "data"),
         "sft",
         recipe=True,
@@ -69,7 +75,7 @@ _TABLE = (
         "classify",
         "Train",
         "telling texts apart: one class a text",
-        f"{_STAGES}:ClassifyConfig",
+        f"{_FINETUNING}:ClassifyConfig",
         ("model", "data"),
         "classify",
         recipe=True,
@@ -172,7 +178,7 @@ _TABLE = (
         "eval",
         "Use",
         "measure a model on held-out data",
-        f"{_USE}:EvalConfig",
+        f"{_EVALUATION}:EvalConfig",
         ("model", "data"),
         "evaluate",
     ),
@@ -180,7 +186,7 @@ _TABLE = (
         "rate",
         "Prefer",
         "say which of two answers is better",
-        f"{_USE}:RateConfig",
+        f"{_RATINGS}:RateConfig",
         ("ratings",),
         "rate",
         json=False,
@@ -190,7 +196,7 @@ _TABLE = (
         "ratings",
         "Prefer",
         "what the votes are worth; ratings export|import DB FILE, repair DB",
-        f"{_USE}:RatingsConfig",
+        f"{_RATINGS}:RatingsConfig",
         ("action", "ratings", "file"),
         "manage_ratings",
         render="ondevice.preferences.import_export:render",
@@ -229,7 +235,7 @@ _TABLE = (
         "data",
         "Look",
         "data show FILE --model MODEL: examples as the model will see them, and counts",
-        f"{_USE}:DataConfig",
+        f"{_DATA}:DataConfig",
         ("action", "data"),
         "show_data",
         sets=False,
@@ -238,7 +244,7 @@ _TABLE = (
         "runs",
         "Look",
         "list runs; runs report RUN, runs resume RUN",
-        f"{_USE}:RunsConfig",
+        f"{_RUNS}:RunsConfig",
         ("action", "run"),
         sets=False,
     ),
@@ -246,7 +252,7 @@ _TABLE = (
         "bench",
         "Look",
         "how fast this machine is in each stage, as a block to paste",
-        f"{_USE}:BenchConfig",
+        f"{_BENCHMARK}:BenchConfig",
         (),
         "bench",
         sets=False,

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.config.stages import PretrainConfig, SFTConfig
+from ondevice.config.finetuning import SFTConfig
+from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import ChatSource, TextSource
 from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.completion_batches import CompletionSource, counted_answers

@@ -17,10 +17,11 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.common.sanitize import sanitize
+from ondevice.config.data import DataConfig
 from ondevice.config.effects import idle
+from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.preference import RewardConfig
-from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
-from ondevice.config.use import DataConfig
+from ondevice.config.stages import PretrainConfig
 from ondevice.data.chat_encoding import (
     add_template,
     with_template_kwargs,

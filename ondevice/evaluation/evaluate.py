@@ -12,8 +12,9 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.effects import refuse_idle
-from ondevice.config.stages import PretrainConfig, SFTConfig
-from ondevice.config.use import BY_ITSELF, TOGETHER, EvalConfig
+from ondevice.config.evaluation import BY_ITSELF, TOGETHER, EvalConfig
+from ondevice.config.finetuning import SFTConfig
+from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import tokenize_corpus
 from ondevice.data.chat_encoding import encode_chats
 from ondevice.data.rows import LIMIT, Reading

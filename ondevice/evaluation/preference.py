@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
 from ondevice.common.sanitize import sanitize
+from ondevice.config.evaluation import EvalConfig
 from ondevice.config.template_kwargs import parse_template_kwargs
-from ondevice.config.use import EvalConfig
 from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.messages import BadRow
 from ondevice.data.preference_batches import TokenPair, completion_row, to_tokens

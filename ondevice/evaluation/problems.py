@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.use import EvalConfig
+from ondevice.config.evaluation import EvalConfig
 from ondevice.data.rows import Reading
 from ondevice.datasets.prompts import thought_opening
 from ondevice.datasets.spec import check_rejected

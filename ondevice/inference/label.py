@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.use import EvalConfig, LabelConfig
+from ondevice.config.evaluation import EvalConfig
+from ondevice.config.use import LabelConfig
 from ondevice.data.builtin.corpus import build
 from ondevice.data.class_labels import LabelledText, same_classes
 from ondevice.data.completion_batches import group_by_length, text_batch

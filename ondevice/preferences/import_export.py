@@ -15,7 +15,7 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
 from ondevice.common.json_files import to_json
-from ondevice.config.use import RatingsConfig
+from ondevice.config.ratings import RatingsConfig
 from ondevice.data.messages import BadRow
 from ondevice.data.rows import Rows, read
 from ondevice.preferences.backups import is_ours

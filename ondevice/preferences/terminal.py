@@ -19,7 +19,7 @@ from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.rng import generator
 from ondevice.common.sanitize import LIMIT, sanitize
-from ondevice.config.use import RateConfig
+from ondevice.config.ratings import RateConfig
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.repair import open_for_rating

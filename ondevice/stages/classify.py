@@ -12,7 +12,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
-from ondevice.config.stages import ClassifyConfig
+from ondevice.config.finetuning import ClassifyConfig
 from ondevice.data import packing
 from ondevice.data.batches import RowSource
 from ondevice.data.class_labels import (

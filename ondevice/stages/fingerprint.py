@@ -13,10 +13,11 @@ from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, sha256
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.earlier import upgraded
+from ondevice.config.finetuning import TuningConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
 from ondevice.config.recipe import STAGES
-from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
+from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import pairs_digest
 from ondevice.datasets.spec import data_digest
 from ondevice.hub import snapshot

@@ -17,8 +17,8 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import dump_yaml
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe, recipe_for
+from ondevice.config.runs import RunConfig
 from ondevice.config.stages import StageConfig
-from ondevice.config.use import RunConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import EvalSuite, builtin_exam, measure
 from ondevice.models.model import Model

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
-from ondevice.config.stages import SFTConfig
+from ondevice.config.finetuning import SFTConfig
 from ondevice.data.chat_encoding import ChatRow, add_template
 from ondevice.data.context import DataContext
 from ondevice.datasets import text_and_chats

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ondevice.common.errors import UserError, nearest
-from ondevice.config.stages import TuningConfig
+from ondevice.config.finetuning import TuningConfig
 from ondevice.data.chat_encoding import with_template_kwargs
 from ondevice.hub import snapshot
 from ondevice.models.convert import COST

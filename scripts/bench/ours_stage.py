@@ -9,8 +9,8 @@ from job import Job
 from meter import Meter
 from ours import backend_of, batch_settings, rollout_settings, stage_context
 
+from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
-from ondevice.config.stages import SFTConfig
 from ondevice.inference.generator import Generator
 from ondevice.rewards.scorer import Rewards
 from ondevice.rl.rollout import Sampler

@@ -72,7 +72,7 @@ class Job:
             "dpo": {"beta": self.beta},
         }
         where = import_module(
-            f"ondevice.config.{'stages' if self.stage == 'sft' else 'preference'}"
+            f"ondevice.config.{'finetuning' if self.stage == 'sft' else 'preference'}"
         )
         return getattr(
             where, {"sft": "SFTConfig", "reward": "RewardConfig", "dpo": "DPOConfig"}[self.stage]

@@ -14,7 +14,7 @@ from textual.content import Content
 from textual.widgets import Input, Select
 
 from ondevice.common.errors import UserError
-from ondevice.config.use import RatingsConfig
+from ondevice.config.ratings import RatingsConfig
 from ondevice.inference.pair_sampling import Plan, Writer
 from ondevice.preferences.sqlite_store import FILE
 from ondevice_tui.screens.page import Card

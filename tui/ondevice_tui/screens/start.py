@@ -16,7 +16,7 @@ from textual.widgets import Input, Select
 from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.recipe import STAGES, recipe_names, stage_defaults
-from ondevice.config.use import RunConfig
+from ondevice.config.runs import RunConfig
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import epochs, guide, imports, stage_processes
 from ondevice_tui.fields import fields_of, settings

@@ -1,0 +1,76 @@
+"""The settings of whole runs: training all stages of a recipe, and what is in a folder of runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ondevice.common.errors import UserError
+from ondevice.config.effects import only, refuse_idle
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All stages of a recipe, one after the other, and the ladder that compares them."""
+
+    recipe: str = "minute"
+    """A recipe that comes with the program (minute, tiny) or a YAML file."""
+    arch: Literal["decoder", "encoder", "seq2seq"] = "decoder"
+    """Architecture that walks the road: decoder (it goes on with a text), encoder (it understands
+    one) or seq2seq (it reads one and writes another)."""
+    out: str = ""
+    """Run folder. Empty: runs/<recipe>-<date and time>."""
+    backend: Literal["auto", "mlx", "torch"] = "auto"
+    """auto takes MLX on Apple Silicon, else torch."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; master weights stay float32. auto: bfloat16 on a GPU, float32 on a CPU."""
+    seed: int | None = None
+    """Decides initial weights, the order of the data and every draw. Unset: the recipe's."""
+    resume: bool = False
+    """Go on with the run in --out: complete stages are kept, the unfinished one goes on from its
+    newest checkpoint.
+    """
+    redo: tuple[str, ...] = ()
+    """Stages to run again although they are complete."""
+    preference: Literal["", "ppo", "dpo"] = ""
+    """The way through preference fine-tuning: a reward model and ppo, or dpo instead of both.
+    Unset: the recipe's.
+    """
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
+        if (self.resume or self.redo) and not self.out:
+            raise UserError(
+                "needs the run folder",
+                where="resume" if self.resume else "redo",
+                hint="give --out FOLDER",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig:
+    """The runs in a folder: what they have done, their reports, going on with one."""
+
+    action: Literal["list", "report", "resume"] = "list"
+    """list: every run with its stages; report: print a run's ladder; resume: go on with a run."""
+    run: str = only(
+        "",
+        lambda cfg: cfg.action != "list",
+        "all runs are listed",
+        "leave it out, or give report or resume before it",
+    )
+    """Name or path of the run (report, resume)."""
+    folder: str = "runs"
+    """Where the runs are."""
+
+    def check(self) -> None:
+        """Raises UserError where the run is missing, or named without need."""
+        refuse_idle(self)
+        if self.action != "list" and not self.run:
+            raise UserError(
+                "no run was named", where="run", hint=f"ondevice runs {self.action} RUN"
+            )
