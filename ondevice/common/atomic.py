@@ -35,6 +35,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ondevice.common.errors import UserError
+from ondevice.common.file_lock import try_lock
 from ondevice.common.sanitize import to_stderr
 
 MARKER, NEW, OLD = ".ondevice", ".new", ".old"
@@ -198,8 +199,9 @@ def _sweep(place: Path, target: Path, say: Say) -> None:
 def _abandoned(lock: _Lock) -> bool:
     """Whether a marker's maker is dead, and no other process removes its folder at this moment."""
     try:
-        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or no locks here, and nothing is proved
+        if not try_lock(lock.descriptor):
+            return False
+    except OSError:  # no locks here, and nothing is proved
         return False
     return os.fstat(lock.descriptor).st_nlink > 0
 
@@ -229,9 +231,8 @@ def _locked(lock: _Lock) -> bool:
     was locked.
     """
     try:
-        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        if not try_lock(lock.descriptor):
+            return False
     except OSError:  # no locks here: then nobody can prove that we are dead, and nobody removes it
         return True
     return os.fstat(lock.descriptor).st_nlink > 0

@@ -14,7 +14,6 @@ database next finishes that.
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import os
 import time
@@ -23,10 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ondevice.common.atomic import sync
-from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
+from ondevice.common.file_lock import lock
 
-LOOK_S = 0.05  # between two tries to get the lock
 SIDE_FILES = ("-wal", "-shm")  # SQLite's own, beside a database
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -37,22 +35,14 @@ def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | Non
     Shared: the database is open here. Exclusive: it is to be replaced. Raises UserError where the
     other kind is held for longer than `patience_s`, and where the lock's file cannot be made.
     """
-    kind, held_by_other = fcntl.LOCK_SH, "is being repaired"
+    held_by_other = "is being repaired"
     if exclusive:
-        kind, held_by_other = fcntl.LOCK_EX, "another program has it open"
+        held_by_other = "another program has it open"
     descriptor = _opened(file)
-    end = ticks() + patience_s
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                if ticks() > end:
-                    raise UserError(
-                        held_by_other, where=str(file), hint="try again in a moment"
-                    ) from None
-                time.sleep(LOOK_S)
+        if not lock(descriptor, shared=not exclusive, patience_s=patience_s):
+            raise UserError(held_by_other, where=str(file), hint="try again in a moment")
+        return descriptor
     except OSError as error:
         os.close(descriptor)
         if error.errno in _UNSUPPORTED:
@@ -66,18 +56,18 @@ def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | Non
 def _opened(file: Path) -> int:
     """The lock's file, made where it is missing: whoever may read the database may lock it, as with
     SQLite's own side files. Raises UserError."""
-    lock = file.with_name(f".{file.name}.lock")
+    lock_file = file.with_name(f".{file.name}.lock")
     try:
         try:
-            return os.open(lock, os.O_RDONLY)
+            return os.open(lock_file, os.O_RDONLY)
         except FileNotFoundError:
-            descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o644)
+            descriptor = os.open(lock_file, os.O_RDONLY | os.O_CREAT, 0o644)
         if os.fstat(descriptor).st_uid == os.geteuid() and file.exists():
             os.fchmod(descriptor, file.stat().st_mode & 0o666)
         return descriptor
     except OSError as error:
         raise UserError(
-            f"its lock, {lock.name}, cannot be opened ({error.strerror})",
+            f"its lock, {lock_file.name}, cannot be opened ({error.strerror})",
             where=str(file),
             hint="let whoever made it give you the right to read it",
         ) from error

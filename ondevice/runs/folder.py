@@ -11,7 +11,6 @@ lock and hold it after its parent's death, which is why helpers are spawned, nev
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -28,8 +27,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ondevice.common.clock import clock, ticks
+from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
+from ondevice.common.file_lock import lock, try_lock
 
 LOCK_PATIENCE_S = 0.5  # `runs` looks at a lock by taking it for an instant: a start waits that out
 
@@ -167,9 +167,8 @@ class StageFolder:
         except OSError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_holder(self.lock)
+            if not try_lock(descriptor, shared=True):
+                return _read_holder(self.lock)
         except OSError:
             return None  # a file system without locks: nothing can hold one
         finally:
@@ -291,20 +290,16 @@ def _take(file: Path) -> int:
 
 
 def _flock(descriptor: int, file: Path) -> None:
-    deadline = ticks() + LOCK_PATIENCE_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if ticks() > deadline:
-                raise _held(file) from None
-            time.sleep(0.02)
-        except OSError as error:
-            raise UserError(
-                f"this file system cannot lock files ({error.strerror})",
-                where=str(file),
-                hint="give --out a folder on a local disk",
-            ) from error
+    try:
+        locked = lock(descriptor, patience_s=LOCK_PATIENCE_S)
+    except OSError as error:
+        raise UserError(
+            f"this file system cannot lock files ({error.strerror})",
+            where=str(file),
+            hint="give --out a folder on a local disk",
+        ) from error
+    if not locked:
+        raise _held(file)
 
 
 def _held(file: Path) -> UserError:
