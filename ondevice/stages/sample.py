@@ -19,6 +19,7 @@ from ondevice.datasets.spec import DataSpec
 from ondevice.models.load import load_generative
 from ondevice.models.model import Model
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.distinct import TRIES, DistinctResponses
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import Response
 from ondevice.rl.micro_batches import decode_batch
@@ -28,7 +29,6 @@ from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.training.rows_at_once import ROLLOUT, RowsAtOnce
 
-TRIES = 3  # candidates for each response: what is said twice is no choice
 TOGETHER = 64  # prompts between two commits
 
 
@@ -164,12 +164,12 @@ class _PairQueue:
             for n, prompt in enumerate(group):
                 number = start + n
                 chosen = distinct(drawn, self.names, n, self.cfg)
-                if number < self.first or len(chosen) != self.cfg.responses:
+                if number < self.first or not chosen.complete:
                     continue
                 self.ratings.add(
                     self.batch,
                     prompt.messages,
-                    chosen,
+                    chosen.responses,
                     meta=about(prompt, number),
                     seed=self.cfg.seed,
                 )
@@ -185,30 +185,26 @@ def per_prompt(cfg: SampleConfig) -> int:
 
 def distinct(
     drawn: Sequence[Sequence[Sampled]], names: Sequence[str], n: int, cfg: SampleConfig
-) -> list[Response]:
-    """Prompt n's responses, each with another text: the first ones drawn, one of each model where
-    there are two.
-    """
+) -> DistinctResponses:
+    """Prompt n's responses: the first ones drawn, one of each model where there are two."""
     each = per_prompt(cfg)
-    chosen: dict[str, Response] = {}
-    for some, name in zip(drawn, names, strict=True):
-        for one in some[n * each : (n + 1) * each]:
-            if one.text in chosen or not one.text.strip():
-                continue
+    chosen = DistinctResponses(cfg.responses)
+    for completions, name in zip(drawn, names, strict=True):
+        for one in completions[n * each : (n + 1) * each]:
             meta = {"tokens": len(one.ids), "stopped": one.stopped, "temperature": cfg.temperature}
-            chosen[one.text] = Response(one.text, name, meta)
-            if cfg.other or len(chosen) == cfg.responses:
+            taken = chosen.take(Response(one.text, name, meta))
+            if taken and (cfg.other or chosen.complete):
                 break
-    return list(chosen.values())
+    return chosen
 
 
-def about(asked: Prompt, number: int) -> dict[str, object]:
+def about(prompt: Prompt, number: int) -> dict[str, object]:
     """What is kept of a prompt beside its text: whatever the data knows of it."""
-    kept: dict[str, object] = {"number": number}
-    for name, value in asked.known.items():
+    known: dict[str, object] = {"number": number}
+    for name, value in prompt.known.items():
         if isinstance(value, str | int | float | bool):
-            kept[name] = value
-    return kept
+            known[name] = value
+    return known
 
 
 def source_name(folder: Path) -> str:

@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.inference.pair_sampling import Judge, Plan, Writer, judge_of, prompts
+from ondevice.inference.pair_sampling import Judge, Plan, judge_of, prompts
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.distinct import TRIES, DistinctResponses
 from ondevice.preferences.rating_queue import uncertainty
 from ondevice.preferences.votes import QueueEntry, Response
 from ondevice.runs.folder import RunFolder
@@ -27,7 +28,7 @@ from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory
 AHEAD, LOW = (12, 4)
 # prompts that one model answers before another takes its place: loading it takes seconds
 TOGETHER = 4
-TRIES = 3  # draws for each response: what is said twice is no choice
+SLOTS = 4  # of an item at most: draws are numbered by prompt, slot and try
 SCORED = 32  # pairs scored before sampling gets its turn
 READS = "the reward model reads"
 IDLE_S = 1.0  # between two looks at whether there is something to do
@@ -39,6 +40,12 @@ def rater_name() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
         return "me"
+
+
+def _look_different(chosen: DistinctResponses) -> bool:
+    """Whether a person sees that the responses differ: not by the space around them alone."""
+    texts = {response.text.strip() for response in chosen.responses}
+    return len(texts) == len(chosen.responses)
 
 
 class NoRoom(Exception):
@@ -195,13 +202,13 @@ class Pairing:
             if not asked:
                 return self._end("every prompt was answered once; g gives others")
             self._tell("writing the next answers …")
-            texts = await self._write(plan, asked)
+            written = await self._write(plan, asked)
         except (WorkerGone, Refused, UserError) as reason:
             if self.plan is plan:
                 return self._end(f"✗ no more pairs: {reason}")
             return False
         if self.plan is plan:
-            await self._queue(plan, asked, texts)
+            await self._queue(plan, asked, written)
         return True
 
     def _sampling(self, waiting: Sequence[QueueEntry]) -> bool:
@@ -215,49 +222,51 @@ class Pairing:
         self._tell(why)
         return False
 
-    async def _write(self, plan: Plan, asked: Sequence[list[dict[str, Any]]]) -> list[list[str]]:
+    async def _write(
+        self, plan: Plan, asked: Sequence[list[dict[str, Any]]]
+    ) -> list[DistinctResponses]:
         """The responses to each prompt, by slot; a model is loaded once for all of them."""
-        texts = [[""] * plan.responses for _ in asked]
+        chosen = [DistinctResponses(plan.responses) for _ in asked]
         for folder in plan.folders:
             process = await self._use(folder)
             for n, messages in enumerate(asked):
                 for slot, writer in enumerate(plan.slots):
                     if writer.folder == folder:
-                        place = (self._next + n) * 4 + slot
-                        texts[n][slot] = await self._draw(
-                            process, plan, writer, messages, place, texts[n]
-                        )
-        return texts
+                        await self._draw(process, plan, self._next + n, messages, slot, chosen[n])
+        return chosen
 
     async def _draw(
         self,
         process: ModelProcess,
         plan: Plan,
-        writer: Writer,
+        number: int,
         messages: list[dict[str, Any]],
-        place: int,
-        known: Sequence[str],
-    ) -> str:
-        """A response that no other slot has, where some tries give one. `place` numbers the slots
-        of all prompts.
+        slot: int,
+        chosen: DistinctResponses,
+    ) -> None:
+        """Fills a slot of the prompt of this number with a response that no other slot has, where
+        some tries give one.
         """
         if not process.ready.get("chat"):
             raise Refused("this model has no chat format: take one from sft on")
+        writer = plan.slots[slot]
         sampling = {
             "temperature": writer.temperature,
             "max_new_tokens": plan.max_new_tokens,
             "seed": plan.seed,
         }
-        text = ""
         for turn in range(TRIES):
-            done = await process.write(messages, sampling, place * TRIES + turn)
+            place = (number * SLOTS + slot) * TRIES + turn
+            done = await process.write(messages, sampling, place)
             text = str(done.get("text", ""))
-            if text.strip() and text not in known:
+            if chosen.take(Response(text, writer.name, {"temperature": writer.temperature}), slot):
                 break
-        return text
 
     async def _queue(
-        self, plan: Plan, asked: Sequence[list[dict[str, Any]]], texts: Sequence[Sequence[str]]
+        self,
+        plan: Plan,
+        asked: Sequence[list[dict[str, Any]]],
+        written: Sequence[DistinctResponses],
     ) -> None:
         """Those that differ go into the database, all or none of this round."""
         ratings = self._ratings()
@@ -265,18 +274,14 @@ class Pairing:
             return
         first = self._next
 
-        def work(found: Ratings) -> None:
-            with found.transaction():
-                for n, (messages, said) in enumerate(zip(asked, texts, strict=True)):
-                    if len({text.strip() for text in said} - {""}) == plan.responses:
-                        responses = [
-                            Response(text, writer.name, {"temperature": writer.temperature})
-                            for text, writer in zip(said, plan.slots, strict=True)
-                        ]
-                        found.add(
+        def work(database: Ratings) -> None:
+            with database.transaction():
+                for n, (messages, chosen) in enumerate(zip(asked, written, strict=True)):
+                    if chosen.complete and _look_different(chosen):
+                        database.add(
                             plan.batch,
                             messages,
-                            responses,
+                            chosen.responses,
                             meta={"number": first + n},
                             seed=plan.seed,
                         )
