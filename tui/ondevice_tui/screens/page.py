@@ -80,8 +80,11 @@ class Page(Steady, Screen[Any]):
 
     @property
     def composed(self) -> bool:
-        """Whether the widgets are there: news may come to a screen that is just being made."""
-        return bool(self.query("#top"))
+        """Whether all widgets are there: news may come to a screen that is just being made. Those
+        inside of other widgets come after the top line, and all of them before the screen counts
+        as mounted.
+        """
+        return self.is_mounted and bool(self.query("#top"))
 
     def on_screen_resume(self) -> None:
         if self._away:
