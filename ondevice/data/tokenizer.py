@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import read_json
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.byte_level import byte_length, spelt
 from ondevice.data.chat_template import markup, turn_end
 from ondevice.data.special_tokens import (
     NAMED,
@@ -43,12 +42,10 @@ from ondevice.data.tokenizer_files import (
     with_added_tokens,
 )
 from ondevice.data.tokenizer_settings import with_settings
-
-SENTINEL = "<extra_id_{}>"
-"""What stands for the hidden spans of a text, in T5's spelling."""
+from ondevice.data.vocabulary import Vocabulary
 
 
-class Tokenizer:
+class Tokenizer(Vocabulary):
     """Wraps `tokenizers.Tokenizer` and what tokenizer_config.json says beside it.
 
     `config` holds tokenizer_config.json without the chat template; `stops` are ids that end a text
@@ -387,13 +384,6 @@ class Tokenizer:
             parts.append(f"before each text: {self.prefix_ids}")
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def token_bytes(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
-        """Number of UTF-8 bytes of text that each id stands for, same shape as `ids`; special
-        tokens stand for none.
-        """
-        lengths: NDArray[np.int32] = self._byte_lengths[ids]
-        return lengths
-
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids after which nothing is generated: end of text, the folder's own list, the template's
@@ -406,72 +396,11 @@ class Tokenizer:
         return tuple(dict.fromkeys(ids))
 
     @cached_property
-    def special(self) -> dict[str, Any]:
-        """Special tokens by content: `tokenizers.AddedToken` objects."""
-        added = self.inner.get_added_tokens_decoder()
-        return {token.content: token for token in added.values() if token.special}
-
-    @cached_property
-    def is_special(self) -> NDArray[np.bool_]:
-        """Whether each id of the vocabulary is a special token, (vocab_size,)."""
-        table = np.zeros(self.vocab_size, np.bool_)
-        for i, token in self.inner.get_added_tokens_decoder().items():
-            if token.special:
-                table[i] = True
-        return table
-
-    @cached_property
-    def continues(self) -> NDArray[np.bool_]:
-        """Whether each id goes on with the word of the id before it, (vocab_size,): it begins with
-        a letter or digit and with no space, or, in WordPiece's vocabularies, with ##."""
-        table = np.zeros(self.vocab_size, np.bool_)
-        pieces = json.loads(self.inner.to_str())["model"].get("type") == "WordPiece"
-        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
-            if pieces:
-                table[i] = word.startswith("##")
-            elif not word.startswith("\u2581"):
-                first = self._bytes_of(word)[:1]
-                table[i] = first.isalnum() or first >= b"\x80"
-        table[self.is_special] = False
-        return table
-
-    @cached_property
-    def sentinels(self) -> NDArray[np.int32]:
-        """Ids of the tokens that stand for hidden spans, in order; empty where there are none."""
-        found: list[int] = []
-        i = self.inner.token_to_id(SENTINEL.format(0))
-        while i is not None:
-            found.append(i)
-            i = self.inner.token_to_id(SENTINEL.format(len(found)))
-        return np.array(found, np.int32)
-
-    @cached_property
-    def ends_sentence(self) -> NDArray[np.bool_]:
-        """Whether each id ends a sentence, (vocab_size,): it ends with a full stop, a question
-        mark, an exclamation mark or a line."""
-        table = np.zeros(self.vocab_size, np.bool_)
-        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
-            table[i] = self._bytes_of(word).endswith((b".", b"?", b"!", b"\n"))
-        table[self.is_special] = False
-        return table
-
-    def _bytes_of(self, word: str) -> bytes:
-        """How the vocabulary spells a token, as bytes."""
-        if self.is_byte_level:
-            return spelt(word)
-        return word.encode()
-
-    @cached_property
     def is_stop(self) -> NDArray[np.bool_]:
         """Whether each id of the vocabulary is one of `stop_ids`, (vocab_size,)."""
         table = np.zeros(self.vocab_size, np.bool_)
         table[list(self.stop_ids)] = True
         return table
-
-    @cached_property
-    def is_byte_level(self) -> bool:
-        """Whether every token is spelt in the 256 characters that stand for bytes."""
-        return '"ByteLevel"' in json.dumps(json.loads(self.inner.to_str()).get("decoder"))
 
     @cached_property
     def _text_only(self) -> Any:
@@ -482,23 +411,6 @@ class Tokenizer:
         inner = tokenizers.Tokenizer.from_str(raw)
         inner.encode_special_tokens = True
         return inner
-
-    @cached_property
-    def _byte_lengths(self) -> NDArray[np.int32]:
-        lengths = np.zeros(self.vocab_size, np.int32)
-        added = self.inner.get_added_tokens_decoder()
-        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
-            if i in added:
-                lengths[i] = len(word.encode())
-            else:
-                lengths[i] = byte_length(word, self.is_byte_level)
-        lengths[self.is_special] = 0
-        return lengths
-
-    def check_id(self, i: int) -> None:
-        """Raises UserError for an id outside the vocabulary."""
-        if not 0 <= i < self.vocab_size:
-            raise UserError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
 
     def _named_id(self, key: str) -> int | None:
         if key not in self.named:

@@ -13,7 +13,8 @@ import tokenizers
 
 from ondevice.common.errors import UserError
 from ondevice.data.special_tokens import add_special
-from ondevice.data.tokenizer import SENTINEL, Tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.vocabulary import SENTINEL
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
