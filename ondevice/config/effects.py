@@ -52,11 +52,11 @@ def one_of(field: str, *values: str) -> Callable[[Any], bool]:
 
 def effects(cls: type) -> dict[str, Effect]:
     """Field → when it has an effect, of the fields that do not always have one."""
-    found = {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
+    own = {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
     inherited: Mapping[str, Effect] = getattr(cls, "inherited_effects", {})
     never: Mapping[str, str] = getattr(cls, "without_effect", {})
     return {
-        **found,
+        **own,
         **inherited,
         **{name: Effect(lambda cfg: False, why) for name, why in never.items()},
     }

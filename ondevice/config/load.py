@@ -57,8 +57,8 @@ def from_mapping(
     except UserError as error:
         raise UserError(error.message, where=join(where, error.where), hint=error.hint) from None
     values = {key: convert(value, hints[key], join(where, key)) for key, value in given.items()}
-    made = cls(**(without_idle(cls, values, filled) if filled else values))
-    check = getattr(made, "check", None)
+    config = cls(**(without_idle(cls, values, filled) if filled else values))
+    check = getattr(config, "check", None)
     if check is not None:
         try:
             check()
@@ -66,7 +66,7 @@ def from_mapping(
             raise UserError(
                 error.message, where=join(where, error.where), hint=error.hint
             ) from None
-    return made
+    return config
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -84,10 +84,10 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
-        made: type = typing.cast(type, kind)
-        if isinstance(value, made):
+        settings_type: type = typing.cast(type, kind)
+        if isinstance(value, settings_type):
             return value
-        return from_mapping(made, value, where)
+        return from_mapping(settings_type, value, where)
     if origin is typing.Literal:
         if value not in arguments:
             hint = nearest(str(value), map(str, arguments))

@@ -148,15 +148,15 @@ def stage_defaults(stage: str, recipe: str) -> StageConfig:
     """A stage's settings as a recipe has them, for the stage's own command: `builtin` is that
     recipe's corpus.
     """
-    found = load_recipe(recipe)
-    ways = [way for way, names in WAYS.items() if stage in names and way != found.preference]
+    loaded = load_recipe(recipe)
+    ways = [way for way, names in WAYS.items() if stage in names and way != loaded.preference]
     if (
-        stage not in found.stages and found.preference and ways
+        stage not in loaded.stages and loaded.preference and ways
     ):  # of the way that the recipe does not take
-        found = load_recipe(recipe, preference=ways[0])
-    if stage not in found.stages:
-        raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, found.stages))
-    settings = to_mapping(found.stages[stage])
+        loaded = load_recipe(recipe, preference=ways[0])
+    if stage not in loaded.stages:
+        raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, loaded.stages))
+    settings = to_mapping(loaded.stages[stage])
     for name in ("data", "replay", "sft_data"):
         if settings.get(name) == "builtin":
             settings[name] = f"builtin:{recipe}"
@@ -280,12 +280,12 @@ def _for_one_architecture(stages: Mapping[str, StageConfig], where: str) -> None
     if not isinstance(init, InitConfig):
         return
     for arch, (families, missing) in _HAS_NOT.items():
-        found = [name for name in missing if name in stages]
+        present = [name for name in missing if name in stages]
         if arch == "seq2seq" and isinstance(sft, SFTConfig) and sft.replay:
-            found.append("sft.replay")
-        if init.family in families and found:
+            present.append("sft.replay")
+        if init.family in families and present:
             raise UserError(
-                f"a {init.family} model has no {found[0]}",
+                f"a {init.family} model has no {present[0]}",
                 where=join(where, "stages.init.family"),
                 hint=f"--arch {arch} has recipes for it",
             )
@@ -308,12 +308,12 @@ class _Head:
 
 def _touched(changes: Sequence[str]) -> dict[str, set[str]]:
     """Stage → fields that `--set` has changed: stages.sft.steps=5 is {"sft": {"steps"}}."""
-    found: dict[str, set[str]] = {}
+    touched: dict[str, set[str]] = {}
     for assignment in changes:
         path = [key.strip().replace("-", "_") for key in assignment.partition("=")[0].split(".")]
         if path[0] == "stages" and len(path) > 2:
-            found.setdefault(path[1], set()).add(path[2])
-    return found
+            touched.setdefault(path[1], set()).add(path[2])
+    return touched
 
 
 def _stages(
@@ -333,7 +333,7 @@ def _stages(
         )
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("names no stage", where=where, hint=f"known: {', '.join(STAGES)}")
-    made = {}
+    configs = {}
     for name, settings in raw.items():
         if name not in STAGES:
             raise UserError(f"unknown stage {name!r}", where=where, hint=nearest(str(name), STAGES))
@@ -341,17 +341,17 @@ def _stages(
             raise UserError("expected keys and values", where=join(where, name))
         settings = upgraded(name, settings or {})
         filled = set(settings) - touched[name] if name in touched else ()
-        made[name] = from_mapping(
+        configs[name] = from_mapping(
             STAGES[name], {**common, **settings, **wanted}, join(where, name), filled=filled
         )
         for setting in ("out", "resume"):
-            if getattr(made[name], setting):
+            if getattr(configs[name], setting):
                 raise UserError(
                     "has no effect in a recipe: it is a whole run's",
                     where=join(where, f"{name}.{setting}"),
                     hint=f"give it to the run: ondevice run RECIPE --{setting}",
                 )
-    return made
+    return configs
 
 
 def gives(name: str) -> str:

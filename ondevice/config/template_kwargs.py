@@ -23,26 +23,26 @@ def parse_template_kwargs(value: str) -> dict[str, Any]:
     if not value:
         return {}
     try:
-        found = json.loads(value)
+        kwargs = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"is not JSON: {error}",
             where="chat_template_kwargs",
             hint="write '{\"enable_thinking\": false}'",
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(kwargs, dict):
         raise UserError(
             "is not a JSON object",
             where="chat_template_kwargs",
             hint="write '{\"enable_thinking\": false}'",
         )
-    if taken := [name for name in TAKEN if name in found]:
+    if taken := [name for name in TAKEN if name in kwargs]:
         raise UserError(
             f"cannot give {taken[0]}",
             where="chat_template_kwargs",
             hint="it is given to every template",
         )
-    return found
+    return kwargs
 
 
 def kwargs_text(value: Any) -> Any:

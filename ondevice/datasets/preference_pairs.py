@@ -87,18 +87,18 @@ def pairs(cfg: PairsConfig, model: Model, ctx: DataContext) -> PairData:
             model.tokenizer,
             f"{sha256(copy)} with margins and labels",
         )
-        found = StoredPairs.kept(
+        stored = StoredPairs.kept(
             reuse_cached(place, wanted, ctx),
             lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share),
         )
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
-        fits = found.places(model.network.decoder_start_token_id) <= limit
+        fits = stored.places(model.network.decoder_start_token_id) <= limit
         if not fits.all():
             ctx.warn(
-                f"{(~fits).sum()} of {len(found)} {_kind_of(found)} are longer than {limit} tokens and "
+                f"{(~fits).sum()} of {len(stored)} {_kind_of(stored)} are longer than {limit} tokens and "
                 "are left out"
             )
-        return _parted(found, fits, wanted)
+        return _parted(stored, fits, wanted)
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
         raise
@@ -142,12 +142,12 @@ def _copied(
     with part.open("w", encoding="utf-8") as out:
         for row, number, learned in _each(wanted, ctx.corpus, left_out, ctx, judged):
             chat = _chat_of(row)
-            held = learned == "never"
+            is_heldout = learned == "never"
             if learned == "drawn":
-                held = held_out(chat, share, 0)
-            any_held = any_held or held
+                is_heldout = held_out(chat, share, 0)
+            any_held = any_held or is_heldout
             last = max(last, chat)
-            out.write(json.dumps({**row, "held": held, "source": number}) + "\n")
+            out.write(json.dumps({**row, "held": is_heldout, "source": number}) + "\n")
     if left_out:
         ctx.warn(f"{left_out.total():,} pairs are left out because their prompts are held out too")
     # of ten prompts a share of a tenth is often none
@@ -230,28 +230,28 @@ def _tokenised(
     report_rejected(rows, ctx)
 
 
-def _kind_of(found: StoredPairs) -> str:
-    return "completions" if _are_judged(found) else "pairs"
+def _kind_of(stored: StoredPairs) -> str:
+    return "completions" if _are_judged(stored) else "pairs"
 
 
-def _are_judged(found: StoredPairs) -> bool:
+def _are_judged(stored: StoredPairs) -> bool:
     """Whether these are single completions, each good or bad: either all are, or none is."""
-    return bool(len(found)) and bool(found.label[0])
+    return bool(len(stored)) and bool(stored.label[0])
 
 
-def _parted(found: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> PairData:
+def _parted(stored: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> PairData:
     """What is learned of the pairs that fit, by the sources' weights, and what is held out. Raises
     UserError where one of the two, or a source, is left without."""
-    what = _kind_of(found)
+    what = _kind_of(stored)
     numbers = []
     for source in range(len(wanted.weights)):
-        numbers.append(np.flatnonzero(fits & ~found.held & (found.source == source)))
-    parts = [Lazy(found.__getitem__, part) for part in numbers]
+        numbers.append(np.flatnonzero(fits & ~stored.held & (stored.source == source)))
+    parts = [Lazy(stored.__getitem__, part) for part in numbers]
     train = mixture(parts, wanted.weights, wanted.seed)
-    held = Lazy(found.__getitem__, np.flatnonzero(fits & found.held))
-    if not train or not held:
+    heldout = Lazy(stored.__getitem__, np.flatnonzero(fits & stored.held))
+    if not train or not heldout:
         raise UserError(
-            f"{len(train)} {what} to learn from and {len(held)} held out are too few",
+            f"{len(train)} {what} to learn from and {len(heldout)} held out are too few",
             where=wanted.data,
             hint=f"rate or give more {what}, or give --validation FILE",
         )
@@ -266,22 +266,22 @@ def _parted(found: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> Pa
     learned = np.concatenate(numbers)[order]
     return PairData(
         train,
-        held,
-        [f"{len(found):,} {what}{_rated_by(found)}"],
-        simulated=int(found.simulated.sum()),
-        strong=int((found.strength > 1).sum()),
-        margins=int((found.margin != 0).sum()),
-        judged=_are_judged(found),
-        good=int((found.label[learned] > 0).sum()),
+        heldout,
+        [f"{len(stored):,} {what}{_rated_by(stored)}"],
+        simulated=int(stored.simulated.sum()),
+        strong=int((stored.strength > 1).sum()),
+        margins=int((stored.margin != 0).sum()),
+        judged=_are_judged(stored),
+        good=int((stored.label[learned] > 0).sum()),
     )
 
 
-def _rated_by(found: StoredPairs) -> str:
+def _rated_by(stored: StoredPairs) -> str:
     """Who rated the pairs, for a model's card."""
-    simulated = int(found.simulated.sum())
+    simulated = int(stored.simulated.sum())
     if simulated:
         return f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
-    if found.voted.any():
+    if stored.voted.any():
         return ", rated by people"
     return ""
 
@@ -303,24 +303,24 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
         if len(wanted.weights) > 1:
             yield wanted.weights
 
-    made = hashlib.sha256(b"[")
+    hasher = hashlib.sha256(b"[")
     separator = ""
     for value in values():
-        made.update(f"{separator}{json.dumps(value, sort_keys=True, default=str)}".encode())
+        hasher.update(f"{separator}{json.dumps(value, sort_keys=True, default=str)}".encode())
         separator = ", "
-    made.update(b"]")
-    return made.hexdigest()[:16]
+    hasher.update(b"]")
+    return hasher.hexdigest()[:16]
 
 
 def _told(row: Mapping[str, Any]) -> list[Any]:
     """What of a pair, or of a single completion, is learned, for its hash."""
     if "label" in row:
         return [row[k] for k in ("prompt", "completion", "label")]
-    told = [row[k] for k in _TOLD]
+    values = [row[k] for k in _TOLD]
     for k, usual in (("strength", 1), ("margin", 0)):
         if row.get(k, usual) != usual:
-            told.append([k, row[k]])
-    return told
+            values.append([k, row[k]])
+    return values
 
 
 def read_pairs(data: str, reading: Reading = AS_IS) -> Iterator[dict[str, Any]]:
@@ -364,16 +364,16 @@ def _read(
     strict: bool,
     convert: Callable[[Any], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    made = corpus_of(wanted.data, corpus)
+    builtin = corpus_of(wanted.data, corpus)
     votes = None
-    if made is None:
+    if builtin is None:
         votes = _votes_in(wanted)
-    if made is not None:
-        yield from _spread(builtin_pairs(made), wanted.limit)
+    if builtin is not None:
+        yield from _spread(builtin_pairs(builtin), wanted.limit)
     elif votes is not None:
-        voted, told = _voted(votes)
+        voted, line = _voted(votes)
         if ctx is not None:
-            ctx.tell(told)
+            ctx.tell(line)
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
         for place, row in placed_rows(wanted, convert, ctx):
@@ -388,12 +388,12 @@ def _read(
             check_rejected(rows)
 
 
-def _spread(found: Sequence[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
+def _spread(rows: Sequence[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
     """At most `limit` pairs, evenly out of all: they stand kind by kind, so that the first ones
     would be of one kind."""
-    count = min(limit or len(found), len(found))
-    for n in np.linspace(0, len(found), count, endpoint=False).astype(int):
-        yield found[n]
+    count = min(limit or len(rows), len(rows))
+    for n in np.linspace(0, len(rows), count, endpoint=False).astype(int):
+        yield rows[n]
 
 
 def _votes_in(wanted: DataSpec) -> Path | None:
@@ -409,10 +409,10 @@ def _votes_in(wanted: DataSpec) -> Path | None:
 def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
     """(the pairs that a ratings.db decides, what to say of the rest)."""
     with Ratings.open(path) as ratings:
-        found = pairs_of(ratings)
+        rated = pairs_of(ratings)
         reasons = {v.item: v.reason for v in ratings.live_votes() if v.reason}
     rows = []
-    for p in found:
+    for p in rated:
         row = {
             "prompt": p.prompt,
             "chosen": p.chosen,
@@ -424,11 +424,11 @@ def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
             "item": p.item,
         }
         rows.append(row)
-    told = f"{len(rows):,} pairs of {found.votes:,} votes"
-    left = [f"{count:,} {word.replace('_', ' ')}" for word, count in found.left_out.items()]
+    line = f"{len(rows):,} pairs of {rated.votes:,} votes"
+    left = [f"{count:,} {word.replace('_', ' ')}" for word, count in rated.left_out.items()]
     if left:
-        told += f" (left out: {', '.join(left)})"
-    return rows, told
+        line += f" (left out: {', '.join(left)})"
+    return rows, line
 
 
 def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str, Any]]:
@@ -438,7 +438,7 @@ def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for chat in chats:
         by_kind.setdefault(chat["kind"], []).append(chat)
-    found = []
+    rows = []
     for kind, group in by_kind.items():
         for n, chat in enumerate(group):
             other = _with_another_answer(chat, group[n + 1 :] + group[:n])
@@ -450,8 +450,8 @@ def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str
                 "rejected": other["messages"][1]["content"],
                 "by": kind,
             }
-            found.append(pair)
-    return found
+            rows.append(pair)
+    return rows
 
 
 def _with_another_answer(

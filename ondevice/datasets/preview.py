@@ -100,7 +100,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     unused = rows.unused
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
-    found = {
+    shown = {
         "data": cfg.data,
         "model": cfg.model,
         "form": form,
@@ -122,8 +122,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
         "spelt": [],
     }
     if counts.spelt is not None:
-        found["spelt"] = counts.spelt.told(form == "text" and not cfg.separator)
-    return found
+        shown["spelt"] = counts.spelt.told(form == "text" and not cfg.separator)
+    return shown
 
 
 def _check_effects(cfg: DataConfig, form: str, model: Model) -> None:
@@ -153,8 +153,8 @@ def _held_out(cfg: DataConfig, model: Model, length: int, count: Count) -> set[i
         if named is not None:
             apart = [named]
     gathered = Counts(separator=cfg.separator, gathers=True)
-    for held in apart:
-        rows = held.rows()
+    for source in apart:
+        rows = source.rows()
         rows.strict = False
         count(rows, model, length, gathered)
     return gathered.held
@@ -167,9 +167,9 @@ def _cut_where(form: str, model: Model) -> str:
     return ""
 
 
-def _entries(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _entries(counts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{name: [how many, where the first one is]} with these two by name, for JSON."""
-    return {name: {"count": count, "first": where} for name, (count, where) in found.items()}
+    return {name: {"count": count, "first": where} for name, (count, where) in counts.items()}
 
 
 def _reader(cfg: DataConfig) -> Model:
@@ -289,9 +289,9 @@ def _warned(shown: dict[str, Any]) -> list[str]:
     unused = {}
     for name, entry in shown["unused"].items():
         unused[name] = (entry["count"], entry["first"])
-    told = telling(unused)
-    if told:
-        lines.append(sanitize(told, newlines=False))
+    remark = telling(unused)
+    if remark:
+        lines.append(sanitize(remark, newlines=False))
     for note in shown["notes"]:
         lines.append(sanitize(note, newlines=False))
     return lines

@@ -106,11 +106,11 @@ def pieces(ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: Tokeni
     """Runs of tokens that are learned, or not, as text with the special tokens in it."""
     changes = np.flatnonzero(np.diff(learned)) + 1
     borders = [0, *changes.tolist(), len(ids)]
-    found: Pieces = []
+    parts: Pieces = []
     for start, end in zip(borders, borders[1:], strict=False):
         if end > start:
-            found.append((shown_text(ids[start:end], tokenizer), bool(learned[start])))
-    return found
+            parts.append((shown_text(ids[start:end], tokenizer), bool(learned[start])))
+    return parts
 
 
 # Text
@@ -186,7 +186,7 @@ def _finish(document: _Document, where: str, counts: Counts) -> None:
 
 
 def _documents(rows: Records, counts: Counts) -> Iterator[tuple[str, str]]:
-    for text, where in _made(rows, to_text, counts):
+    for text, where in _convert(rows, to_text, counts):
         for document in separated([text], counts.separator):
             if counts.spelt is not None:
                 counts.spelt.look(document)
@@ -271,8 +271,8 @@ def _chats(rows: Records, model: Model, length: int, counts: Counts) -> None:
     count = _count_chats
     if model.network.decoder_start_token_id is not None:
         count = _count_answers
-    found = _learned_from(_made(rows, to_chat, counts), _messages, counts)
-    for chat, where in islice(found, counts.most_examples):
+    learned = _learned_from(_convert(rows, to_chat, counts), _messages, counts)
+    for chat, where in islice(learned, counts.most_examples):
         try:
             count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, counts)
         except BadRow as error:
@@ -281,7 +281,7 @@ def _chats(rows: Records, model: Model, length: int, counts: Counts) -> None:
     places: list[str] = []
 
     def messages() -> Iterator[Any]:
-        for chat, where in found:
+        for chat, where in learned:
             places.append(where)
             yield chat["messages"]
 
@@ -292,9 +292,9 @@ def _chats(rows: Records, model: Model, length: int, counts: Counts) -> None:
 
 
 def _count_chats(
-    made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, counts: Counts
+    chats: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, counts: Counts
 ) -> None:
-    for row in made:
+    for row in chats:
         kept, cut = fitted_length(row.mask, length)
         if not kept:
             reason = "nothing of an answer is within sequence_length" if cut else _NO_ANSWER
@@ -313,10 +313,10 @@ _NO_ANSWER = "no answer to learn"
 
 
 def _count_answers(
-    made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, counts: Counts
+    chats: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, counts: Counts
 ) -> None:
     """Answers whose prompts are read beside them, by the rule of `CompletionSource`."""
-    for chat in made:
+    for chat in chats:
         answers, skipped = counted_answers(ChatRows.of([chat]))
         for _ in range(skipped):
             counts.skip(f"{_NO_ANSWER}, or nothing before it", where, False)
@@ -332,17 +332,17 @@ def _count_answers(
 
 def _pairs(rows: Records, model: Model, length: int, counts: Counts, judged: bool = False) -> None:
     tokenizer = model.tokenizer
-    made_pairs = _made(rows, to_judged if judged else to_pair, counts)
-    for pair, where in _learned_from(made_pairs, _prompt_of_pair, counts):
+    converted = _convert(rows, to_judged if judged else to_pair, counts)
+    for pair, where in _learned_from(converted, _prompt_of_pair, counts):
         try:
-            made = to_tokens(pair, tokenizer)
+            token_pair = to_tokens(pair, tokenizer)
         except BadRow as error:
             counts.skip(str(error), where)
             continue
-        if made.places(model.network.decoder_start_token_id) > length:
+        if token_pair.places(model.network.decoder_start_token_id) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
-        sides = _sides(made, judged)
+        sides = _sides(token_pair, judged)
         tokens = 0
         learned = 0
         for side in sides.values():
@@ -356,12 +356,12 @@ def _pairs(rows: Records, model: Model, length: int, counts: Counts, judged: boo
             counts.examples.append(shown)
 
 
-def _sides(made: TokenPair, judged: bool) -> dict[str, CompletionRow]:
+def _sides(pair: TokenPair, judged: bool) -> dict[str, CompletionRow]:
     if not judged:
-        return {"chosen": made.chosen, "rejected": made.rejected}
-    if made.label > 0:
-        return {"good": made.chosen}
-    return {"bad": made.chosen}
+        return {"chosen": pair.chosen, "rejected": pair.rejected}
+    if pair.label > 0:
+        return {"good": pair.chosen}
+    return {"bad": pair.chosen}
 
 
 def _side(row: CompletionRow, tokenizer: Tokenizer) -> Pieces:
@@ -375,8 +375,8 @@ def _side(row: CompletionRow, tokenizer: Tokenizer) -> Pieces:
 
 def _prompts(rows: Records, model: Model, length: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
-    made = _made(rows, to_prompt, counts)
-    for (messages, _), where in _learned_from(made, _messages_of_prompt, counts):
+    converted = _convert(rows, to_prompt, counts)
+    for (messages, _), where in _learned_from(converted, _messages_of_prompt, counts):
         try:
             ids = np.array(prompt_ids(messages, tokenizer), np.int32)
         except BadRow as error:
@@ -400,26 +400,28 @@ _FORMS: dict[str, Count] = {
 # All forms
 
 
-def _made(rows: Records, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:
+def _convert(
+    rows: Records, make: Callable[[Row], Any], counts: Counts
+) -> Iterator[tuple[Any, str]]:
     """Rows as their form has them; those that are not of it are counted as bad."""
     for row, where in rows:
         try:
-            made = make(row)
+            example = make(row)
         except BadRow as error:
             row.bad = True
             counts.skip(str(error), where)
             continue
         # of a text each document is looked at
-        if counts.spelt is not None and not isinstance(made, str):
-            counts.spelt.look(made)
-        yield made, where
+        if counts.spelt is not None and not isinstance(example, str):
+            counts.spelt.look(example)
+        yield example, where
 
 
 def _learned_from(
-    made: Iterable[tuple[Any, str]], said: Callable[[Any], Any], counts: Counts
+    converted: Iterable[tuple[Any, str]], said: Callable[[Any], Any], counts: Counts
 ) -> Iterator[tuple[Any, str]]:
     """Those of which what is `said` is not held out."""
-    for one, where in made:
+    for one, where in converted:
         if not counts.held_out(key_of(said(one)), where):
             yield one, where
 

@@ -55,9 +55,9 @@ def thought_opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>`
     and a new line); empty where it opens none. It belongs to what the model writes then, wherever
     that is judged."""
-    found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
-    if found:
-        return found[0]
+    opening = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
+    if opening:
+        return opening[0]
     return ""
 
 
@@ -114,24 +114,24 @@ def prompts(
             if part == "all":
                 return own(one)
             warn = ctx.warn if part == "train" else None  # the other part says it no second time
-            found: tuple[Prompts, Prompts] = one.in_two(
+            parts: tuple[Prompts, Prompts] = one.in_two(
                 own, partial(last_prompts, what="prompt", warn=warn)
             )
-            return found[part == "validation"]
+            return parts[part == "validation"]
         split: Split = "validation" if part == "validation" else "train"
-        made = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
-        told = (
+        built = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
+        from_corpus = (
             from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model)
-            for row in made
+            for row in built
         )
-        return stored_prompts(one, lambda: told, f"{split} prompts", model, room, ctx)
+        return stored_prompts(one, lambda: from_corpus, f"{split} prompts", model, room, ctx)
 
     def read(one: DataSpec) -> Iterator[Prompt]:
         def to_asked(row: Any) -> Prompt:
             messages, known = to_prompt(row)
             return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
 
-        return (asked for _, asked in placed_rows(one, to_asked, ctx))
+        return (prompt for _, prompt in placed_rows(one, to_asked, ctx))
 
     if part == "validation":
         return one_after_another([rows(one, part) for one in wanted.alone()])
@@ -156,13 +156,17 @@ def last_prompts(
 
 
 def without_heldout(
-    train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec, what: str, ctx: DataContext
+    train: Sequence[Prompts],
+    heldout: Sequence[Prompts],
+    wanted: DataSpec,
+    what: str,
+    ctx: DataContext,
 ) -> list[Prompts]:
     """`train` without what is held out of any source, which is counted. Raises UserError
     where nothing is left of one."""
     left = left_to_learn(
         [part.keys[:, 1] for part in train],
-        [part.keys[:, 1] for part in held],
+        [part.keys[:, 1] for part in heldout],
         wanted.data,
         what,
         ctx.warn,
@@ -192,10 +196,10 @@ def stored_prompts(
     def fitting() -> Iterator[list[Any]]:
         fit = left_out = 0
         try:
-            for asked in rows():
-                if context_length(len(asked.ids), room, start) <= context:
+            for prompt in rows():
+                if context_length(len(prompt.ids), room, start) <= context:
                     fit += 1
-                    yield [asked.messages, asked.ids, dict(asked.known)]
+                    yield [prompt.messages, prompt.ids, dict(prompt.known)]
                 else:
                     left_out += 1
         except BadRow as error:

@@ -147,11 +147,11 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
         return digest(one(data))
     return digest(
         [
-            one(source.data) if len(found) == 1 else [one(source.data), source.weight]
+            one(source.data) if len(parts) == 1 else [one(source.data), source.weight]
             for named in (data, validation)
             if named
-            for found in (sources(named),)
-            for source in found
+            for parts in (sources(named),)
+            for source in parts
         ]
     )
 
@@ -189,12 +189,12 @@ def plain_rows(
     """A person's rows as `converted_rows` makes them, of one source or several (the first `limit`
     of each; 0: all), where no run keeps account of bad rows; of a folder that has splits what is
     there to test on. Raises UserError as `chats` does."""
-    found: list[T] = []
+    converted: list[T] = []
     for source in sources(path):
         rows = open_rows(source.data, limit, split, reading)
-        found += [made for _, made in convert_rows(rows, convert)]
+        converted += [value for _, value in convert_rows(rows, convert)]
         check_rejected(rows)
-    return found
+    return converted
 
 
 def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]]]:
@@ -228,8 +228,8 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: DataContext) -> Path:
                 ctx.warn(f"{new} of its rows could not be used; {ctx.folder / REJECTED} lists them")
         if (stage / UNUSED).is_file():
             for line in (stage / UNUSED).read_text(encoding="utf-8").splitlines():
-                if (found := json.loads(line))["data"] in names:
-                    tell_unused(found["data"], found["told"], ctx)
+                if (entry := json.loads(line))["data"] in names:
+                    tell_unused(entry["data"], entry["told"], ctx)
     return place
 
 
@@ -250,7 +250,7 @@ def converted_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: DataConte
     """A person's rows, each made into something else; bad ones are set aside. Raises UserError as
     `chats` does.
     """
-    return [made for _, made in placed_rows(wanted, convert, ctx)]
+    return [value for _, value in placed_rows(wanted, convert, ctx)]
 
 
 def placed_rows(
@@ -270,27 +270,27 @@ def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str,
     """(place, converted row); a row that cannot be converted is set aside."""
     for row, place in rows:
         try:
-            made = convert(row)
+            value = convert(row)
         except Unlabelled:
             rows.leave_out()
         except BadRow as error:
             rows.reject(place, str(error), row)
         else:
-            yield place, made
+            yield place, value
 
 
-def tell_unused(data: str, told: str, ctx: DataContext) -> None:
+def tell_unused(data: str, remark: str, ctx: DataContext) -> None:
     """Says once what of the rows of `data` is not used; a resume does not say it again."""
-    if told and add_lines(ctx.folder / UNUSED, [json.dumps({"data": data, "told": told})]):
-        ctx.warn(f"{data}: {told}")
+    if remark and add_lines(ctx.folder / UNUSED, [json.dumps({"data": data, "told": remark})]):
+        ctx.warn(f"{data}: {remark}")
 
 
 def check_rejected(rows: Rows) -> None:
     """Says which rows and what of the others was not used, where no run keeps account of it. Raises
     UserError where too many rows are bad."""
     rows.check()
-    for told in rows.remarks():
-        print(sanitize(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
+    for remark in rows.remarks():
+        print(sanitize(f"{rows.spec}: {remark}", newlines=False), file=sys.stderr, flush=True)
 
 
 def _note_commit(rows: Rows, ctx: DataContext) -> None:

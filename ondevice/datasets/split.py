@@ -64,14 +64,14 @@ def last_together(
         if warn is not None:
             warn(learned_too(where, what, alike))
         return np.arange(len(groups)) >= len(groups) - room, False
-    held = set[int]()
+    heldout = set[int]()
     for group in dict.fromkeys(group_of[::-1].tolist()):
-        if sizes[group] <= room and len(held) + 1 < len(sizes):
-            held.add(group)
+        if sizes[group] <= room and len(heldout) + 1 < len(sizes):
+            heldout.add(group)
             room -= int(sizes[group])
         if not room:
             break
-    return np.isin(group_of, list(held or {int(np.argmin(sizes))})), True
+    return np.isin(group_of, list(heldout or {int(np.argmin(sizes))})), True
 
 
 def learned_too(where: str, what: str, alike: str) -> str:
@@ -81,7 +81,7 @@ def learned_too(where: str, what: str, alike: str) -> str:
 
 def left_to_learn(
     train: Sequence[Keys | None],
-    held: Sequence[Keys | None],
+    heldout: Sequence[Keys | None],
     data: str,
     what: str,
     warn: Callable[[str], None],
@@ -89,7 +89,9 @@ def left_to_learn(
     """Of each source of `data`, which of its rows are not held out as they are: an array of truths,
     or None where its keys are None. Says how many are left out. Raises UserError where nothing is
     left of a source."""
-    known = np.concatenate([np.zeros(0, np.uint64), *(keys for keys in held if keys is not None)])
+    known = np.concatenate(
+        [np.zeros(0, np.uint64), *(keys for keys in heldout if keys is not None)]
+    )
     left = [None if keys is None else ~np.isin(keys, known) for keys in train]
     gone = sum(int((~which).sum()) for which in left if which is not None)
     if gone:

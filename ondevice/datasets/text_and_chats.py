@@ -78,20 +78,20 @@ def train_and_heldout(
     both of the built-in corpus (its first rows), `own` reads all of a person's source, of which
     `split` holds the last part out where there is no validation file."""
     train: list[T] = []
-    held: list[T] = []
+    heldout: list[T] = []
     for one in wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
             rows, last = builtin(corpus, one.limit)
-            held.append(last)
+            heldout.append(last)
         elif wanted.validation:
             rows = own(one)
         else:
             rows, last = one.in_two(own, split)
-            held.append(last)
+            heldout.append(last)
         train.append(rows)
     if not wanted.validation:
-        return train, held
+        return train, heldout
     apart: list[T] = []
     for one in wanted.held():
         corpus = corpus_of(one.data, ctx.corpus)
@@ -117,53 +117,53 @@ def token_streams(
     def builtin(corpus: CorpusConfig, limit: int) -> tuple[Documents, Documents]:
         from ondevice.data.builtin.corpus import build
 
-        made = build(corpus)
-        first = islice(made.documents("train"), limit or None)
+        built = build(corpus)
+        first = islice(built.documents("train"), limit or None)
         key = digest([to_mapping(corpus), limit])
         train = tokenize_corpus(first, tokenizer, cache, key=key)
-        held = tokenize_corpus(made.documents("validation"), tokenizer, cache)
-        return documents(train), documents(held)
+        heldout = tokenize_corpus(built.documents("validation"), tokenizer, cache)
+        return documents(train), documents(heldout)
 
     def own(one: DataSpec) -> Documents:
         return documents(_stream(one, tokenizer, ctx, separator))
 
     last = partial(_last_documents, eos=eos, ctx=ctx)
-    train, held = train_and_heldout(wanted, ctx, builtin, own, last)
-    left, apart = _without_held_documents(train, held, wanted, ctx)
+    train, heldout = train_and_heldout(wanted, ctx, builtin, own, last)
+    left, apart = _without_held_documents(train, heldout, wanted, ctx)
     return mixed_stream(left, wanted.weights, eos), mixed_stream(apart, [None] * len(apart), eos)
 
 
 def _last_documents(
-    found: Documents, where: str, eos: int, ctx: DataContext
+    whole: Documents, where: str, eos: int, ctx: DataContext
 ) -> tuple[Documents, Documents]:
     """The last tenth of the tokens is held out, except documents that stand before it too: these
     are learned from. Raises UserError where there is too little text."""
-    first, _ = hold_out(found.tokens, HELD_PART, eos)
-    train, held = found.parted(len(first))
-    again = np.isin(held.keys, train.keys)
+    first, _ = hold_out(whole.tokens, HELD_PART, eos)
+    train, heldout = whole.parted(len(first))
+    again = np.isin(heldout.keys, train.keys)
     if again.all():
         ctx.warn(learned_too(where, "document", "of the last tenth stand before it too"))
-        return train, replace(held, keys=held.keys[:0])
+        return train, replace(heldout, keys=heldout.keys[:0])
     if again.any():
-        return train.followed_by(held.only(again)), held.only(~again)
-    return train, held
+        return train.followed_by(heldout.only(again)), heldout.only(~again)
+    return train, heldout
 
 
 def _without_held_documents(
-    train: list[Documents], held: list[Documents], wanted: DataSpec, ctx: DataContext
+    train: list[Documents], heldout: list[Documents], wanted: DataSpec, ctx: DataContext
 ) -> tuple[list[Any], list[Any]]:
     """(tokens to learn from, tokens held out) of each source. Raises UserError where nothing is
     left of one.
     """
     left = left_to_learn(
         [part.keys for part in train],
-        [part.keys for part in held],
+        [part.keys for part in heldout],
         wanted.data,
         "document",
         ctx.warn,
     )
     streams = [part.only(which).stream for part, which in zip(train, left, strict=True)]
-    return streams, [part.stream for part in held]
+    return streams, [part.stream for part in heldout]
 
 
 def _stream(
@@ -212,15 +212,15 @@ def chats(
     builtin = partial(_builtin_chats, tokenizer=tokenizer)
     own = partial(_chat_rows, tokenizer=tokenizer, ctx=ctx, whole=whole)
     last = partial(_last_chats, ctx=ctx)
-    train, held = train_and_heldout(wanted, ctx, builtin, own, last)
-    train = _without(train, held, wanted.data, ctx)
+    train, heldout = train_and_heldout(wanted, ctx, builtin, own, last)
+    train = _without(train, heldout, wanted.data, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
             return parts[0]
         return ChatRows.joined(parts, epoch_order(list(map(len, parts)), weights, wanted.seed))
 
-    return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
+    return Chats(together(train, wanted.weights), together(heldout, [None] * len(heldout)))
 
 
 def _last_chats(rows: ChatRows, where: str, ctx: DataContext) -> tuple[ChatRows, ChatRows]:
@@ -235,13 +235,13 @@ def _last_chats(rows: ChatRows, where: str, ctx: DataContext) -> tuple[ChatRows,
 
 
 def _without(
-    train: list[ChatRows], held: list[ChatRows], data: str, ctx: DataContext
+    train: list[ChatRows], heldout: list[ChatRows], data: str, ctx: DataContext
 ) -> list[ChatRows]:
     """Rows to learn from that are not held out as they are. Raises UserError where nothing is left
     of a source.
     """
 
-    left = left_to_learn(_whole_keys(train), _whole_keys(held), data, "chat", ctx.warn)
+    left = left_to_learn(_whole_keys(train), _whole_keys(heldout), data, "chat", ctx.warn)
     kept = []
     for rows, which in zip(train, left, strict=True):
         if which is not None:
@@ -252,41 +252,41 @@ def _without(
 
 def _whole_keys(parts: Sequence[ChatRows]) -> list[Keys | None]:
     """Of each source's rows a hash of the chat as a whole; None where a source has no hashes."""
-    found: list[Keys | None] = []
+    keys: list[Keys | None] = []
     for rows in parts:
         if rows.keys is None:
-            found.append(None)
+            keys.append(None)
         else:
-            found.append(rows.keys[:, 1])
-    return found
+            keys.append(rows.keys[:, 1])
+    return keys
 
 
 def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """(a hash of a chat up to the first answer to its user, one of the whole)."""
     opening = len(messages)
-    asked = False
+    question_seen = False
     for n, message in enumerate(messages):
-        if asked and message["role"] == "assistant":
+        if question_seen and message["role"] == "assistant":
             opening = n + 1
             break
-        asked = asked or message["role"] == "user"
+        question_seen = question_seen or message["role"] == "user"
     return key_of(messages[:opening]), key_of(messages)
 
 
 def _builtin_chats(
     corpus: CorpusConfig, limit: int, tokenizer: Tokenizer
 ) -> tuple[ChatRows, ChatRows]:
-    made = build(corpus)
+    built = build(corpus)
 
-    def rows(found: Iterable[Mapping[str, Any]]) -> ChatRows:
-        said = [chat["messages"] for chat in found]
+    def rows(examples: Iterable[Mapping[str, Any]]) -> ChatRows:
+        said = [chat["messages"] for chat in examples]
         numbers = array("q")
         encoded = ChatRows.of(encode_chats(said, tokenizer, numbers=numbers))
         keys = np.array(list(map(_keys_of, said)), np.uint64).reshape(-1, 2)
         encoded.keys = keys[np.array(numbers, np.int64)]
         return encoded
 
-    return rows(islice(made.chats("train"), limit or None)), rows(made.chats("validation"))
+    return rows(islice(built.chats("train"), limit or None)), rows(built.chats("validation"))
 
 
 @dataclass(frozen=True)
@@ -315,21 +315,21 @@ def labelled_texts(
         return converted_rows(one, convert, ctx)
 
     last = partial(_last_labelled, ctx=ctx)
-    train, held = train_and_heldout(wanted, ctx, _builtin_labels, own, last)
+    train, heldout = train_and_heldout(wanted, ctx, _builtin_labels, own, last)
     keys = list(map(_text_keys, train))
-    held_keys = list(map(_text_keys, held))
+    held_keys = list(map(_text_keys, heldout))
     left = left_to_learn(keys, held_keys, wanted.data, "text", ctx.warn)
     kept = [_only(rows, which) for rows, which in zip(train, left, strict=True)]
     mixed = mixture(kept, wanted.weights, wanted.seed)
-    found = Labelled(list(mixed), list(one_after_another(held)))
-    unknown = {row.label for row in found.held} - {row.label for row in found.train}
+    labelled = Labelled(list(mixed), list(one_after_another(heldout)))
+    unknown = {row.label for row in labelled.held} - {row.label for row in labelled.train}
     if unknown:
         raise UserError(
             f"the held-out class {min(unknown)!r} is in no row to learn from",
             where=wanted.validation or wanted.data,
             hint="mix the rows, or give --validation FILE",
         )
-    return found
+    return labelled
 
 
 def _only(rows: Sequence[LabelledText], which: NDArray[np.bool_]) -> list[LabelledText]:
@@ -353,9 +353,9 @@ def _text_keys(rows: Sequence[LabelledText]) -> Keys:
 def _builtin_labels(
     corpus: CorpusConfig, limit: int
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    made = build(corpus)
-    train = _requests(islice(made.chats("train"), limit or None))
-    return train, _requests(made.chats("validation"))
+    built = build(corpus)
+    train = _requests(islice(built.chats("train"), limit or None))
+    return train, _requests(built.chats("validation"))
 
 
 def _requests(chats: Iterable[Mapping[str, Any]]) -> list[LabelledText]:

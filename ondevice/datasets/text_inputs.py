@@ -49,7 +49,7 @@ def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextIn
         for texts in ([row.text for row in rows], [str(row.pair) for row in rows])
     )
     around = _around(tokenizer, reads)
-    made = [
+    encoded = [
         _joined(a, b, around, tokenizer, reads, most) for a, b in zip(firsts, seconds, strict=True)
     ]
     typed = (
@@ -58,9 +58,9 @@ def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextIn
         and has_types(tokenizer.config, model.cfg.model_type)
     )
     return TextInputs(
-        [ids for ids, _, _ in made],
-        [types for _, types, _ in made] if typed else None,
-        sum(cut for _, _, cut in made),
+        [ids for ids, _, _ in encoded],
+        [types for _, types, _ in encoded] if typed else None,
+        sum(cut for _, _, cut in encoded),
     )
 
 

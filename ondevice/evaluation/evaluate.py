@@ -143,10 +143,10 @@ def chat_loss(
         ),
         model,
     )(rows)
-    found = target_figures(model, backend, source)
+    figures = target_figures(model, backend, source)
     return {
-        "loss": found["loss"],
-        "tokens": found["tokens"],
+        "loss": figures["loss"],
+        "tokens": figures["tokens"],
         "chats": source.examples,
         "cut": source.truncated,
     }

@@ -124,13 +124,13 @@ def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> Eva
 def _share(by_kind: dict[str, tuple[int, int]]) -> float | None:
     """The share of right answers of all kinds; None where none was asked."""
     right = 0
-    asked = 0
+    questions = 0
     for right_of_kind, asked_of_kind in by_kind.values():
         right += right_of_kind
-        asked += asked_of_kind
-    if not asked:
+        questions += asked_of_kind
+    if not questions:
         return None
-    return right / asked
+    return right / questions
 
 
 def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
@@ -150,9 +150,9 @@ def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
         correct, shown, of = counts.get(kind, (0, 0, 0))
         counts[kind] = (correct + right, shown + int("so " in text), of + 1)
         solved += any(exam.score(kind, attempt, problem["answer"]) for attempt in more)
-    asked = len(exam.problems)
+    count = len(exam.problems)
     by_kind = dict(sorted(counts.items()))
-    return Reasoning(right_at_once / asked, solved / asked, exam.passes, asked, by_kind)
+    return Reasoning(right_at_once / count, solved / count, exam.passes, count, by_kind)
 
 
 def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ...]:
@@ -160,9 +160,9 @@ def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ..
     side are a duel.
     """
     assert exam.points is not None
-    found = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
+    written = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
     points = []
-    for one, (text,) in zip(exam.duels, found, strict=True):
+    for one, (text,) in zip(exam.duels, written, strict=True):
         points.append(exam.points(one["kind"], text, one["answer"]))
     return tuple(points)
 
@@ -170,7 +170,7 @@ def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ..
 def answers(
     model: Model,
     backend: Backend,
-    asked: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     longest: int,
     temperature: float,
     samples: int,
@@ -179,13 +179,15 @@ def answers(
     model.
     """
     prompts = []
-    for one in asked:
+    for one in rows:
         chat = [{"role": "user", "content": one["prompt"]}]
         prompts.append(prompt_ids(chat, model.tokenizer))
     sampling = Sampling(max_new_tokens=longest, temperature=temperature)
     generator = generator_of(model, backend, sampling)
-    found = generator.run(model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8)
-    texts = [model.tokenizer.decode(c.ids) for c in found]
+    completions = generator.run(
+        model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8
+    )
+    texts = [model.tokenizer.decode(c.ids) for c in completions]
     starts = range(0, len(texts), samples)
     return [texts[start : start + samples] for start in starts]
 
@@ -230,8 +232,8 @@ def masked_accuracy(model: Model, backend: Backend, exam: EvalSuite, cache: Path
         batch_size=ROWS,
         sequence_length=min(exam.sequence_length, model.cfg.max_position_embeddings),
     )
-    found: float = target_figures(model, backend, source)["accuracy"]
-    return found
+    accuracy: float = target_figures(model, backend, source)["accuracy"]
+    return accuracy
 
 
 def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[str, Any]:
@@ -241,8 +243,8 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
     loss = partial(causal_lm_loss, model=model.network, accuracy=True)
 
     def metrics(params: Params, batch: dict[str, Array]) -> list[Array]:
-        found = loss(backend.ops, params, batch)[1]
-        return [*found["loss"], found["accuracy"][0]]
+        sums = loss(backend.ops, params, batch)[1]
+        return [*sums["loss"], sums["accuracy"][0]]
 
     run = backend.inference_fn(metrics)
     rows = []
@@ -268,17 +270,17 @@ def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tu
             prompts[i] = prompt
     sampling = Sampling(max_new_tokens=longest_answer(exam, model), temperature=0)
     generator = generator_of(model, backend, sampling)
-    found = generator.run(model.params, list(prompts.values()), batch_size=ROWS * 8)
-    said = dict(zip(prompts, found, strict=True))
+    completions = generator.run(model.params, list(prompts.values()), batch_size=ROWS * 8)
+    said = dict(zip(prompts, completions, strict=True))
     counts: dict[str, tuple[int, int]] = {}
     for i, question in enumerate(exam.questions):
         kind = question["kind"]
         text = ""
         if i in said:
             text = model.tokenizer.decode(said[i].ids)
-        right, asked = counts.get(kind, (0, 0))
+        right, total = counts.get(kind, (0, 0))
         right += int(exam.score(kind, text, question["answer"]))
-        counts[kind] = (right, asked + 1)
+        counts[kind] = (right, total + 1)
     return dict(sorted(counts.items()))
 
 
@@ -292,16 +294,16 @@ def builtin_exam(
     a rule to judge.
     """
     cfg = cfg or ExamConfig()
-    made = build(corpus)
+    built = build(corpus)
     suite = EvalSuite(
-        list(made.documents(cfg.split)),
-        list(made.chats(cfg.split)),
+        list(built.documents(cfg.split)),
+        list(built.chats(cfg.split)),
         score,
         sequence_length,
-        problems=list(made.problems(cfg.split))[: cfg.problems],
+        problems=list(built.problems(cfg.split))[: cfg.problems],
         passes=cfg.passes,
     )
     if rule is None:
         return suite
-    duels = list(made.prompts(cfg.split))[: cfg.duels]
+    duels = list(built.prompts(cfg.split))[: cfg.duels]
     return replace(suite, duels=duels, points=rule.points)

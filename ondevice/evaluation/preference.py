@@ -128,20 +128,20 @@ def _scores(
 
 def _token_pairs(cfg: EvalConfig, tokenizer: Tokenizer) -> list[TokenPair]:
     """Raises UserError where too many pairs cannot be read, or the template refuses too many."""
-    made: list[TokenPair] = []
+    pairs: list[TokenPair] = []
     bad: list[str] = []
     for row in read_pairs(cfg.data, Reading.of(cfg)):
         try:
-            made.append(to_tokens(row, tokenizer))
+            pairs.append(to_tokens(row, tokenizer))
         except BadRow as error:
             bad.append(str(error))
-    if len(bad) > cfg.bad_share * (len(made) + len(bad)):
+    if len(bad) > cfg.bad_share * (len(pairs) + len(bad)):
         raise UserError(
-            f"{bad[0]}; {len(bad)} of {len(made) + len(bad)} pairs are bad",
+            f"{bad[0]}; {len(bad)} of {len(pairs) + len(bad)} pairs are bad",
             where=cfg.data,
             hint="mend them or take them out",
         )
-    return made
+    return pairs
 
 
 def preference_accuracy(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
@@ -151,32 +151,32 @@ def preference_accuracy(cfg: EvalConfig, model: Model, backend: Backend) -> dict
     `cfg.reference` both less the reference's (DPO's implicit reward). Raises UserError for data
     without pairs, and for a reference that does not fit."""
     require_chat_template(model)
-    made = _token_pairs(cfg, model.tokenizer)
-    fit = _that_fit(made, model, cfg)
+    pairs = _token_pairs(cfg, model.tokenizer)
+    fit = _that_fit(pairs, model, cfg)
     scorer = Scorer(model, backend, batch_size=16)
     if model.cfg.num_labels == 1:
         if cfg.reference:
             raise UserError("a reward model needs none", where="reference", hint="leave it out")
         quality_of = quality(model.params, fit, scorer)
         names = ("accuracy", "interval", "pairs", "margin", "calibration_error")
-        found = {name: quality_of[name] for name in names}
+        figures = {name: quality_of[name] for name in names}
     else:
         require_generative(model)
-        found = _by_logprobs(_logprobs(cfg, model, backend, scorer, fit))
-    if not cfg.limit and len(fit) < len(made):
-        found["too_long"] = len(made) - len(fit)
-    return found
+        figures = _by_logprobs(_logprobs(cfg, model, backend, scorer, fit))
+    if not cfg.limit and len(fit) < len(pairs):
+        figures["too_long"] = len(pairs) - len(fit)
+    return figures
 
 
-def _that_fit(made: Sequence[TokenPair], model: Model, cfg: EvalConfig) -> list[TokenPair]:
+def _that_fit(pairs: Sequence[TokenPair], model: Model, cfg: EvalConfig) -> list[TokenPair]:
     """The pairs that the model's context holds, at most `cfg.limit`. Raises UserError where there
     is none."""
     room = model.cfg.max_position_embeddings
     start = model.network.decoder_start_token_id
-    fit = [pair for pair in made if pair.places(start) <= room][: cfg.limit or None]
+    fit = [pair for pair in pairs if pair.places(start) <= room][: cfg.limit or None]
     if not fit:
         raise UserError(
-            f"none of {len(made)} pairs can be used",
+            f"none of {len(pairs)} pairs can be used",
             where=cfg.data,
             hint=f"rows of prompt, chosen and rejected, within {room} tokens",
         )

@@ -45,7 +45,7 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
     """
     require_generative(model)
     require_chat_template(model)
-    found = problems(
+    rows = problems(
         cfg.data,
         "all",
         0,
@@ -55,20 +55,20 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
         uses=("answer", "solution"),
         reading=Reading.of(cfg),
     )
-    shown = found[: cfg.shots]
-    asked = found[cfg.shots :][: cfg.limit or None]
-    if not asked:
+    shown = rows[: cfg.shots]
+    tested = rows[cfg.shots :][: cfg.limit or None]
+    if not tested:
         raise UserError(
-            f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer"
+            f"{len(rows)} problems are all shown as examples", where="shots", hint="give fewer"
         )
-    prompts = [chat_ids(_conversation(cfg.system, shown, problem), model) for problem in asked]
+    prompts = [chat_ids(_conversation(cfg.system, shown, problem), model) for problem in tested]
     form = cfg.answer
     if form == "any":
         form = "whole"
     with Rewards(("correct", "format"), form=form) as rewards:
-        rewards.check(_columns(asked))
-        unreadable = rewards.check_answers(map(_with_answer, asked))
-        exam = _Exam(cfg, model, backend, rewards, asked, prompts)
+        rewards.check(_columns(tested))
+        unreadable = rewards.check_answers(map(_with_answer, tested))
+        exam = _Exam(cfg, model, backend, rewards, tested, prompts)
         greedy = exam.judge(0.0, 1)
         out = _greedy_figures(greedy)
         if unreadable:
@@ -128,16 +128,16 @@ class _Exam:
         )
 
 
-def _greedy_figures(found: _Judged) -> dict[str, Any]:
+def _greedy_figures(judged: _Judged) -> dict[str, Any]:
     """What is told of one greedy answer to each problem."""
-    asked = len(found.right)
-    share = wilson(int(found.right.sum()), asked)
+    count = len(judged.right)
+    share = wilson(int(judged.right.sum()), count)
     return {
         "accuracy": share.share,
         "interval": [share.low, share.high],
-        "problems": asked,
-        "answered": float(found.formed.mean()),
-        "truncated": float(found.cut.mean()),
+        "problems": count,
+        "answered": float(judged.formed.mean()),
+        "truncated": float(judged.cut.mean()),
     }
 
 
@@ -163,22 +163,22 @@ def pass_at(k: int, samples: int, right: int) -> float:
 def any_answer(text: str) -> str | None:
     """The final answer in the first of the forms `ANY` that finds one."""
     for form in ANY:
-        found = final_answer(text, form)
-        if found is not None:
-            return found
+        answer = final_answer(text, form)
+        if answer is not None:
+            return answer
     return None
 
 
 def _found_answers(openings: Sequence[str], texts: Sequence[str]) -> list[str]:
     """The final answer of each text, with what its prompt opens before it; empty where it has
     none."""
-    found = []
+    answers = []
     for opening, text in zip(openings, texts, strict=True):
-        found.append(any_answer(opening + text) or "")
-    return found
+        answers.append(any_answer(opening + text) or "")
+    return answers
 
 
-def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Messages:
+def _conversation(system: str, shown: Sequence[Problem], question: Problem) -> Messages:
     """Examples as turns that were answered before, then the question. A row's `solution` shows how,
     if it has one.
     """
@@ -189,7 +189,7 @@ def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Mess
         answer = str(problem.columns.get("solution") or problem.answer)
         messages += _turns(problem, bool(messages))
         messages.append({"role": "assistant", "content": answer})
-    messages += _turns(asked, bool(messages))
+    messages += _turns(question, bool(messages))
     return messages
 
 

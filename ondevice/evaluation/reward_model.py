@@ -15,24 +15,24 @@ from ondevice.seam.ops import Params
 from ondevice.training.sequence_logprobs import Scorer
 
 
-def quality(params: Params, held: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
+def quality(params: Params, pairs: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
     """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where
     that is known; mean margin; calibration: mean |share right − what σ(margin) says| over ten bins
     (expected calibration error)."""
     scores = scorer.scores(
         params,
-        [prompt_and_completion(side) for pair in held for side in (pair.chosen, pair.rejected)],
+        [prompt_and_completion(side) for pair in pairs for side in (pair.chosen, pair.rejected)],
     )
     apart = (scores[0::2] - scores[1::2]).astype(np.float64)
     right = apart > 0
     share = wilson(int(right.sum()), len(right))
     parts = {
-        name: [int(right[places].sum()), len(places)] for name, places in by_parts(held).items()
+        name: [int(right[places].sum()), len(places)] for name, places in by_parts(pairs).items()
     }
     return {
         "accuracy": share.share,
         "interval": [share.low, share.high],
-        "pairs": len(held),
+        "pairs": len(pairs),
         "by_part": parts,
         "margin": float(apart.mean()),
         "calibration_error": calibration_error(apart),

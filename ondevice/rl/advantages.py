@@ -59,10 +59,10 @@ def gae(
         after = np.append(value[1:], 0.0)
         delta = reward + gamma * after - value
         out = np.zeros(len(delta), np.float64)
-        held = 0.0
+        advantage = 0.0
         for t in range(len(delta) - 1, -1, -1):
-            held = delta[t] + gamma * lam * held
-            out[t] = held
+            advantage = delta[t] + gamma * lam * advantage
+            out[t] = advantage
         advantages.append(out)
         returns.append(out + value)
     return advantages, returns

@@ -25,13 +25,13 @@ def prompt_indices(count: int, step: int, rows: int, seed: int, name: str) -> li
     each time.
     """
     orders: dict[int, NDArray[np.int64]] = {}
-    found = []
+    indices = []
     for place in range(step * count, (step + 1) * count):
         epoch = place // rows
         if epoch not in orders:
             orders[epoch] = permutation(seed, name, epoch, rows)
-        found.append(int(orders[epoch][place % rows]))
-    return found
+        indices.append(int(orders[epoch][place % rows]))
+    return indices
 
 
 def micro_batches(

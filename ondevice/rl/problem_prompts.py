@@ -44,16 +44,16 @@ class ProblemPrompts:
         held_of = wanted.held() or wanted.alone()
         each = -(-HELD // len(held_of))
         part: Part = "all" if wanted.validation else "validation"
-        held = [self.source(one, part, each) for one in held_of]
+        heldout = [self.source(one, part, each) for one in held_of]
         train = []
         for one in wanted.alone():
             train.append(self.source(one, "train", one.limit, whole=bool(wanted.validation)))
-        train = without_heldout(train, held, wanted, "problem", self.ctx)
+        train = without_heldout(train, heldout, wanted, "problem", self.ctx)
         names: set[str] = set()
-        for found in train:
-            for prompt in found:
+        for prompts in train:
+            for prompt in prompts:
                 names.update(prompt.known)
-        return mixture(train, wanted.weights, wanted.seed), one_after_another(held), names
+        return mixture(train, wanted.weights, wanted.seed), one_after_another(heldout), names
 
     def source(self, one: DataSpec, part: Part, count: int, whole: bool = False) -> Prompts:
         """At most `count` problems (0: all) of one source; of a person's own the last tenth is
@@ -72,8 +72,8 @@ class ProblemPrompts:
             return parts[0]
         return self._some(parts[1], count)
 
-    def _some(self, found: Prompts, count: int) -> Prompts:
-        return found.only(some_of(len(found), count, self.cfg.seed))
+    def _some(self, prompts: Prompts, count: int) -> Prompts:
+        return prompts.only(some_of(len(prompts), count, self.cfg.seed))
 
     def _generated(
         self, one: DataSpec, part: Literal["train", "validation"], count: int

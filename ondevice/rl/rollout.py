@@ -68,7 +68,7 @@ class Sampler:
         """`samples` completions of each prompt, one prompt's after another's. One that is empty has
         stopped at once.
         """
-        found = self.generator.run(
+        completions = self.generator.run(
             params,
             prompts,
             stage=stage,
@@ -78,7 +78,7 @@ class Sampler:
             batch_size=self.batch_size,
         )
         out = []
-        for i, done in enumerate(found):
+        for i, done in enumerate(completions):
             ids = done.ids
             if done.stop is not None:
                 ids = [*ids, done.stop]

@@ -49,7 +49,7 @@ class GroupLog:
 
     def append_held_out(
         self,
-        asked: Sequence[Prompt],
+        prompts: Sequence[Prompt],
         sampled: Sequence[Sampled],
         rewards: Mapping[str, Any],
         totals: Any,
@@ -62,7 +62,7 @@ class GroupLog:
         few_rewards = {name: values[few] for name, values in rewards.items()}
         no_advantages = np.zeros(WATCHED)
         groups = to_records(
-            asked[few], sampled[few], few_rewards, totals[few], no_advantages, form, tokenizer
+            prompts[few], sampled[few], few_rewards, totals[few], no_advantages, form, tokenizer
         )
         with LineFile(self.path) as file:
             return file.append({"held_out": True, "step": self._step, "groups": groups})
@@ -84,7 +84,7 @@ def cut_from(path: Path, step: int) -> None:
 
 
 def to_records(
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     sampled: Sequence[Sampled],
     rewards: Mapping[str, Any],
     totals: Any,
@@ -92,12 +92,12 @@ def to_records(
     form: str = "",
     tokenizer: Tokenizer | None = None,
 ) -> list[dict[str, Any]]:
-    """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a
+    """The groups of a rollout: len(sampled) / len(prompts) completions each. `rewards`: name → a
     number per completion; `form` says how answers are written, where there are any to be parsed, and
     `tokenizer` whether a prompt has opened a thought."""
-    size = len(sampled) // len(asked)
+    size = len(sampled) // len(prompts)
     groups = []
-    for g, prompt in enumerate(asked):
+    for g, prompt in enumerate(prompts):
         opened = ""
         if tokenizer is not None:
             opened = thought_opening(prompt.ids, tokenizer)

@@ -91,14 +91,14 @@ def prune(
     was the best then: a way back, where the newest are not."""
     if best is not None and path_at(checkpoints, best).is_dir():
         _point(checkpoints / "best", path_at(checkpoints, best), say)
-    found = [path for path in steps(checkpoints) if _number(path) <= step]
-    kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}
-    for path in reversed(found):
+    saved = [path for path in steps(checkpoints) if _number(path) <= step]
+    kept = {(checkpoints / "best").resolve().name, *(path.name for path in saved[-keep:])}
+    for path in reversed(saved):
         record = record_of(path)
         if is_sound(record):
             kept |= {path.name, f"step-{record.get('best_saved_step') or 0:08d}"}
             break
-    for old in found:
+    for old in saved:
         if old.name not in kept:
             atomic.remove(old, say)
 

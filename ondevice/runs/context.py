@@ -114,13 +114,13 @@ class Context:
         """
         if not self.start.resume:
             return None
-        found = checkpoint.newest(self.folder.checkpoints, self.warn)
-        if found is not None and found.record.get("versions") != self.versions():
+        newest = checkpoint.newest(self.folder.checkpoints, self.warn)
+        if newest is not None and newest.record.get("versions") != self.versions():
             self.warn(
-                f"{found.path.name} was written by {found.record.get('versions')}, this is {self.versions()}: "
+                f"{newest.path.name} was written by {newest.record.get('versions')}, this is {self.versions()}: "
                 "the curve goes on, but not to the last digit"
             )
-        return found
+        return newest
 
     def versions(self) -> dict[str, str]:
         """What an exact resume needs to be the same."""

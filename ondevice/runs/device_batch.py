@@ -97,5 +97,5 @@ def choose_decode_batch(model: Model, backend: Backend, context: int) -> int:
 
 def _block_of(name: str) -> str:
     """The part of a tensor's name that says which block it is of."""
-    found = re.match(r".*?\.\d+\.", name)
-    return found[0] if found else ""
+    block = re.match(r".*?\.\d+\.", name)
+    return block[0] if block else ""

@@ -171,9 +171,9 @@ def _cut_torn_line(descriptor: int) -> int:
     position = end
     while position > 0:
         start = max(0, position - _BLOCK)
-        found = os.pread(descriptor, position - start, start).rfind(b"\n")
-        if found >= 0:
-            position = start + found + 1
+        newline = os.pread(descriptor, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
             break
         position = start
     if position < end:

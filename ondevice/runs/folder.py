@@ -77,8 +77,8 @@ class RunFolder:
         begun = [
             p for p in self.path.iterdir() if (p / "lock").is_file() or (p / "done.json").is_file()
         ]
-        found = [(_begun_at(p), p.name, p) for p in begun]
-        return [StageFolder(p) for _, _, p in sorted(found)]
+        dated = [(_begun_at(p), p.name, p) for p in begun]
+        return [StageFolder(p) for _, _, p in sorted(dated)]
 
     def create(self) -> RunFolder:
         _make_folder(self.path)
@@ -345,11 +345,11 @@ def first_event(events: Path) -> dict[str, Any]:
         return {}
     try:
         with open(events, encoding="utf-8", errors="replace") as file:
-            found = json.loads(file.readline())
+            event = json.loads(file.readline())
     except (ValueError, RecursionError):
         return {}
-    if isinstance(found, dict):
-        return found
+    if isinstance(event, dict):
+        return event
     return {}
 
 

@@ -29,12 +29,12 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
     A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises
     UserError where `folder` itself cannot be read.
     """
-    found = []
+    runs = []
     for path in run_paths(folder):
         run = _run(path)
         if run is not None:
-            found.append(run)
-    return sorted(found, key=itemgetter("began", "run"))
+            runs.append(run)
+    return sorted(runs, key=itemgetter("began", "run"))
 
 
 def run_paths(folder: str | Path) -> list[Path]:
@@ -103,16 +103,16 @@ def unreadable(path: Path, problem: Exception) -> dict[str, Any]:
     """The record of a run that cannot be read. What is not a matter of files and their contents is
     told by its type: it is a mistake of ours."""
     if isinstance(problem, UserError):
-        told = str(problem)
+        wrong = str(problem)
     elif isinstance(problem, OSError):
-        told = f"{problem.strerror or problem}: {problem.filename or path}"
+        wrong = f"{problem.strerror or problem}: {problem.filename or path}"
     else:
-        told = f"{type(problem).__name__}: {problem}"
+        wrong = f"{type(problem).__name__}: {problem}"
     try:
         began = path.lstat().st_mtime
     except OSError:
         began = 0.0
-    return {"run": path.name, "path": str(path), "began": began, "stages": [], "wrong": told}
+    return {"run": path.name, "path": str(path), "began": began, "stages": [], "wrong": wrong}
 
 
 def stage_state(stage: StageFolder) -> dict[str, Any]:
@@ -190,11 +190,11 @@ class _Events:
         return max(times, default=None)
 
 
-def _state(done: bool, held: bool, ended: Mapping[str, Any]) -> str:
+def _state(done: bool, locked: bool, ended: Mapping[str, Any]) -> str:
     """A stage's state in a word; `ended` is the event of its end, where that is the last one."""
     if done:
         return "done"
-    if held:
+    if locked:
         return "training"
     if not ended:
         return "died"
@@ -210,10 +210,10 @@ def _headline(
     """
     numbers: dict[str, float] = {}
     for kind in ("step", "eval", "done"):
-        found = _numbers_of(newest.get(kind, {}), _HEADLINE)
-        if kind == "eval" and "loss" in found:
-            found["heldout_loss"] = found.pop("loss")
-        numbers.update(found)
+        figures = _numbers_of(newest.get(kind, {}), _HEADLINE)
+        if kind == "eval" and "loss" in figures:
+            figures["heldout_loss"] = figures.pop("loss")
+        numbers.update(figures)
     outcome = record.get("outcome")
     if isinstance(outcome, Mapping) and isinstance(outcome.get("value"), (int, float)):
         name = str(outcome.get("figure"))

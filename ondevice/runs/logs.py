@@ -31,8 +31,8 @@ def stage_log(stage: StageFolder) -> Path | None:
     the whole run's.
     """
     logs = (stage.path.with_suffix(".log"), stage.path.parent / "run.log")
-    found = [path for path in logs if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    existing = [path for path in logs if path.is_file()]
+    return max(existing, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def unstarted_stages(
@@ -44,7 +44,7 @@ def unstarted_stages(
     if not begun:
         first = next((name for name in recipe if name in STAGES), "init")
         logs.append((first, run.path / "run.log"))
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for stage, log in logs:
         if stage in begun:
             continue
@@ -53,7 +53,7 @@ def unstarted_stages(
         except OSError:  # there is none
             continue
         if status.st_size:
-            found[stage] = log_tail(log, 1).strip() or "it said nothing"
+            reasons[stage] = log_tail(log, 1).strip() or "it said nothing"
         elif clock() - status.st_mtime_ns / 1e9 > SILENT_S:
-            found[stage] = "it said nothing"
-    return found
+            reasons[stage] = "it said nothing"
+    return reasons

@@ -135,7 +135,7 @@ def measured_checkpoints(checkpoints: Path, name: str, newest: int) -> list[Chec
     """The whole checkpoints up to step `newest` of which the figure `name` was measured, and is
     finite.
     """
-    found = []
+    measured = []
     for path in checkpoint.steps(checkpoints):
         record = checkpoint.record_of(path)
         figures = record.get("measured")
@@ -144,8 +144,8 @@ def measured_checkpoints(checkpoints: Path, name: str, newest: int) -> list[Chec
             and finite(figures.get(name)) is not None
             and record["step"] <= newest
         ):
-            found.append(path)
-    return [checkpoint.load(path) for path in found if checkpoint.find_damage(path) is None]
+            measured.append(path)
+    return [checkpoint.load(path) for path in measured if checkpoint.find_damage(path) is None]
 
 
 def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -> Path:
@@ -154,15 +154,15 @@ def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -
     """
     file = stage / FOLDER / f"batch-{number:08d}.npz"
     file.parent.mkdir(exist_ok=True)
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     arrays: Any = {
         f"{n}.{name}": np.asarray(values)
         for n, batch in enumerate(batches)
         for name, values in batch.items()
     }
-    np.savez(held, **arrays)
+    np.savez(buffer, **arrays)
     with atomic.aside(file) as new:
-        new.write_bytes(held.getvalue())
+        new.write_bytes(buffer.getvalue())
         atomic.sync(new)
         atomic.replace(new, file)
     return file

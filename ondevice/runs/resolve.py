@@ -39,7 +39,9 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
     folder = snapshot.resolve(path)
     if holds_model(folder) or not folder.is_dir():
         return folder
-    found = [s.model for s in RunFolder(folder).stages() if s.has_model and wanted(labels(s.model))]
-    if found:
-        return found[-1]
+    models = [
+        s.model for s in RunFolder(folder).stages() if s.has_model and wanted(labels(s.model))
+    ]
+    if models:
+        return models[-1]
     return find_model(path)

@@ -43,5 +43,7 @@ def batches(name: str, cfg: StageConfig, number: int = 0) -> list[Batch]:
         place = Path(folder) / "run" / name
         place.mkdir(parents=True)
         source = stage.sources(cfg, model, DataContext(place, corpus)).train
-        found: list[Batch] = source.batch(number, None if micro_batch == "auto" else micro_batch)
-        return found
+        micro_batches: list[Batch] = source.batch(
+            number, None if micro_batch == "auto" else micro_batch
+        )
+        return micro_batches

@@ -47,8 +47,8 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
             where="sequence_length",
             hint="give as many or fewer",
         )
-    found = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx.data, cfg.pair)
-    model, numbers = _numbered(body, found.train, cfg, ctx)
+    texts = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx.data, cfg.pair)
+    model, numbers = _numbered(body, texts.train, cfg, ctx)
     names = names_of(model)
     rows = partial(
         LabelledSource,
@@ -58,28 +58,28 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         batch_size=cfg.batch_size,
         seed=cfg.seed,
     )
-    source, held = rows(found.train), rows(found.held)
-    if source.cut + held.cut:
+    source, heldout = rows(texts.train), rows(texts.held)
+    if source.cut + heldout.cut:
         ctx.warn(
-            f"{source.cut + held.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens"
+            f"{source.cut + heldout.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens"
         )
     ctx.events.emit(
         "data",
-        texts=len(found.train),
-        held_texts=len(found.held),
+        texts=len(texts.train),
+        held_texts=len(texts.held),
         classes=len(names),
         cut=source.cut,
     )
     ctx.tell(
-        f"{len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
+        f"{len(texts.train):,} texts of {len(names)} classes to learn from, {len(texts.held):,} held "
         "out"
     )
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, heldout_metrics(loss, held, ctx, cfg, "texts"), ctx, cfg)
-    everything = heldout_metrics(loss, Whole(held), ctx, cfg)(params)
-    right = round(everything["accuracy"] * len(found.held))
-    share = wilson(right, len(found.held))
-    likeliest = Counter(row.label for row in found.held).most_common(1)[0][1] / len(found.held)
+    params = fit(model, loss, source, heldout_metrics(loss, heldout, ctx, cfg, "texts"), ctx, cfg)
+    everything = heldout_metrics(loss, Whole(heldout), ctx, cfg)(params)
+    right = round(everything["accuracy"] * len(texts.held))
+    share = wilson(right, len(texts.held))
+    likeliest = Counter(row.label for row in texts.held).most_common(1)[0][1] / len(texts.held)
     return StageResult(
         model.with_params(params),
         {
@@ -87,7 +87,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
                 "accuracy": share.share,
                 "low": share.low,
                 "high": share.high,
-                "texts": len(found.held),
+                "texts": len(texts.held),
                 "names": list(names),
                 "most_frequent": likeliest,
             }

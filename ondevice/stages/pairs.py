@@ -12,25 +12,25 @@ def load_pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
     """The pairs that the settings name; an event and a line say how many. Raises UserError as
     `pairs` does.
     """
-    found = pairs(cfg, model, ctx.data)
-    _tell(found, ctx)
-    return found
+    data = pairs(cfg, model, ctx.data)
+    _tell(data, ctx)
+    return data
 
 
-def _tell(made: PairData, ctx: Context) -> None:
+def _tell(data: PairData, ctx: Context) -> None:
     """Writes the event and says how many pairs there are."""
-    count = len(made.train)
-    counts = {"pairs": count, "held_pairs": len(made.held), "simulated": made.simulated}
+    count = len(data.train)
+    counts = {"pairs": count, "held_pairs": len(data.held), "simulated": data.simulated}
     what = "pairs"
     said = ""
-    if made.judged:
-        counts["good"] = made.good
+    if data.judged:
+        counts["good"] = data.good
         what = "completions"
-        said = f", {made.good:,} of them good and {count - made.good:,} bad"
+        said = f", {data.good:,} of them good and {count - data.good:,} bad"
     ctx.events.emit("data", **counts)
-    line = f"{count:,} {what} to learn from{said}, {len(made.held):,} held out"
-    if made.simulated:
-        line += f"; {made.simulated:,} were rated by a rule, not by a person"
+    line = f"{count:,} {what} to learn from{said}, {len(data.held):,} held out"
+    if data.simulated:
+        line += f"; {data.simulated:,} were rated by a rule, not by a person"
     ctx.tell(line)
-    if made.judged and made.good in (0, count):
+    if data.judged and data.good in (0, count):
         ctx.warn("all of them have the same label: nothing says what is better than what")

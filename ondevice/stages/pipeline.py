@@ -141,9 +141,9 @@ def _run_stages(
     requested.
     """
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
-    made: dict[str, str] = {}
+    given: dict[str, str] = {}
     if start:
-        made["policy"] = start
+        given["policy"] = start
 
     # Called once a stage can begin: a recipe that does not fit what stands in the folder must not
     # replace the recipe there.
@@ -155,10 +155,10 @@ def _run_stages(
         again = again or name in run.redo
         if shared.stop.requested:
             raise Interrupted(f"stopped before {name}. {resume_hint}")
-        cfg = _placed(settings, made, _goes_on(run))
+        cfg = _placed(settings, given, _goes_on(run))
         caller = Caller(resume_hint, f"--redo {name} runs it again", keep_recipe)
         model = run_stage(name, cfg, folder, shared=shared, caller=caller, redo=again)
-        made[cfg.gives] = str(model)
+        given[cfg.gives] = str(model)
 
 
 def run_one(name: str, cfg: StageConfig) -> Path:
@@ -221,9 +221,9 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe with everything resolved, as YAML, and what it ran on."""
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
     versions = {"ondevice": own_version(), "tokenizers": version("tokenizers")}
-    for name, found in available().items():
-        if found:
-            versions[name] = found
+    for name, installed in available().items():
+        if installed:
+            versions[name] = installed
     return dump_yaml({**recipe.mapping(), "versions": versions, "machine": machine})
 
 
@@ -235,12 +235,12 @@ def rule_of(recipe: Recipe) -> SimulatedRater | None:
     return None
 
 
-def _placed(cfg: StageConfig, made: Mapping[str, str], resume: bool) -> StageConfig:
+def _placed(cfg: StageConfig, given: Mapping[str, str], resume: bool) -> StageConfig:
     """`cfg` with what the stages before it have made, where it names nothing else."""
     changes: dict[str, Any] = {"resume": resume}
     for field, kind in (("model", "policy"), ("reward_model", "reward")):
-        if getattr(cfg, field, None) == "" and kind in made:
-            changes[field] = made[kind]
+        if getattr(cfg, field, None) == "" and kind in given:
+            changes[field] = given[kind]
     return _filled(cfg, changes)
 
 

@@ -28,17 +28,17 @@ from ondevice.training.losses import causal_lm_loss
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = start_model(cfg, ctx.backend)
-    made = sources(cfg, model, ctx.data)
+    data = sources(cfg, model, ctx.data)
     sizes: dict[str, Any] = {}
-    if isinstance(made.held, TextSource):  # every token is a target: a loss is bits per byte
+    if isinstance(data.held, TextSource):  # every token is a target: a loss is bits per byte
         sizes["held_bytes_per_token"] = bytes_per_token(
-            made.held.eval_batches(cfg.eval_batches), model.tokenizer
+            data.held.eval_batches(cfg.eval_batches), model.tokenizer
         )
-    ctx.events.emit("data", tokens=made.tokens, held_tokens=made.held_tokens, **sizes)
-    ctx.tell(f"{made.tokens:,} tokens to learn from, {made.held_tokens:,} held out")
+    ctx.events.emit("data", tokens=data.tokens, held_tokens=data.held_tokens, **sizes)
+    ctx.tell(f"{data.tokens:,} tokens to learn from, {data.held_tokens:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    figures = heldout_metrics(partial(loss, accuracy=not sizes), made.held, ctx, cfg)
-    params = fit(model, loss, made.train, figures, ctx, cfg, sample=sampler(model, ctx))
+    figures = heldout_metrics(partial(loss, accuracy=not sizes), data.held, ctx, cfg)
+    params = fit(model, loss, data.train, figures, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
 
 
@@ -62,12 +62,12 @@ class TextSources(NamedTuple):
 
 def sources(cfg: PretrainConfig, model: Model, ctx: DataContext) -> TextSources:
     """The batches of the text that the settings name. Raises UserError for data as `texts` does."""
-    train, held = text_and_chats.token_streams(
+    train, heldout = text_and_chats.token_streams(
         DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator
     )
     rows = source_of(cfg, model)
-    measured = rows(held)
-    return TextSources(rows(train), measured, len(train), len(held))
+    measured = rows(heldout)
+    return TextSources(rows(train), measured, len(train), len(heldout))
 
 
 def _check(cfg: PretrainConfig, model: Model) -> None:

@@ -29,27 +29,27 @@ def run(cfg: RaterConfig, ctx: Context) -> StageResult:
             wait_for_people(ratings, cfg, ctx)
         else:
             simulate(ratings, SimulatedRater(cfg.right, cfg.courtesy), ctx)
-        found = pairs_of(ratings)
-    people = sorted({rater for pair in found for rater in pair.raters})
+        rated = pairs_of(ratings)
+    people = sorted({rater for pair in rated for rater in pair.raters})
     ctx.events.emit(
         "data",
-        votes=found.votes,
-        simulated_votes=found.simulated_votes,
-        pairs=len(found),
-        left_out=found.left_out,
+        votes=rated.votes,
+        simulated_votes=rated.simulated_votes,
+        pairs=len(rated),
+        left_out=rated.left_out,
         raters=people,
     )
     ctx.tell(
-        f"{found.votes:,} votes, {found.simulated_votes:,} of them simulated; "
-        f"{len(found):,} usable pairs"
+        f"{rated.votes:,} votes, {rated.simulated_votes:,} of them simulated; "
+        f"{len(rated):,} usable pairs"
     )
-    if not found.rows:
+    if not rated.rows:
         raise UserError(
             "no vote prefers one response to another",
             where=str(ratings.path),
             hint="sample more varied responses, or rate more pairs",
         )
-    marks = {"votes": found.votes, "simulated_votes": found.simulated_votes, "pairs": len(found)}
+    marks = {"votes": rated.votes, "simulated_votes": rated.simulated_votes, "pairs": len(rated)}
     return StageResult(None, marks)
 
 
@@ -98,13 +98,13 @@ def judge(ratings: Ratings, item: Item, rule: SimulatedRater, ctx: Context) -> s
 
 def wait_for_people(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:
     """Raises Interrupted, saying what to do, until enough usable pairs are rated."""
-    found = [
+    rated = [
         pair
         for pair in pairs_of(ratings, simulated=False)
         if not any(map(is_simulated, pair.raters))
     ]
-    if len(found) < cfg.needed:
+    if len(rated) < cfg.needed:
         raise Interrupted(
-            f"{len(found)} of {cfg.needed} usable pairs are rated. "
+            f"{len(rated)} of {cfg.needed} usable pairs are rated. "
             f"Rate more: ondevice rate {ctx.folder.path.parent}"
         )

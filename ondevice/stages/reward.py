@@ -33,16 +33,16 @@ from ondevice.training.sequence_logprobs import Scorer
 def run(cfg: RewardConfig, ctx: Context) -> StageResult:
     writer = load_start(cfg.model, cfg, ctx.backend, backbone_only=True)
     need_scores(writer)
-    found = load_pairs(cfg, writer, ctx)
-    if cfg.strength_margin and not found.strong:
+    data = load_pairs(cfg, writer, ctx)
+    if cfg.strength_margin and not data.strong:
         raise UserError(
             "no pair is of a strength above 1, so that it would change nothing",
             where="strength_margin",
             hint="leave it out",
         )
-    if found.strong and not cfg.strength_margin:
+    if data.strong and not cfg.strength_margin:
         ctx.warn(
-            f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin"
+            f"that {data.strong:,} pairs are of a strength above 1 is not used: give --strength-margin"
         )
     model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
     source = partial(
@@ -54,11 +54,11 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
     loss = partial(
         reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing
     )
-    measure = heldout_metrics(loss, source(found.held), ctx, cfg, "pairs")
-    params = fit(model, loss, source(found.train), measure, ctx, cfg)
-    marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
+    measure = heldout_metrics(loss, source(data.held), ctx, cfg, "pairs")
+    params = fit(model, loss, source(data.train), measure, ctx, cfg)
+    marks = quality(params, data.held, Scorer(model, ctx.backend, batch_size=32))
     return StageResult(
-        model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes
+        model.with_params(params), {**marks, "simulated": data.simulated}, notes=data.notes
     )
 
 
@@ -81,16 +81,16 @@ def score_batch(
     reads: str = "last",
 ) -> Batch:
     """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
-    found = [rows[i] for i in group]
+    members = [rows[i] for i in group]
     empty = np.zeros(1, np.int32)
-    filling = [empty] * (size - len(found))
+    filling = [empty] * (size - len(members))
     chosen, rejected = (
-        [prompt_and_completion(p.chosen) for p in found],
-        [prompt_and_completion(p.rejected) for p in found],
+        [prompt_and_completion(p.chosen) for p in members],
+        [prompt_and_completion(p.rejected) for p in members],
     )
     batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    margin[: len(found)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in found]
-    real[: len(found)] = 1.0
-    tokens = np.array([float(p.chosen.length + p.rejected.length) for p in found], np.float32)
+    margin[: len(members)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in members]
+    real[: len(members)] = 1.0
+    tokens = np.array([float(p.chosen.length + p.rejected.length) for p in members], np.float32)
     return {**batch, "margin": margin, "pairs": real, "weights": tokens}

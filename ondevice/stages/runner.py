@@ -107,9 +107,9 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
 
     Raises UserError where something cannot be removed, or is not known to be an attempt's.
     """
-    made = (folder.model, folder.path / "value_model")
+    models = (folder.model, folder.path / "value_model")
     if not (folder.events.exists() or folder.done.exists()):  # an attempt begins with an event
-        for path in made:
+        for path in models:
             if path.is_dir() and any(path.iterdir()):
                 raise UserError(
                     "holds a model that no attempt of this stage has made",
@@ -118,7 +118,7 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
                 )
     try:
         checkpoint.clear(folder.checkpoints, say)
-        for path in (*made, folder.path / PUSH, folder.path / RUINED):
+        for path in (*models, folder.path / PUSH, folder.path / RUINED):
             atomic.remove(path, say)
         for path in (
             folder.done,
@@ -139,12 +139,12 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
 
 def _guarded(ctx: Context, cfg: StageConfig, caller: Caller) -> Path:
     fingerprint = ctx.start.fingerprint
-    events, found = ctx.events, ctx.newest_checkpoint()
-    if found is not None:
-        before = found.record.get("fingerprint", {})
+    events, newest = ctx.events, ctx.newest_checkpoint()
+    if newest is not None:
+        before = newest.record.get("fingerprint", {})
         ctx.changed = {
             **changed_rates(before, fingerprint),
-            **changed_steps(cfg, before, fingerprint, found.step),
+            **changed_steps(cfg, before, fingerprint, newest.step),
         }
         compare(
             {**before, **{name: now for name, (_, now) in ctx.changed.items()}},
@@ -153,11 +153,11 @@ def _guarded(ctx: Context, cfg: StageConfig, caller: Caller) -> Path:
             "has a checkpoint",
             caller.restart_hint,
         )
-        ctx.spent.add(found.record.get("spent", {}))
+        ctx.spent.add(newest.record.get("spent", {}))
     caller.on_ready()
     events.emit(
         "start",
-        found.step if found else 0,
+        newest.step if newest else 0,
         stage=ctx.name,
         steps=getattr(cfg, "steps", 0),
         config=to_mapping(cfg),
@@ -179,8 +179,8 @@ def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
     start = getattr(cfg, "model", "")
     if not start:
         return {}
-    if found := origin(start):
-        return found
+    if known := origin(start):
+        return known
     repo, commit = ("", None) if model is None else snapshot.name_of(model.folder)
     if commit:
         return {"repo": repo, "commit": commit, "kind": "model"}
@@ -191,23 +191,25 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
     body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(
         f"ondevice.stages.{ctx.name}"
     ).run
-    made = body(cfg, ctx)
-    if isinstance(made, Model):
-        made = StageResult(made)
+    stage_result = body(cfg, ctx)
+    if isinstance(stage_result, Model):
+        stage_result = StageResult(stage_result)
     record: dict[str, Any] = {
         "fingerprint": ctx.start.fingerprint,
-        "marks": dict(made.marks),
-        "notes": list(made.notes),
+        "marks": dict(stage_result.marks),
+        "notes": list(stage_result.notes),
     }
-    if found := _base(cfg, made.model):
-        record["base"] = found
-    model = None if made.model is None else result(made.model, cfg, ctx)
+    if base := _base(cfg, stage_result.model):
+        record["base"] = base
+    model = None if stage_result.model is None else result(stage_result.model, cfg, ctx)
     if model is not None:
         ended = outcome(ctx)
         record["outcome"] = ended.mapping()
-        for name, one in {"model": model, **made.beside}.items():
+        for name, one in {"model": model, **stage_result.beside}.items():
             with whole_folder(ctx.folder.path / name) as folder:
-                dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
+                dtype = (
+                    one.cfg.dtype if one is model and stage_result.model is not model else "float32"
+                )
                 write(
                     folder,
                     ctx.backend,
@@ -216,7 +218,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
                     card=model_card(
                         ctx.name,
                         cfg,
-                        replace(made, model=one),
+                        replace(stage_result, model=one),
                         ctx.folder.path.parent.name,
                         part=name,
                     ),

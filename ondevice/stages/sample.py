@@ -35,17 +35,17 @@ TOGETHER = 64  # prompts between two commits
 def run(cfg: SampleConfig, ctx: Context) -> StageResult:
     models = _models(cfg, ctx.backend)
     samplers = [_sampler(model, cfg, ctx.backend) for model in models]
-    asked = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx.data)
-    asked = asked[: cfg.prompts or None]
-    rows = _rows_at_once(cfg, ctx, models[0], asked)
+    all_prompts = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx.data)
+    all_prompts = all_prompts[: cfg.prompts or None]
+    rows = _rows_at_once(cfg, ctx, models[0], all_prompts)
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
         queue = _PairQueue(cfg, ctx, models, ratings)
-        with ctx.progress(len(asked), queue.first) as bar:
+        with ctx.progress(len(all_prompts), queue.first) as bar:
             # prompts are always drawn with the same others: rounding may follow from a batch's
             # shape
-            for start in range(queue.first // TOGETHER * TOGETHER, len(asked), TOGETHER):
+            for start in range(queue.first // TOGETHER * TOGETHER, len(all_prompts), TOGETHER):
                 began = ticks()
-                group = asked[start : start + TOGETHER]
+                group = all_prompts[start : start + TOGETHER]
 
                 def draw(
                     group: Sequence[Prompt] = group, start: int = start
@@ -55,7 +55,7 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
                 drawn = rows.attempt(start, ROLLOUT, draw)
                 queue.add(group, start, drawn)
                 tokens = sum(map(count_tokens, drawn))
-                done = min(start + TOGETHER, len(asked))
+                done = min(start + TOGETHER, len(all_prompts))
                 rate = tokens / max(ticks() - began, 1e-9)
                 ctx.events.emit(
                     "step",
@@ -65,13 +65,13 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
                     tokens_per_second=rate,
                 )
                 bar.update(done, {"queued": queue.queued, "tokens_per_second": rate})
-                if ctx.shared.stop.requested and done < len(asked):
+                if ctx.shared.stop.requested and done < len(all_prompts):
                     raise Interrupted(f"stopped after {done} prompts, saved")
-    alike = len(asked) - queue.queued
-    told = f"{queue.queued:,} prompts with {cfg.responses} different responses each"
+    alike = len(all_prompts) - queue.queued
+    line = f"{queue.queued:,} prompts with {cfg.responses} different responses each"
     if alike:
-        told += f"; {alike:,} whose answers were all the same are left out"
-    ctx.tell(told)
+        line += f"; {alike:,} whose answers were all the same are left out"
+    ctx.tell(line)
     if not queue.queued:
         raise UserError("always gives the same answer", where=cfg.model, hint="raise --temperature")
     return StageResult(None, {"queued": queue.queued, "alike": alike})
@@ -99,12 +99,12 @@ def _with_template_settings(model: Model, cfg: SampleConfig) -> Model:
 
 
 def _rows_at_once(
-    cfg: SampleConfig, ctx: Context, model: Model, asked: Sequence[Prompt]
+    cfg: SampleConfig, ctx: Context, model: Model, all_prompts: Sequence[Prompt]
 ) -> RowsAtOnce:
     """What is written at once: as the settings say, or as suits the machine."""
     rows = RowsAtOnce(ctx, cfg, model)
     rows.load({}, read(ctx.folder.events) if ctx.start.resume else ())
-    longest = max((len(prompt.ids) for prompt in asked), default=0)
+    longest = max((len(prompt.ids) for prompt in all_prompts), default=0)
     decode_batch(ctx, model, longest + cfg.max_new_tokens)
     return rows
 

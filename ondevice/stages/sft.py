@@ -36,21 +36,21 @@ _LOOKED_AT = 10_000  # rows of which empty answers are counted
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
-    made = sources(cfg, model, ctx.data)
-    source, held = made.train, made.held
-    chats = source.examples - made.replayed
+    data = sources(cfg, model, ctx.data)
+    source, heldout = data.train, data.held
+    chats = source.examples - data.replayed
     ctx.events.emit(
         "data",
         chats=chats,
-        replayed=made.replayed,
-        held_chats=held.examples,
-        cut=source.truncated + held.truncated,
-        left_out=source.skipped + held.skipped,
+        replayed=data.replayed,
+        held_chats=heldout.examples,
+        cut=source.truncated + heldout.truncated,
+        left_out=source.skipped + heldout.skipped,
     )
-    beside = f" beside {made.replayed:,} rows of plain text" if made.replayed else ""
-    ctx.tell(f"{chats:,} chats to learn from{beside}, {held.examples:,} held out")
+    beside = f" beside {data.replayed:,} rows of plain text" if data.replayed else ""
+    ctx.tell(f"{chats:,} chats to learn from{beside}, {heldout.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
+    params = fit(model, loss, source, heldout, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
 
 
@@ -81,31 +81,31 @@ def sources(cfg: SFTConfig, model: Model, ctx: DataContext) -> ChatSources:
             where="sequence_length",
             hint="give as many or fewer",
         )
-    found = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
+    chats = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not supports_packing(model.cfg):
         ctx.tell(
             f"each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
         )
-    _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
-    train = found.train
+    _tell_of_empty_answers(chats.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
+    train = chats.train
     if cfg.replay:
         train = text_and_chats.with_replay(
             cfg.replay,
             cfg.replay_share,
             cfg.sequence_length,
-            found.train,
+            chats.train,
             cfg.seed,
             model.tokenizer,
             ctx,
         )
-    made = ChatSources(rows(train), rows(found.held), len(train) - len(found.train))
-    for name, part in (("training", made.train), ("held-out", made.held)):
+    both = ChatSources(rows(train), rows(chats.held), len(train) - len(chats.train))
+    for name, part in (("training", both.train), ("held-out", both.held)):
         if part.truncated or part.skipped:
             ctx.warn(
                 f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens{_where_cut(part, model)}, "
                 f"{part.skipped} left out because nothing of the answer remained"
             )
-    return made
+    return both
 
 
 def _tell_of_empty_answers(

@@ -54,9 +54,9 @@ class Outcome:
 def outcome(ctx: Context) -> Outcome:
     """What the events of this stage come to, and what was measured of the weights that it gives."""
     ctx.events.flush()
-    found = list(events.read(ctx.folder.events))
-    data: Mapping[str, Any] = next((e for e in reversed(found) if e["event"] == "data"), {})
-    step: Mapping[str, Any] = next((e for e in reversed(found) if e["event"] == "step"), {})
+    recorded = list(events.read(ctx.folder.events))
+    data: Mapping[str, Any] = next((e for e in reversed(recorded) if e["event"] == "data"), {})
+    step: Mapping[str, Any] = next((e for e in reversed(recorded) if e["event"] == "step"), {})
     tokens = int(step.get("tokens", 0))
     epochs = tokens / data["tokens"] if data.get("tokens") else None
     taken = ctx.taken
@@ -113,8 +113,8 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
     if ended.steps:
         often = f", {ended.epochs:.1f} times through the data" if ended.epochs else ""
         lines.append(f"  trained    {ended.steps:,} steps, {ended.tokens:,} tokens{often}")
-    if told := achieved(ended.mapping()):
-        lines.append(f"  held out   {told}")
+    if figures := achieved(ended.mapping()):
+        lines.append(f"  held out   {figures}")
     if ctx.taken is not None and worse(ended.mapping(), ctx.taken.higher):
         lines.append(f"             that is worse than before the first step: {ended.figure}")
     if exam := _exam(record.get("marks") or {}):
@@ -132,6 +132,6 @@ def _exam(marks: Mapping[str, Any]) -> str:
     if marks.get("bits_per_byte") is not None:
         parts.append(f"{marks['bits_per_byte']:.3f} bits per byte")
     if marks.get("exact_match") is not None:
-        asked = sum(count for _, count in marks["by_kind"].values())
-        parts.append(f"{marks['exact_match']:.1%} of {asked:,} questions answered rightly")
+        questions = sum(count for _, count in marks["by_kind"].values())
+        parts.append(f"{marks['exact_match']:.1%} of {questions:,} questions answered rightly")
     return ", ".join(parts)

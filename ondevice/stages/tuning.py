@@ -150,10 +150,10 @@ def result(model: Model, cfg: object, ctx: Context) -> Model:
         for name in params:
             if not is_adapter(name) and name not in model.adapter.whole:
                 params[name] = start[name]
-    made = merged(model.with_params(params), ctx.backend)
+    merged_model = merged(model.with_params(params), ctx.backend)
     if quantised(model.params):
         ctx.warn(COST)
-    return made
+    return merged_model
 
 
 def _chosen(names: dict[str, tuple[int, int]], patterns: tuple[str, ...], where: str) -> list[str]:

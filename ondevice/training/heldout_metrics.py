@@ -47,7 +47,7 @@ LOWEST_LOSS = BestMetric()
 
 def heldout_metrics(
     loss: Loss,
-    held: EvalBatches,
+    heldout: EvalBatches,
     ctx: Context,
     cfg: TrainingConfig,
     unit: str = "tokens",
@@ -65,7 +65,7 @@ def heldout_metrics(
     def measure(params: Params) -> dict[str, float]:
         sums: dict[str, np.ndarray] = {}
         shared = {} if beside is None else dict(beside(params))
-        for batch in held.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch):
+        for batch in heldout.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch):
             for name, pair in run(params, {**batch, **shared}).items():
                 sum_and_count = np.array([float(ctx.backend.numpy(x)) for x in pair])
                 sums[name] = sums.get(name, 0.0) + sum_and_count

@@ -459,11 +459,11 @@ def ppo_loss(
     )
     metrics |= _of_tokens(ops, batch["weights"], entropy=entropy)
     if sft_coef:
-        chats, told = causal_lm_loss(
+        chats, chat_metrics = causal_lm_loss(
             ops, params, sub(batch, "sft."), model=model, checkpoint=checkpoint
         )
         loss = loss + sft_coef * chats
-        metrics["sft_loss"] = told["loss"]
+        metrics["sft_loss"] = chat_metrics["loss"]
     return loss, metrics
 
 
@@ -505,9 +505,9 @@ def clipped_objective(
         moved = ops.sum(batch["member"] * (row_sums(ops, batch, moved) / lengths).reshape(-1, 1), 0)
     ratio = ops.exp(moved)
     free = ratio * gain
-    held = ops.minimum(ops.maximum(ratio, 1 - low), 1 + high) * gain
-    cut = ops.cast(held < free, "float32")
-    return -ops.minimum(free, held), _of_tokens(
+    clipped = ops.minimum(ops.maximum(ratio, 1 - low), 1 + high) * gain
+    cut = ops.cast(clipped < free, "float32")
+    return -ops.minimum(free, clipped), _of_tokens(
         ops, weights, clip_fraction=cut, approx_kl=0.5 * moved * moved
     )
 

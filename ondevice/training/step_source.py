@@ -92,12 +92,12 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
             return min(micro_batch or rows, rows)
 
         size = at_once(self.device_batch.micro_batch)
-        found = self._coming.get((number, size))
-        if found is None:
-            found = self._make(number, size)
-        batches = found.result()
+        pending = self._coming.get((number, size))
+        if pending is None:
+            pending = self._make(number, size)
+        batches = pending.result()
         # no others: after going back there is what was made ahead of the step that was left
-        self._coming = {(number, size): found}
+        self._coming = {(number, size): pending}
         if step + 1 < self.steps and self.device_batch.micro_batch is not None:
             self._coming[number + 1, size] = self._make(number + 1, size)
 
