@@ -23,7 +23,7 @@ from ondevice.rl.micro_batches import micro_batches, repeat_per_token
 from ondevice.rl.rollout import Sampled
 from ondevice.seam.protocols import Backend
 from ondevice.stages.dpo import crossed_rows, pair_batch, sides_of
-from ondevice.stages.grpo import set_denominators
+from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
 from ondevice.training.losses import (
     WITHOUT_REFERENCE,
@@ -73,9 +73,11 @@ class Group:
         self, cfg: GRPOConfig, size: int, old: bool
     ) -> list[tuple[dict[str, Array], list[int]]]:
         """What the stage makes of it, and whose rows are where."""
+        scale, denominator = loss_scales(cfg, self.sampled, self.learned)
         tokens = {
-            "advantages": repeat_per_token(ADVANTAGES, self.sampled),
             "learned": repeat_per_token(self.learned, self.sampled),
+            "advantages": repeat_per_token(ADVANTAGES, self.sampled),
+            "scale": repeat_per_token(scale, self.sampled),
             "ref_logps": self.given["ref"],
             "logps": self.given["logps"],
         }
@@ -84,7 +86,7 @@ class Group:
         made = list(micro_batches(self.sampled, range(len(self.sampled)), size, tokens))
         for batch, _ in made:
             batch["weights"] *= batch.pop("learned")
-        set_denominators(cfg, [batch for batch, _ in made], len(self.sampled))
+            batch["denominator"] = np.asarray(denominator, np.float32)
         return made
 
     def ours(
@@ -195,11 +197,11 @@ def test_grpo_of_micro_batches_is_that_of_the_whole(backend: Backend, kind: str,
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_grpo_of_micro_batches_is_trls(backend: Backend, kind: str) -> None:
-    """TRL divides every micro-batch by their number (dapo by the tokens of all): so bnpo depends on
-    the division.
+    """TRL divides every micro-batch by their number (dapo by the tokens of all): its bnpo depends on
+    the division, which `partition` says here.
     """
     pytest.importorskip("trl")
-    cfg, group = grpo_config(kind, beta=0.1), Group((5,))
+    cfg, group = grpo_config(kind, beta=0.1, partition=2), Group((5,))
     tokens = float((np.array(LENGTHS) * group.learned).sum())
     dealt = [rows for _, rows in group.batches(cfg, 2, True)]
     assert sorted(sum(dealt, [])) == list(range(len(LENGTHS))) and len(dealt) == 3
@@ -208,8 +210,8 @@ def test_grpo_of_micro_batches_is_trls(backend: Backend, kind: str) -> None:
     np.testing.assert_allclose(loss, sum(part[0] for part in parts), **CLOSE)
     for rows, (_, slope) in zip(dealt, parts, strict=True):
         np.testing.assert_allclose(gradient[rows], slope, **CLOSE)
-    if kind == "bnpo":
-        assert abs(loss - group.ours(backend, cfg, len(LENGTHS))[0]) > 1e-3
+    # theirs follows from the division, ours from `partition`
+    np.testing.assert_allclose(loss, group.ours(backend, cfg, len(LENGTHS))[0], **CLOSE)
 
 
 def test_grpo_by_hand(backend: Backend) -> None:
@@ -229,9 +231,10 @@ def test_grpo_by_hand(backend: Backend) -> None:
         "dr_grpo": (-1.28 + 0.8 + 1) / (2 * LONGEST),
     }
     for kind, value in wanted.items():
-        cfg = grpo_config(kind)
+        scale, denominator = loss_scales(grpo_config(kind), sampled, np.ones(2))
+        tokens["scale"] = repeat_per_token(scale, sampled)
         ((batch, _),) = micro_batches(sampled, [0, 1], 2, tokens)
-        set_denominators(cfg, [batch], 2)
+        batch["denominator"] = np.asarray(denominator, np.float32)
         loss, metrics = grpo_objective(
             backend.ops,
             backend.array(batch.pop("logps")),

@@ -40,7 +40,7 @@ from ondevice.runs.events import read
 from ondevice.seam.ops import sub
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.stages.dpo import pair_batch, sides_of
-from ondevice.stages.grpo import set_denominators
+from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
 from ondevice.training.losses import (
     causal_lm_loss,
@@ -154,8 +154,10 @@ def ppo_batches(step: int) -> list[Weights]:
 def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     found, rng = sampled(step)
     given, before = [s.row for s in found], near(models.weights(cfg))
+    scale, denominator = loss_scales(GRPOConfig(), found, np.ones(8))
     tokens = {
         "advantages": repeat_per_token(rng.normal(size=8), found),
+        "scale": repeat_per_token(scale, found),
         "old_logps": logps_of(before, given, cfg),
         "ref_logps": logps_of(near(before), given, cfg),
     }
@@ -165,8 +167,7 @@ def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
             found, range(8), 4, tokens, network(cfg).decoder_start_token_id
         )
     ]
-    set_denominators(GRPOConfig(), made, 8)
-    return made
+    return [{**batch, "denominator": np.float32(denominator)} for batch in made]
 
 
 def both_models() -> Weights:

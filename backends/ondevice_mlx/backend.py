@@ -212,7 +212,8 @@ class MLXTrainer:
 
     def update(self, lr: float) -> dict[str, float]:
         sums = {n: mx.sum(mx.stack(pairs), 0) for n, pairs in self._totals.items()}
-        grads = self._grads
+        # without a batch the optimizer's step is that of a gradient of zero
+        grads = self._grads or {n: mx.zeros_like(p) for n, p in self.trainable.items()}
         self._forget_gradient()
         # they are taken over, so that each can be freed when its tensor has been updated
         norm, done = self.optimizer.update(self.trainable, grads, lr)

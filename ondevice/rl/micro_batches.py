@@ -37,14 +37,13 @@ def prompt_indices(count: int, step: int, rows: int, seed: int, name: str) -> li
 def micro_batches(
     sampled: Sequence[Sampled],
     chosen: Sequence[int],
-    size: int | None,
+    size: int,
     tokens: Mapping[str, Sequence[Floats]],
     start: int | None = None,
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """The `chosen` completions as batches of `size` rows (None: in one), like lengths together,
-    with the numbers of their rows: in one order, whatever the size. `tokens`: name → for every
-    completion of the rollout one value per token; `start` as for `completion_batch`."""
-    size = min(size or len(chosen), len(chosen))
+    """The `chosen` completions as batches of `size` rows, like lengths together, with the numbers
+    of their rows: in one order, whatever the size. `tokens`: name → for every completion of the
+    rollout one value per token; `start` as for `completion_batch`."""
     for group in group_by_length([sampled[i].row.length for i in chosen], size):
         rows = [chosen[i] for i in group]
         own_tokens = {}

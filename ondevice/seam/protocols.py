@@ -54,8 +54,8 @@ class Trainer(Protocol):
         ...
 
     def update(self, lr: float) -> dict[str, float]:
-        """Clips the gradient and updates with it. Where it raises, parameters and state may have
-        changed in part.
+        """Clips the gradient, 0 where there was no micro-batch, and updates with it. Where it
+        raises, parameters and state may have changed in part.
 
         Returns each metric's sum divided by its count, and `grad_norm`; where the gradient is not
         finite nothing changes and `skipped` is 1; where the update has made a parameter not finite

@@ -6,9 +6,9 @@ reach them is the policy's to find.
 
 Chosen: the trained weights themselves write the rollout, so that no second engine gives other
 probabilities (TRL corrects for vLLM's by importance sampling). The five `loss_type`s are one
-objective with other denominators (`set_denominators`); as in TRL the default is `dapo` and the
-distance to the start is off (`beta` 0). A group without spread has advantages of 0 and is kept: a
-step has one shape.
+objective with other denominators (`loss_scales`); as in TRL the default is `dapo` and the distance
+to the start is off (`beta` 0). A completion whose advantage is 0, as all have in a group without
+spread, adds nothing to the gradient: it counts in every denominator and is not computed.
 Left out: old rollouts that are learned from again, and rollouts made while training goes on. A step
 would then follow from more than the parameters, the seed and its number, and no resume would be
 exact.
@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ondevice.config.preference import GRPOConfig
-from ondevice.data.packing import Batch
+from ondevice.data.packing import Batch, bucket
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
@@ -50,10 +50,12 @@ from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
-from ondevice.training.step_source import Cut, StepPlan, count_targets
+from ondevice.training.step_source import Cut, StepPlan
 
 GOLDS = 2000  # problems whose right answers are looked at before the run
 RIGHT = "correct"  # the reward that says what is right
+NOTHING_LEARNED = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy": None}
+"""What a step says of its update where no completion adds to the gradient."""
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
@@ -92,6 +94,14 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
         notes = [f"rewards: {rewards.told()}"]
     return StageResult(policy.with_params(params), {"held_out": held_out(ctx.taken)}, notes=notes)
+
+
+class Updates(NamedTuple):
+    """A step's updates, a cut of all its completions, and how many of them the updates compute."""
+
+    cuts: list[Cut]
+    everything: Cut
+    completions: int
 
 
 class GRPOFeed:
@@ -178,12 +188,15 @@ class GRPOFeed:
             **length_metrics(sampled),
             "groups": self.log.append(step + 1, groups),
         }
+        if not updates.completions:
+            numbers |= NOTHING_LEARNED
         return StepPlan(
-            updates,
+            updates.cuts,
             len(sampled),
             numbers,
             count_tokens(sampled),
             tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))),
+            updates.everything,
         )
 
     def _set_rows_at_once(self, sampler: Sampler, prompts: Sequence[Sequence[int]]) -> None:
@@ -218,13 +231,17 @@ class GRPOFeed:
             self.ctx.warn(warning)
         return scores
 
-    def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> list[Cut]:
-        """The step's updates, which all learn from the same completions."""
+    def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> Updates:
+        """The step's updates, which all learn from the same completions: from those that add to the
+        gradient.
+        """
         cfg = self.cfg
         rows = rows_of(sampled)
+        learned = self._learned(sampled)
+        scale, denominator = loss_scales(cfg, sampled, learned)
         tokens = {
             "advantages": repeat_per_token(advantages, sampled),
-            "learned": repeat_per_token(self._learned(sampled), sampled),
+            "scale": repeat_per_token(scale, sampled),
         }
         if cfg.updates > 1:  # else they are the training forward's own, and cost nothing
             tokens["old_logps"] = self.scorer.logprobs(params, rows)
@@ -232,16 +249,18 @@ class GRPOFeed:
             tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
         start = self.scorer.network.decoder_start_token_id
 
-        def cut(micro_batch: int | None) -> list[Batch]:
+        def cut(chosen: Sequence[int], micro_batch: int | None) -> list[Batch]:
             batches: list[Batch] = []
-            everything = range(len(sampled))
-            for batch, _ in micro_batches(sampled, everything, micro_batch, tokens, start):
-                batch["weights"] *= batch.pop("learned")
+            # few numbers of rows, for each is a shape
+            size = min(bucket(len(chosen), 1, finer=2), len(sampled), micro_batch or len(sampled))
+            for batch, _ in micro_batches(sampled, chosen, size, tokens, start):
+                batch["denominator"] = np.asarray(denominator, np.float32)
                 batches.append(batch)
-            set_denominators(cfg, batches, len(sampled))
             return batches
 
-        return [cut] * cfg.updates
+        everything = range(len(sampled))
+        taught = [i for i in everything if learned[i] and (advantages[i] or cfg.beta)]
+        return Updates([partial(cut, taught)] * cfg.updates, partial(cut, everything), len(taught))
 
     def _learned(self, sampled: Sequence[Sampled]) -> Floats:
         """(N,) 0 for a completion that is left out, 1 for every other."""
@@ -291,48 +310,36 @@ class GRPOFeed:
         """A rollout follows from the parameters and the step's number."""
 
 
-def set_denominators(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
-    """Fills `scale` (K,) and `denominator`: what each loss type divides by (TRL's `loss_type`; Yu
-    2025, DAPO; Liu 2025, Dr. GRPO). Completions of which nothing is learned count as rows, not as
-    tokens. `batches` are those of a whole step; how they are cut changes nothing."""
-    total = count_targets(batches)
-    for batch in batches:
-        weights = batch["weights"]
-        member = batch["member"]
-        scale = weights
-        denominator = max(total, 1.0)
-        if cfg.loss_type in ("grpo", "gspo"):
-            lengths = np.maximum((member * weights).sum(1), 1.0)
-            scale = weights * (member / lengths[:, None]).sum(0)
-            denominator = float(completions)
-        elif cfg.loss_type == "bnpo":
-            continue  # below, where the parts are known
-        elif cfg.loss_type == "dr_grpo":
-            denominator = float(completions * cfg.max_new_tokens)
-        batch["scale"] = scale.astype(np.float32)
-        batch["denominator"] = np.asarray(denominator, np.float32)
+def loss_scales(
+    cfg: GRPOConfig, sampled: Sequence[Sampled], learned: Floats
+) -> tuple[Floats, float]:
+    """(N,) by what the loss of a completion's tokens is multiplied, and what the sum of all is
+    divided by: TRL's `loss_type` (Yu 2025, DAPO; Liu 2025, Dr. GRPO). Both follow from all
+    completions, also from those that are not computed. Completions of which nothing is learned
+    (`learned` (N,) 0) count as rows, not as tokens."""
+    completions = len(sampled)
+    tokens = np.array([len(one.ids) for one in sampled]) * learned
+    if cfg.loss_type in ("grpo", "gspo"):
+        return learned / np.maximum(tokens, 1.0), float(completions)
     if cfg.loss_type == "bnpo":
-        _mean_over_parts(batches, completions, cfg.partition)
+        return _mean_over_parts(sampled, learned, tokens, cfg.partition)
+    if cfg.loss_type == "dr_grpo":
+        return learned, float(completions * cfg.max_new_tokens)
+    return learned, max(float(tokens.sum()), 1.0)
 
 
-def _mean_over_parts(batches: Sequence[Batch], completions: int, partition: int) -> None:
+def _mean_over_parts(
+    sampled: Sequence[Sampled], learned: Floats, tokens: Floats, partition: int
+) -> tuple[Floats, float]:
     """`bnpo`: the mean over the tokens of each `partition` completions, and over these parts. The
-    completions are parted in the order in which they stand in the batches: like lengths together.
+    completions are parted by their lengths: like lengths together.
     """
-    tokens = np.concatenate([(batch["member"] * batch["weights"]).sum(1) for batch in batches])
-    tokens = tokens[:completions]  # rows beyond fill the last batch
-    parts = np.arange(completions) // partition
-    each = np.maximum(np.bincount(parts, weights=tokens), 1.0)
-    divided = 1.0 / each[parts]
-    first = 0
-    for batch in batches:
-        member = batch["member"]
-        own = np.zeros(len(member))
-        there = divided[first : first + len(member)]
-        own[: len(there)] = there
-        first += len(member)
-        batch["scale"] = (batch["weights"] * (member * own[:, None]).sum(0)).astype(np.float32)
-        batch["denominator"] = np.asarray(len(each), np.float32)
+    order = np.argsort([one.row.length for one in sampled], kind="stable")
+    parts = np.arange(len(sampled)) // partition
+    each = np.maximum(np.bincount(parts, weights=tokens[order]), 1.0)
+    scale = np.zeros(len(sampled))
+    scale[order] = learned[order] / each[parts]
+    return scale, float(len(each))
 
 
 def reward_metrics(scores: Scores, totals: Floats) -> dict[str, Any]:

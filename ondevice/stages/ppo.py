@@ -267,7 +267,8 @@ class PPOFeed:
         the chats of the update of this number.
         """
         start = self.scorer.network.decoder_start_token_id
-        made = micro_batches(sampled, chosen, micro_batch, found.tokens, start)
+        size = min(micro_batch or len(chosen), len(chosen))
+        made = micro_batches(sampled, chosen, size, found.tokens, start)
         batches = [batch for batch, _ in made]
         total = np.asarray(count_targets(batches), np.float32)
         for batch in batches:

@@ -105,7 +105,8 @@ class RowsAtOnce:
         self._follow(step, during)
         if now.micro_batch is not None:
             return
-        tokens = sum(_count_tokens(batch) for batch in plan.updates[0](None))
+        cut = plan.every_row or plan.updates[0]
+        tokens = sum(_count_tokens(batch) for batch in cut(None))
         now.micro_batch = choose_micro_batch(
             self.model,
             self.ctx.backend,

@@ -47,6 +47,8 @@ class StepPlan:
     numbers: Mapping[str, float | int | None] = field(default_factory=dict)
     tokens: int | None = None  # None: the targets of all updates
     shown: tuple[str, ...] = ("loss",)  # the numbers beside the progress bar
+    # all rows, where updates compute some of them: by these a micro-batch is chosen
+    every_row: Cut | None = None
 
 
 class StepSource(Protocol):
