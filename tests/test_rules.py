@@ -77,7 +77,8 @@ def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
     batch = models.batch(cfg, segments=True)
     decoder = Decoder(cfg)
     turn = decoder._turns(backend.ops, backend.array(batch["positions"]))[0]
-    body = partial(decoder._block, backend.ops, 0, backend.array(batch["segments"]), turn, None)
+    segments = backend.array(batch["segments"])
+    body = partial(decoder._block, backend.ops, 0, segments, None, turn, None)
     counter = CompileCounter()
     compiled = torch.compile(backend.ops.checkpoint(body) if checkpoint else body, backend=counter)
     x = torch.ones(3, 20, cfg.hidden_size, requires_grad=True)

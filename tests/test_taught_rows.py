@@ -18,6 +18,7 @@ import models
 import ondevice as od
 import small_stages
 from ondevice.config.preference import GRPOConfig
+from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.models.network import network
 from ondevice.rl.advantages import group_advantages
 from ondevice.rl.rollout import Sampled
@@ -46,7 +47,7 @@ def updates(cfg: GRPOConfig) -> Updates:
     """What the stage makes of the rollout."""
     feed = GRPOFeed.__new__(GRPOFeed)
     old = [np.full(len(one.ids), -4.0, np.float32) for one in rollout()]
-    feed.cfg, feed.reference = cfg, {}
+    feed.cfg, feed.reference, feed.prompt_rows = cfg, {}, NO_SHARING
     feed.scorer = SimpleNamespace(network=network(CFG), logprobs=lambda *_: old)  # type: ignore[assignment]
     return feed.updates({}, rollout(), group_advantages(REWARDS, "group").reshape(-1))
 

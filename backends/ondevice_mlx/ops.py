@@ -89,9 +89,14 @@ class MLXOps:
         segments: mx.array | None = None,
         lengths: mx.array | None = None,
         bias: mx.array | None = None,
+        prefix: mx.array | None = None,
     ) -> mx.array:
+        mask: Any
+        if prefix is not None:
+            mask = prefix_mask(q.shape[2], k.shape[2], window, prefix)
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         plain = segments is None and lengths is None and not window and (bias is None or not causal)
-        mask: Any = "causal" if causal else None
+        mask = "causal" if causal else None
         if not plain:
             mask = attention_mask(q.shape[2], k.shape[2], causal, window, segments, lengths)
         if bias is not None:
@@ -239,6 +244,20 @@ def _apart(block: Params) -> tuple[Params, Params]:
     """(packed weights, whose arrays are of whole numbers; all others)."""
     packed = {n: p for n, p in block.items() if p.dtype == mx.uint32}
     return packed, {n: p for n, p in block.items() if n not in packed}
+
+
+def prefix_mask(t_q: int, t_k: int, window: int, prefix: mx.array) -> mx.array:
+    """Boolean (B, 1, t_q, t_k) of `Ops.attention`'s `prefix`: a window counts tokens, not places."""
+    room = t_k - t_q
+    places = mx.arange(t_k)
+    start = prefix[:, None]
+    keys = mx.where(places < room, places, places - room + start)[:, None]
+    there = ((places < start) | (places >= room))[:, None]
+    queries = (mx.arange(t_q) + start)[:, :, None]
+    mask = there & (keys <= queries)
+    if window:
+        mask = mask & (keys > queries - window)
+    return mask[:, None]
 
 
 def attention_mask(

@@ -89,7 +89,12 @@ class TorchOps:
         segments: Tensor | None = None,
         lengths: Tensor | None = None,
         bias: Tensor | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
+        if prefix is not None:
+            return _after_prefix(
+                q, k, v, scale, prefix_mask(q.shape[2], k.shape[2], window, prefix)
+            )
         plain = (
             segments is None
             and lengths is None
@@ -237,6 +242,30 @@ class TorchOps:
             return tuple(torch.cat(column) for column in zip(*out, strict=True))
 
         return run
+
+
+def _after_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:
+    """The heads of a group ask as more queries of one head: with a mask and heads in groups torch
+    would take the kernel that stores all scores."""
+    b, h, t, c = q.shape
+    each = h // k.shape[1]
+    asked = q.reshape(b, k.shape[1], each * t, c)
+    mask = mask.repeat(1, 1, each, 1)
+    return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(b, h, t, c)
+
+
+def prefix_mask(t_q: int, t_k: int, window: int, prefix: Tensor) -> Tensor:
+    """Boolean (B, 1, t_q, t_k) of `Ops.attention`'s `prefix`: a window counts tokens, not places."""
+    room = t_k - t_q
+    places = torch.arange(t_k, device=prefix.device)
+    start = prefix[:, None]
+    keys = torch.where(places < room, places, places - room + start)[:, None]
+    there = ((places < start) | (places >= room))[:, None]
+    queries = (torch.arange(t_q, device=prefix.device) + start)[:, :, None]
+    mask = there & (keys <= queries)
+    if window:
+        mask = mask & (keys > queries - window)
+    return mask[:, None]
 
 
 def attention_mask(

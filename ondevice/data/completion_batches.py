@@ -76,13 +76,27 @@ def completion_batch(
         ids[r, : len(text) - 1] = text[:-1]
         targets.append(text[len(prompt) :])
         index.append(np.arange(len(prompt) - 1, len(text) - 1, dtype=np.int32) + r * width)
+    batch |= {"ids": ids, "positions": row_positions(size, width)}
+    return batch | target_arrays(targets, index, size, size * width, tokens)
+
+
+def target_arrays(
+    targets: Sequence[NDArray[np.int32]],
+    index: Sequence[NDArray[np.int32]],
+    size: int,
+    places: int,
+    tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
+) -> Batch:
+    """What a batch of `size` rows and so many places learns: targets, index, weights (K,), member
+    (R, K), from each row's targets and the places that predict them; `tokens` as for
+    `completion_batch`.
+    """
     counts = np.array([len(t) for t in targets])
     total = int(counts.sum())
-    room = eighths(total, size * width)
-    batch |= {"ids": ids, "positions": _positions(size, width)}
-    batch |= pad_targets(np.concatenate(targets), np.concatenate(index), room)
+    room = eighths(total, places)
+    batch = pad_targets(np.concatenate(targets), np.concatenate(index), room)
     batch["member"] = np.zeros((size, room), np.float32)
-    batch["member"][np.repeat(np.arange(len(rows)), counts), np.arange(total)] = 1.0
+    batch["member"][np.repeat(np.arange(len(targets)), counts), np.arange(total)] = 1.0
     for name, values in (tokens or {}).items():
         batch[name] = np.zeros(room, np.float32)
         batch[name][:total] = np.concatenate(list(values))
@@ -196,7 +210,7 @@ def text_batch(
     ids = np.zeros((size, width), np.int32)
     for r, row in enumerate(rows):
         ids[r, : len(row)] = row
-    batch: Batch = {"ids": ids, "positions": _positions(size, width)}
+    batch: Batch = {"ids": ids, "positions": row_positions(size, width)}
     if types is not None:
         batch["types"] = np.zeros((size, width), np.int32)
         for r, row in enumerate(types):
@@ -219,7 +233,8 @@ def group_by_length(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.in
         yield order[start : start + size]
 
 
-def _positions(rows: int, width: int) -> NDArray[np.int32]:
+def row_positions(rows: int, width: int) -> NDArray[np.int32]:
+    """(rows, width) of rows that all begin at position 0."""
     return np.tile(np.arange(width, dtype=np.int32), (rows, 1))
 
 

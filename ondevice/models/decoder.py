@@ -13,6 +13,7 @@ import numpy as np
 from ondevice.models import rope
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.kv_cache import Cache
+from ondevice.models.shared_prompts import SharedPrompts, in_one_row, shared_prompts
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, HostArray, Ops, Params
 
@@ -52,6 +53,11 @@ class Decoder:
         self._tables = self._made()
         self._root = np.array(cfg.hidden_size**0.5, np.float32)
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Not where the rotation of a prompt follows from how long its answer is (longrope)."""
+        return all(len(tables) == 1 for tables in self._tables.values())
+
     def _made(self) -> TablesOfBases:
         """The tables of all bases of rotation that the layers have."""
         cfg = self.cfg
@@ -79,10 +85,17 @@ class Decoder:
     ) -> Array:
         """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone,
         which saves the last block most of its work. `batch`: ids (B, T), positions (B, T), segments
-        (B, T) where attention is to stay inside each example."""
-        turns = self._turns(ops, batch["positions"])
+        (B, T) where attention is to stay inside each example. Where answers share their prompts
+        (`shared_prompts.py`), ids and positions are the answers', and all tokens are one row."""
+        ids = batch["ids"]
+        positions = batch["positions"]
+        shared = shared_prompts(batch)
+        if shared is not None:
+            ids = in_one_row(ops, batch, "ids")
+            positions = in_one_row(ops, batch, "positions")
+        turns = self._turns(ops, positions)
         segments = batch.get("segments")
-        x = self._embed(ops, params, batch["ids"], batch["positions"])
+        x = self._embed(ops, params, ids, positions)
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
             wanted = None
@@ -90,7 +103,7 @@ class Decoder:
                 wanted = at
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
             # gradient of zero
-            body = partial(self._block, ops, self.cfg.window(i), segments, turns[i], wanted)
+            body = partial(self._block, ops, self.cfg.window(i), segments, shared, turns[i], wanted)
             if checkpoint:
                 x = ops.checkpoint(body)(block, x)
             else:
@@ -191,13 +204,18 @@ class Decoder:
         ops: Ops,
         window: int,
         segments: Array | None,
+        shared: SharedPrompts | None,
         turn: RotaryTables | None,
         at: Array | None,
         block: Params,
         x: Array,
     ) -> Array:
         q, k, v = self._qkv(ops, block, x, turn)
-        a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=window, segments=segments)
+        scale = self.cfg.attention_scale
+        if shared is not None:
+            a = shared.attention(ops, q, k, v, scale=scale, window=window)
+        else:
+            a = ops.attention(q, k, v, scale=scale, window=window, segments=segments)
         return self._after_attention(ops, block, x, a, at)
 
     def _qkv(

@@ -22,6 +22,7 @@ class Encoder:
 
     score, pooling = "classifier", "first"
     decoder_start_token_id: int | None = None
+    shares_prompts = False  # a prompt's tokens see what follows it
 
     def __init__(self, cfg: EncoderConfig) -> None:
         self.cfg = cfg

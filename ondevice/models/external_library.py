@@ -32,6 +32,7 @@ class LibraryNetwork:
     score: str = field(default="", init=False)
     pooling: str = field(default="last", init=False)
     decoder_start_token_id: int | None = field(default=None, init=False)
+    shares_prompts: bool = field(default=False, init=False)
 
     @property
     def lib(self) -> Library:

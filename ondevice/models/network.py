@@ -44,6 +44,11 @@ class Network(Protocol):
         """`first` or `last`: the token of a text at which a judge's scores are read."""
         ...
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a batch may hold a prompt once for several answers (`data/shared_prompts.py`)."""
+        ...
+
     def hidden(
         self,
         ops: Ops,

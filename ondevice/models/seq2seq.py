@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ondevice.models.decoder import split_layers
 from ondevice.models.kv_cache import Cache
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.models.shared_prompts import rows_of
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, Ops, Params
 
@@ -27,6 +28,7 @@ class Seq2Seq:
 
     score = ""  # it has no judge's head
     pooling = "last"
+    shares_prompts = True  # each source is read once
 
     def __init__(self, cfg: Seq2SeqConfig) -> None:
         self.cfg = cfg
@@ -65,9 +67,13 @@ class Seq2Seq:
     ) -> Array:
         """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone.
         `batch`: source_ids (B, S), source_lengths (B,), ids (B, T) and positions (B, T) of what is
-        written."""
+        written. Where texts share their sources, these are (R, S), (R,), and source_of (B,) says
+        which of them each text has."""
         lengths = batch["source_lengths"]
+        of = batch.get("source_of")
         source = self.encoded(ops, params, batch["source_ids"], lengths, checkpoint)
+        if of is not None:
+            lengths = ops.take(lengths, of)
         x = self._embed(ops, params, "decoder", batch["ids"], batch["positions"])
         bias = self._bias(ops, params, "decoder", x.shape[1])
         blocks = split_layers(params, self._sides[1])
@@ -77,7 +83,7 @@ class Seq2Seq:
                 wanted = at
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
             # gradient of zero
-            body = partial(self._decoder_block, ops, lengths, wanted)
+            body = partial(self._decoder_block, ops, lengths, of, wanted)
             if checkpoint:
                 x = ops.checkpoint(body)(block, x, source, *bias)
             else:
@@ -213,6 +219,7 @@ class Seq2Seq:
         self,
         ops: Ops,
         lengths: Array,
+        of: Array | None,
         at: Array | None,
         block: Params,
         x: Array,
@@ -221,7 +228,11 @@ class Seq2Seq:
     ) -> Array:
         q, k, v = self._self_qkv(ops, block, x)
         a = ops.attention(q, k, v, scale=self._scale, bias=_first(bias))
-        return self._written(ops, block, x, a, self._cross_kv(ops, block, source), lengths, at)
+        k, v = self._cross_kv(ops, block, source)
+        if of is not None:
+            k = rows_of(ops, k, of)
+            v = rows_of(ops, v, of)
+        return self._written(ops, block, x, a, (k, v), lengths, at)
 
     def _written(
         self,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.rng import permutation
-from ondevice.data.completion_batches import completion_batch, group_by_length
 from ondevice.data.packing import Batch
+from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
 from ondevice.models.model import Model
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.context import Context
@@ -40,17 +40,20 @@ def micro_batches(
     size: int,
     tokens: Mapping[str, Sequence[Floats]],
     start: int | None = None,
+    prompt_rows: int = NO_SHARING,
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """The `chosen` completions as batches of `size` rows, like lengths together, with the numbers
-    of their rows: in one order, whatever the size. `tokens`: name → for every completion of the
-    rollout one value per token; `start` as for `completion_batch`."""
-    for group in group_by_length([sampled[i].row.length for i in chosen], size):
+    """The `chosen` completions as batches of `size` rows, as `cut_rows` cuts them, with the numbers
+    of their rows. `tokens`: name → for every completion of the rollout one value per token; `start`
+    and `prompt_rows` as for `answer_batch`."""
+    if not chosen:
+        return
+    for group in cut_rows([sampled[i].row for i in chosen], size, start, prompt_rows):
         rows = [chosen[i] for i in group]
         own_tokens = {}
         for name, values in tokens.items():
             own_tokens[name] = [values[i] for i in rows]
         completions = [sampled[i].row for i in rows]
-        yield completion_batch(completions, size, own_tokens, start), rows
+        yield answer_batch(completions, size, own_tokens, start, prompt_rows), rows
 
 
 def repeat_per_token(values: Sequence[float] | Floats, sampled: Sequence[Sampled]) -> list[Floats]:

@@ -82,8 +82,12 @@ class Ops(Protocol):
         segments: Array | None = None,
         lengths: Array | None = None,
         bias: Array | None = None,
+        prefix: Array | None = None,
     ) -> Array:
-        """`bias` (1 or B, H, t_q, t_k) is added to the scores; it has q's type and a gradient."""
+        """`bias` (1 or B, H, t_q, t_k) is added to the scores; it has q's type and a gradient.
+        `prefix` (B,): the first t_k − t_q keys have room for a text before the queries', of which
+        so many tokens are there; queries and the keys beside them go on after them, causally.
+        """
         ...
 
     def cache_write(self, cache: Array, new: Array, at: Array) -> Array: ...

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from ondevice.common.files import digest
 from ondevice.config.preference import DPOConfig
-from ondevice.data.completion_batches import Row, completion_batch
+from ondevice.data.completion_batches import Row
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.data.shared_prompts import NO_SHARING, answer_batch
 from ondevice.data.token_cache import made_once
 from ondevice.datasets.preference_pairs import PairData
 from ondevice.inference.fixed_prompts import sampler
@@ -37,7 +38,7 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.runs.device_batch import DeviceBatch
 from ondevice.seam.ops import Params
 from ondevice.stages.pairs import load_pairs
-from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
@@ -53,6 +54,7 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx.backend)), cfg, ctx)
     found = load_pairs(cfg, model, ctx)
     _warn_of_pairs(found, cfg, ctx)
+    least_prompt_rows(model, ctx)
     train, drift = _source("train", found.train, found.judged, cfg, model, ctx)
     held_out, held_drift = _source("held", found.held, found.judged, cfg, model, ctx)
     loss = partial(
@@ -118,6 +120,7 @@ def _source(
         sides=sides,
         reference=reference,
         start=model.network.decoder_start_token_id,
+        shared=model.network.shares_prompts,
         losses=2.0 if crossed and not judged else 1.0,
     )
     drift = None
@@ -280,12 +283,14 @@ def reference_logps(
         return sums
     ctx.tell(f"scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
-    parts = (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
-    each = []
+    # a pair's sides one after the other, for they share their prompt
+    numbers = np.arange(len(flat)).reshape(len(sides), -1).T.reshape(-1)
+    parts = (numbers[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
+    scored = np.zeros(len(flat), np.float32)
     for part in ctx.data.progress(parts, "thousands scored"):
-        for row in scorer.logprobs(model.params, list(part)):
-            each.append(row.sum(dtype=np.float64))
-    sums = np.array(each, np.float32).reshape(len(sides), -1)
+        each = scorer.logprobs(model.params, [flat[i] for i in part])
+        scored[part] = [row.sum(dtype=np.float64) for row in each]
+    sums = scored.reshape(len(sides), -1)
 
     def write(path: Path) -> None:
         with path.open("wb") as out:
@@ -312,15 +317,18 @@ def pair_batch(
     reference: NDArray[np.float32] | None,
     start: int | None = None,
     losses: float = 1.0,
+    shared: bool = False,
 ) -> Batch:
     """`size` rows of each side, those beyond the group filled with its first pair, which then
-    counts nothing. `losses`: how many each pair has; KTO has one for each completion.
+    counts nothing. `losses`: how many each pair has; KTO has one for each completion. `shared`: the
+    sides of a pair share their prompt where that takes fewer places.
     """
     filled = [*group, *[group[0]] * (size - len(group))]
     completions: list[Row] = []
     for side in sides:
         completions += [side[i] for i in filled]
-    batch = completion_batch(completions, size * len(sides), start=start)
+    prompt_rows = size if shared else NO_SHARING
+    batch = answer_batch(completions, size * len(sides), start=start, prompt_rows=prompt_rows)
     batch["pairs"] = np.zeros(size, np.float32)
     batch["pairs"][: len(group)] = 1.0
     real = np.tile(batch["pairs"], len(sides))

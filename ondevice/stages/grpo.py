@@ -45,7 +45,7 @@ from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.no_signal import NoSignal
-from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import grpo_loss
@@ -117,6 +117,7 @@ class GRPOFeed:
         rewards.check(columns)
         self._check_answers()
         self.no_signal = NoSignal(ctx.warn)
+        self.prompt_rows = least_prompt_rows(policy, ctx)
         self.sampler = self._sampler(policy, cfg.temperature)
         self.greedy = self._sampler(policy, 0.0)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
@@ -253,7 +254,8 @@ class GRPOFeed:
             batches: list[Batch] = []
             # few numbers of rows, for each is a shape
             size = min(bucket(len(chosen), 1, finer=2), len(sampled), micro_batch or len(sampled))
-            for batch, _ in micro_batches(sampled, chosen, size, tokens, start):
+            parts = micro_batches(sampled, chosen, size, tokens, start, self.prompt_rows)
+            for batch, _ in parts:
                 batch["denominator"] = np.asarray(denominator, np.float32)
                 batches.append(batch)
             return batches

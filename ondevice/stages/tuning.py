@@ -13,6 +13,7 @@ from dataclasses import replace
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.finetuning import TuningConfig
 from ondevice.data.chat_encoding import with_template_kwargs
+from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.hub import snapshot
 from ondevice.models.convert import COST
 from ondevice.models.decoder_config import DecoderConfig
@@ -57,6 +58,18 @@ def _checked(model: Model, cfg: TuningConfig) -> Model:
             hint="leave it out",
         )
     return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
+
+
+def least_prompt_rows(model: Model, ctx: Context) -> int:
+    """`prompt_rows` of `answer_batch`, and says which way the stage goes."""
+    if model.network.shares_prompts:
+        ctx.tell("completions of one prompt are computed with it once")
+        return 1
+    ctx.tell(
+        "each completion is computed with a prompt of its own, for a "
+        f"{model.cfg.model_type} model shares none"
+    )
+    return NO_SHARING
 
 
 def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.data.completion_batches import Ids, Row, completion_batch, group_by_length, text_batch
+from ondevice.data.completion_batches import Ids, Row, group_by_length, text_batch
 from ondevice.data.packing import Batch
+from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
 from ondevice.models.model import Model
 from ondevice.models.score_head import scalar_head
 from ondevice.seam.ops import Array, Params
@@ -71,10 +72,13 @@ class Scorer:
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
-        for group in group_by_length([row.length for row in rows], self.batch_size):
-            batch: Batch = completion_batch(
-                [rows[i] for i in group], self.batch_size, start=self.network.decoder_start_token_id
-            )
+        if not rows:
+            return out
+        start = self.network.decoder_start_token_id
+        prompt_rows = 1 if self.network.shares_prompts else NO_SHARING
+        for group in cut_rows(rows, self.batch_size, start, prompt_rows):
+            some = [rows[i] for i in group]
+            batch: Batch = answer_batch(some, self.batch_size, start=start, prompt_rows=prompt_rows)
             del batch["member"]
             flat = self.backend.numpy(fn(params, batch))
             ends = np.cumsum([len(rows[i].completion) for i in group])

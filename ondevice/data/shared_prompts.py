@@ -1,0 +1,172 @@
+"""Which answers have the same prompt, so that a batch holds it once, and how rows are cut then.
+
+A batch either has a row for each answer with its prompt, or prompts and answers apart; what is
+learned is the same. Rows are counted in answers both ways. Sharing is chosen where it takes fewer
+places: a group's answers that a micro-batch splits have their prompt in each part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.data.completion_batches import (
+    Ids,
+    Row,
+    completion_batch,
+    group_by_length,
+    row_positions,
+    source_batch,
+    target_arrays,
+)
+from ondevice.data.packing import Batch, bucket
+
+NO_SHARING = 0
+"""`prompt_rows` where each answer is to have its prompt in its own row."""
+
+
+class Prompts(NamedTuple):
+    """The different prompts of some rows, in the order in which they come, and which of them each
+    row has.
+    """
+
+    ids: list[Ids]
+    of: NDArray[np.int32]
+
+
+def different_prompts(rows: Sequence[Row]) -> Prompts:
+    found: dict[bytes, int] = {}
+    ids: list[Ids] = []
+    of = np.zeros(len(rows), np.int32)
+    for r, row in enumerate(rows):
+        key = np.asarray(row.prompt, np.int32).tobytes()
+        if key not in found:
+            found[key] = len(ids)
+            ids.append(row.prompt)
+        of[r] = found[key]
+    return Prompts(ids, of)
+
+
+def answer_batch(
+    rows: Sequence[Row],
+    size: int,
+    tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
+    start: int | None = None,
+    prompt_rows: int = 1,
+) -> Batch:
+    """A batch of `size` answers as `completion_batch` makes it, or, where that takes fewer places,
+    with each prompt once: `prompt_rows` rows of prompts at least. Its ids and positions (N, A) are
+    then the answers' without their last tokens, and beside them stand prompt_ids, prompt_positions
+    (R, P), prompt_lengths (R,) and prompt_of (N,), the row of each answer's prompt; `index` counts
+    the places of all prompts and then those of all answers. What is written after `start` has the
+    sources (R, S) once and source_of (N,)."""
+    room = prompt_room(rows, size, start, prompt_rows)
+    if not room:
+        return completion_batch(rows, size, tokens, start)
+    prompts = different_prompts(rows)
+    of = np.zeros(size, np.int32)
+    of[: len(rows)] = prompts.of
+    read = source_batch(prompts.ids, room)
+    if start is not None:
+        written = [Row([start], row.completion) for row in rows]
+        return completion_batch(written, size, tokens) | read | {"source_of": of}
+    width = read["source_ids"].shape[1]
+    lengths = read["source_lengths"]
+    own = _longest(rows, start).completion
+    ids = np.zeros((size, own), np.int32)
+    targets: list[NDArray[np.int32]] = []
+    index: list[NDArray[np.int32]] = []
+    for r, (prompt, completion) in enumerate(rows):
+        ids[r, : len(completion) - 1] = completion[:-1]
+        targets.append(np.asarray(completion, np.int32))
+        first = of[r] * width + len(prompt) - 1
+        others = room * width + r * own + np.arange(len(completion) - 1)
+        index.append(np.append(first, others).astype(np.int32))
+    batch = {
+        "ids": ids,
+        "positions": lengths[of][:, None] + row_positions(size, own),
+        "prompt_ids": read["source_ids"],
+        "prompt_positions": row_positions(room, width),
+        "prompt_lengths": lengths,
+        "prompt_of": of,
+    }
+    return batch | target_arrays(targets, index, size, size * (own + 1), tokens)
+
+
+def prompt_room(rows: Sequence[Row], size: int, start: int | None, least: int) -> int:
+    """How many rows of prompts a batch of `size` answers has, `least` or more; 0: a row for each
+    answer takes no more places, or `least` is NO_SHARING."""
+    if least == NO_SHARING:
+        return 0
+    prompts = len(different_prompts(rows).ids)
+    room = max(least, bucket(prompts, 1, finer=2))
+    if prompts == len(rows) or room >= size:
+        return 0
+    longest = _longest(rows, start)
+    if room * longest.prompt + size * longest.completion < size * longest.both:
+        return room
+    return 0
+
+
+class _Longest(NamedTuple):
+    """Places for the longest prompt, for the longest completion beside it, and for both as one
+    row (for an encoder-decoder's two rows).
+    """
+
+    prompt: int
+    completion: int
+    both: int
+
+
+def _longest(rows: Sequence[Row], start: int | None) -> _Longest:
+    prompt = bucket(max(len(row.prompt) for row in rows), finer=2)
+    longest = max(len(row.completion) for row in rows)
+    if start is not None:
+        completion = bucket(longest, finer=2)
+        return _Longest(prompt, completion, prompt + completion)
+    both = bucket(max(row.length for row in rows) - 1, finer=2)
+    return _Longest(prompt, bucket(longest - 1, finer=2), both)
+
+
+def places(rows: Sequence[Row], size: int, start: int | None, prompt_rows: int) -> int:
+    """The tokens, padding included, that the device computes of a batch of `size` answers."""
+    longest = _longest(rows, start)
+    room = prompt_room(rows, size, start, prompt_rows)
+    if room:
+        return room * longest.prompt + size * longest.completion
+    return size * longest.both
+
+
+def cut_rows(
+    rows: Sequence[Row], size: int, start: int | None = None, prompt_rows: int = 1
+) -> list[NDArray[np.int64]]:
+    """The numbers of the rows of each batch of at most `size`: like lengths together, or, where
+    prompts are shared and that takes no more places, like prompts together.
+    """
+    found = list(group_by_length([row.length for row in rows], size))
+    if prompt_rows == NO_SHARING or len(found) < 2:
+        return found
+    order = _by_prompt(rows, np.concatenate(found))
+    together = [order[first : first + size] for first in range(0, len(order), size)]
+
+    def cost(parts: list[NDArray[np.int64]]) -> int:
+        total = 0
+        for part in parts:
+            total += places([rows[i] for i in part], size, start, prompt_rows)
+        return total
+
+    if cost(together) <= cost(found):
+        return together
+    return found
+
+
+def _by_prompt(rows: Sequence[Row], by_length: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All rows, those of one prompt together, the prompt with the shortest longest row first."""
+    of = different_prompts(rows).of
+    last = np.zeros(len(rows), np.int64)  # of each prompt, the place of its longest row
+    last[of[by_length]] = np.arange(len(rows))
+    order: NDArray[np.int64] = by_length[np.argsort(last[of[by_length]], kind="stable")]
+    return order
