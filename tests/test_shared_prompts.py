@@ -17,10 +17,11 @@ import ondevice as od
 import small_stages
 from gradients import by_name, on_device
 from ondevice.data.completion_batches import Row
-from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
+from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows, judged_batch
 from ondevice.models.decoder import Decoder
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
+from ondevice.models.score_head import scalar_head
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -172,6 +173,21 @@ class Small:
         self.network = network(cfg)
 
 
+@pytest.mark.parametrize("family", ["mistral-window", "gemma3"])
+def test_a_judge_reads_the_last_token_of_each(backend: Backend, family: str) -> None:
+    cfg = models.config(family, num_labels=1)
+    params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+    scores = []
+    for prompt_rows in (NO_SHARING, 4):
+        batch = judged_batch(ROWS, 9, "last", prompt_rows)
+        assert is_shared(batch) == bool(prompt_rows)
+        arrays = on_device(backend, batch)
+        hidden = network(cfg).hidden(backend.ops, params, arrays, at=arrays["read"])
+        found = scalar_head(backend.ops, params, network(cfg), hidden)
+        scores.append(backend.numpy(found)[: len(ROWS)])
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-6)
+
+
 # ---- how rows are cut -----------------------------------------------------------------------------------------------
 
 
@@ -244,6 +260,7 @@ def steps_of(files: Path, stage: str, out: Path, backend: str, **changes: Any) -
         ("grpo", {"updates": 1, "beta": 0.0, "loss_type": "bnpo", "partition": 5}),
         ("dpo", {"batch_size": 7}),
         ("dpo", {"batch_size": 7, "loss_type": "kto"}),
+        ("reward", {"batch_size": 7, "center": 0.1}),
     ],
 )
 @pytest.mark.parametrize("micro_batch", [3, 64])

@@ -18,9 +18,11 @@ from ondevice.data.completion_batches import (
     Row,
     completion_batch,
     group_by_length,
+    prompt_and_completion,
     row_positions,
     source_batch,
     target_arrays,
+    text_batch,
 )
 from ondevice.data.packing import Batch, bucket
 
@@ -94,6 +96,25 @@ def answer_batch(
         "prompt_of": of,
     }
     return batch | target_arrays(targets, index, size, size * (own + 1), tokens)
+
+
+def judged_batch(
+    rows: Sequence[Row], size: int, reads: str = "last", prompt_rows: int = NO_SHARING
+) -> Batch:
+    """Prompts with completions as whole texts to be judged, as `text_batch` makes them, or with
+    each prompt once as in `answer_batch`; `read` (N,) is then the place of a completion's last
+    token."""
+    # so that the last token of each is read, and predicts one
+    longer = [Row(row.prompt, np.append(row.completion, 0)) for row in rows]
+    if not prompt_room(longer, size, None, prompt_rows):
+        return text_batch([prompt_and_completion(row) for row in rows], size, reads)
+    batch = answer_batch(longer, size, prompt_rows=prompt_rows)
+    read = np.zeros(size, np.int32)
+    ends = np.cumsum([len(row.completion) for row in longer]) - 1
+    read[: len(rows)] = batch["index"][ends]
+    for name in ("targets", "index", "weights", "member"):
+        del batch[name]
+    return batch | {"read": read}
 
 
 def prompt_room(rows: Sequence[Row], size: int, start: int | None, least: int) -> int:

@@ -15,15 +15,15 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
-from ondevice.data.completion_batches import prompt_and_completion, text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.data.shared_prompts import NO_SHARING, judged_batch
 from ondevice.evaluation.reward_model import quality
 from ondevice.models.model import Model
 from ondevice.models.score_head import need_scores, with_head
 from ondevice.runs.context import Context, StageResult
 from ondevice.stages.pairs import load_pairs
-from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import reward_loss
@@ -49,7 +49,12 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         PairSource,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
-        make=partial(score_batch, cfg=cfg, reads=model.network.pooling),
+        make=partial(
+            score_batch,
+            cfg=cfg,
+            reads=model.network.pooling,
+            shared=bool(least_prompt_rows(model, ctx)),
+        ),
     )
     loss = partial(
         reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing
@@ -79,16 +84,16 @@ def score_batch(
     *,
     cfg: RewardConfig,
     reads: str = "last",
+    shared: bool = False,
 ) -> Batch:
-    """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
+    """Chosen rows, then rejected ones, `size` of each, those beyond the group filled with its first
+    pair, which then counts nothing; `weights` count the tokens that are read. `shared`: the sides
+    of a pair share their prompt where that takes fewer places.
+    """
     members = [rows[i] for i in group]
-    empty = np.zeros(1, np.int32)
-    filling = [empty] * (size - len(members))
-    chosen, rejected = (
-        [prompt_and_completion(p.chosen) for p in members],
-        [prompt_and_completion(p.rejected) for p in members],
-    )
-    batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
+    filled = [*members, *members[:1] * (size - len(members))]
+    texts = [pair.chosen for pair in filled] + [pair.rejected for pair in filled]
+    batch = judged_batch(texts, 2 * size, reads, size if shared else NO_SHARING)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
     margin[: len(members)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in members]
     real[: len(members)] = 1.0
