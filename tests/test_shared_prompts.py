@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ from gradients import by_name, on_device
 from ondevice.data.completion_batches import Row
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows, judged_batch
 from ondevice.models.decoder import Decoder
+from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
 from ondevice.models.score_head import scalar_head
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
+from ondevice.training import rows_at_once
 from ondevice.training.losses import grpo_loss
+from ondevice.training.rows_at_once import RowsAtOnce
 from ondevice.training.sequence_logprobs import Scorer
 
 FAMILIES = [*models.FAMILIES, *models.SEQ2SEQ]
@@ -215,6 +219,34 @@ def test_a_prompt_is_shared_where_that_saves_places() -> None:
     assert not is_shared(answer_batch(one, 4, prompt_rows=NO_SHARING))
     assert not is_shared(answer_batch(group([40, 41], [(9,), (9,)]), 2))  # no two have the same
     assert not is_shared(answer_batch(group([1], [(120, 120)]), 2))  # nothing to save
+
+
+def test_a_micro_batch_has_room_for_the_prompt_in_each_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a machine for 600 tokens at once: eight rows are 960, five of them 768."""
+    rows = group([400], [(64,) * 8])
+
+    def cut(micro_batch: int | None) -> list[dict[str, np.ndarray]]:
+        size = micro_batch or len(rows)
+        return [answer_batch([rows[i] for i in part], size) for part in cut_rows(rows, size)]
+
+    def chosen(model: Any, backend: Any, count: int, tokens: int, *, checkpointing: bool) -> int:
+        return max(1, min(count, 600 * count // tokens))
+
+    monkeypatch.setattr(rows_at_once, "choose_micro_batch", chosen)
+    sizes = RowsAtOnce.__new__(RowsAtOnce)
+    sizes.ctx, sizes.cfg, sizes.model = SimpleNamespace(backend=None), None, None  # type: ignore[assignment]
+    found = sizes._fitting(len(rows), cut)
+    assert found == 2
+    tokens = [batch["ids"].size + batch["prompt_ids"].size for batch in cut(found)]
+    assert tokens == [576] * 4
+
+
+def test_who_shares_nothing() -> None:
+    """Texts that are read from both sides, and models that another library runs."""
+    assert not network(models.encoder_config("bert")).shares_prompts
+    assert not LibraryNetwork.__dataclass_fields__["shares_prompts"].default
 
 
 def test_where_rotation_follows_from_a_whole_texts_length_nothing_is_shared() -> None:
