@@ -128,6 +128,28 @@ def test_compiled_they_are_the_same(backend: Backend, family: str) -> None:
         np.testing.assert_allclose(found[name], slope, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_torch_compiles_them_as_one_graph() -> None:
+    torch = pytest.importorskip("torch")
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    cfg = config("qwen3")
+    params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+    counter = CompileCounter()
+    model = network(cfg)
+
+    def states(params: Any, batch: Any) -> Any:
+        return model.hidden(backend.ops, params, batch, at=batch["index"])
+
+    compiled = torch.compile(states, backend=counter, fullgraph=True)
+    batch = on_device(backend, batch_of(cfg, 8, 1))
+    assert is_shared(batch)
+    want, got = (backend.numpy(fn(params, batch)) for fn in (states, compiled))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("window", [0, 4])
 def test_attention_after_a_prefix_is_that_of_the_whole_text(backend: Backend, window: int) -> None:
     """Prefixes of 0, 3 and all 7 places before five queries; heads in groups."""
