@@ -40,6 +40,11 @@ NIGHTLY = (
         "compares both backends with each other on every family",
     ),
     Nightly(
+        "test_learned_ranges.py",
+        "many_more_chats",
+        "125 drawn chats on each shipped chat template: CI draws 30 on each",
+    ),
+    Nightly(
         "test_library.py",
         r"mixtral|olmoe|jamba|mamba2|falcon_h1|gemma2|cohere",
         "architectures beyond one mixture of experts and one hybrid",

@@ -8,8 +8,6 @@ import itertools
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from ondevice.training.losses import classification_loss
 from ondevice.training.sequence_logprobs import Scorer
 from test_masking import SMALL
 from test_resume import curve, same, weights
+from warm_processes import killed_at_first_save
 
 LOOP: dict[str, Any] = {
     "steps": 10,
@@ -253,19 +252,6 @@ def test_what_cannot_be_told_apart_is_said(
     }
     assert main([str(places.get(word, word)) for word in argv]) == 2
     assert said in capsys.readouterr().err
-
-
-def killed_at_first_save(stage: str, settings: dict[str, Any]) -> None:
-    """A process that is killed as soon as a checkpoint stands."""
-    code = (
-        "import ondevice as od, os, sys, json; from ondevice.runs import checkpoint; save = checkpoint.save\n"
-        "def killed(*a, **k):\n    save(*a, **k); os.kill(os.getpid(), 9)\n"
-        "checkpoint.save = killed; getattr(od, sys.argv[1])(**json.loads(sys.argv[2]))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, stage, json.dumps(settings)], capture_output=True
-    )
-    assert ended.returncode == -9, ended.stderr
 
 
 def test_builtin_pairs_differ_in_the_answer() -> None:

@@ -41,11 +41,11 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
-from test_classify import killed_at_first_save
 from test_masking import CRITICAL, chi_square
 from test_preference_resume import told
 from test_resume import curve, same, weights
 from test_seq2seq import written
+from warm_processes import killed_at_first_save
 
 EOS, MASK = 0, 3
 SENTINELS = np.arange(99, 67, -1, dtype=np.int32)

@@ -28,10 +28,10 @@ from ondevice.data.token_cache import ChatRows, JsonLines, made_once
 from ondevice.datasets import prompts, text_and_chats
 from ondevice.rl import problem_prompts
 from ondevice.seam.select import load_backend
-from test_classify import killed_at_first_save
 from test_data_sources import chat_rows, same
 from test_resume import same as same_weights
 from test_resume import weights
+from warm_processes import killed_at_first_save
 
 
 @pytest.mark.parametrize("packing", [True, False])

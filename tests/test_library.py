@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +32,7 @@ from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.sequence_logprobs import Scorer
-from test_classify import killed_at_first_save
-from test_preference_resume import wait_for
+from warm_processes import killed_at_first_save
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
@@ -278,54 +276,27 @@ def test_preferences_and_rewards(kind: str, files: Path, tmp_path: Path, backend
     assert (made / "adapter_model.safetensors").is_file()
 
 
-def begin(
-    files: Path, kind: str, out: Path, backend: str, adapter: str, *more: str
-) -> subprocess.Popen[str]:
-    flags = {
-        **SFT,
-        "steps": 30,
-        "save_every": 3,
-        "adapter": adapter,
-        "backend": backend,
-        "out": out,
-    }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "ondevice",
-            "sft",
-            str(files / kind),
-            str(files / "chats.jsonl"),
-            *words,
-            *more,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize(("kind", "adapter"), [("experts", "none"), ("hybrid", "lora")])
 def test_killed_it_goes_on_as_if_it_had_not_been(
     kind: str, adapter: str, files: Path, tmp_path: Path, backend_name: str
 ) -> None:
-    _, stderr = begin(files, kind, tmp_path / "whole", backend_name, adapter).communicate()
-    assert len(losses(tmp_path / "whole", "sft")) == 30, stderr
-    process = begin(files, kind, tmp_path / "broken", backend_name, adapter)
-    wait_for(tmp_path / "broken" / "sft" / "events.jsonl", '"event": "checkpoint"', 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    process = begin(files, kind, tmp_path / "broken", backend_name, adapter, "--resume")
-    assert process.communicate()[1] is not None and process.returncode == 0
+    fields: dict[str, Any] = {
+        **SFT,
+        "model": str(files / kind),
+        "data": str(files / "chats.jsonl"),
+        "backend": backend_name,
+        "adapter": adapter,
+        "save_every": 3,
+    }
+    made = od.sft(**fields, out=tmp_path / "whole")
+    fields |= {"out": str(tmp_path / "broken")}
+    killed_at_first_save("sft", fields)
+    again = od.sft(**fields, resume=True)
     assert any(e["event"] == "resume" for e in read(tmp_path / "broken" / "sft" / "events.jsonl"))
+    assert len(losses(tmp_path / "whole", "sft")) == SFT["steps"]
     assert losses(tmp_path / "broken", "sft") == losses(tmp_path / "whole", "sft")
     weights = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"
-    one, other = (
-        (tmp_path / name / "sft" / "model" / weights).read_bytes() for name in ("broken", "whole")
-    )
-    assert one == other
+    assert (made / weights).read_bytes() == (again / weights).read_bytes()
 
 
 @pytest.mark.parametrize("kind", TRAINED)

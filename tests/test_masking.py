@@ -5,8 +5,6 @@ answers."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference.fill_mask import mask_ids
 from ondevice.runs.events import read
 from test_resume import curve, same, weights
+from warm_processes import killed_at_first_save
 
 # χ² at a significance of 1 %, by degrees of freedom
 CRITICAL = {1: 6.635, 2: 9.210, 3: 11.345}
@@ -252,16 +251,7 @@ def test_going_on_after_a_kill_gives_the_uninterrupted_run(
         **LOOP,
     }
     od.pretrain(**fields, out=str(tmp_path / "whole"))
-    code = (
-        "import ondevice as od, os, sys, json; from ondevice.runs import checkpoint; save = checkpoint.save\n"
-        "def killed(*a, **k):\n    save(*a, **k); os.kill(os.getpid(), 9)\n"
-        "checkpoint.save = killed; od.pretrain(**json.loads(sys.argv[1]))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, json.dumps({**fields, "out": str(tmp_path / "broken")})],
-        capture_output=True,
-    )
-    assert ended.returncode == -9
+    killed_at_first_save("pretrain", {**fields, "out": str(tmp_path / "broken")})
     od.pretrain(**fields, out=str(tmp_path / "broken"), resume=True)
     assert curve(tmp_path / "broken", "pretrain") == curve(tmp_path / "whole", "pretrain")
     assert len(curve(tmp_path / "whole", "pretrain")) == LOOP["steps"]

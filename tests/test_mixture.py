@@ -20,9 +20,9 @@ from ondevice.common.errors import UserError
 from ondevice.data.mixture import DataSource, Joined, Lazy, epoch_order, one_after_another, sources
 from ondevice.data.rows import read
 from ondevice.seam.select import load_backend
-from test_classify import killed_at_first_save
 from test_resume import same as same_weights
 from test_resume import weights
+from warm_processes import killed_at_first_save
 
 SIZES = st.lists(st.integers(1, 60), min_size=2, max_size=4)
 

@@ -11,8 +11,6 @@ import json
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from ondevice.runs.events import read, read_at
 from ondevice.seam.select import load_backend
 from small_stages import STAGES, settings
 from test_resume import same, weights
+from warm_processes import Process, start
 
 pytestmark = pytest.mark.slow
 ROLLOUTS = ("ppo", "grpo")
@@ -38,22 +37,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def begin(stage: str, fields: dict[str, Any], *more: str) -> subprocess.Popen[str]:
+def begin(stage: str, fields: dict[str, Any], *more: str) -> Process:
     words = [fields["model"], fields["reward_model"] if stage == "ppo" else fields["data"]]
     flags = []
     for name, value in fields.items():
         if name in ("model", "reward_model") or (name == "data" and stage != "ppo"):
             continue
         flags += [f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "ondevice", stage, *words, *flags, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    return start(
+        *("-m", "ondevice", stage, *words, *flags, *more), torch=fields["backend"] == "torch"
     )
 
 
-def wait_for(file: Path, text: str, times: int, process: subprocess.Popen[str]) -> None:
+def wait_for(file: Path, text: str, times: int, process: Process) -> None:
     """Until a file holds `text` so often; a process that ends before has failed."""
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:

@@ -27,6 +27,7 @@ from ondevice.runs.recovery import batch_number
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
 from test_loop import Scripted, Stage, same
+from warm_processes import start
 
 RUINS = 666.0  # the factor of a batch whose update makes a tensor not finite
 
@@ -496,17 +497,10 @@ def test_killed_between_the_last_checkpoint_and_the_end_the_result_is_the_same(
     kept = sorted(p.name for p in (tmp_path / "whole" / "pretrain" / "checkpoints").iterdir())
     for deadly in (1, 4, 9, 14, 20, 27, 36, 48):
         out = tmp_path / str(deadly)
-        process = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                textwrap.dedent(KILLED_AT_THE_END),
-                json.dumps({**fields, "out": str(out)}),
-                str(deadly),
-            ],
-            capture_output=True,
-        )
-        assert process.returncode == -9, process.stderr
+        words = (json.dumps({**fields, "out": str(out)}), str(deadly))
+        process = start("-c", textwrap.dedent(KILLED_AT_THE_END), *words)
+        _, stderr = process.communicate()
+        assert process.returncode == -9, stderr
         model = od.pretrain(**{**fields, "out": str(out), "resume": True})
         assert done_of(out)["outcome"] == told
         assert (model / "model.safetensors").read_bytes() == (
@@ -522,14 +516,14 @@ def test_killed_before_the_first_checkpoint_the_curve_begins_once(
 ) -> None:
     fields = pretrain(files, tmp_path / "r", save_every=0, eval_every=0, steps=4000)
     code = f"import ondevice as od; od.pretrain(**{fields!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    process = start("-c", code)
     events = tmp_path / "r" / "pretrain" / "events.jsonl"
     while process.poll() is None and not (
         events.exists() and '"step", "step": 3,' in events.read_text()
     ):
         pass
     process.kill()
-    process.wait()
+    process.communicate()
     assert not (tmp_path / "r" / "pretrain" / "checkpoints").exists()
     fields |= {"steps": 6, "resume": True}
     od.pretrain(**fields)

@@ -8,8 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import ondevice as od
 from ondevice.common.errors import UserError
 from ondevice.runs import checkpoint
 from ondevice.runs.events import read
+from warm_processes import Process, start
 
 pytestmark = pytest.mark.slow
 
@@ -103,16 +102,14 @@ def settings(files: Path, stage: str, out: Path, backend: str, **changes: Any) -
 def command(stage: str, fields: dict[str, Any], *more: str) -> list[str]:
     rest = {k: v for k, v in fields.items() if k not in ("model", "data")}
     flags = [part for name, value in rest.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "ondevice", stage, fields["model"], fields["data"], *flags, *more]
+    return ["-m", "ondevice", stage, fields["model"], fields["data"], *flags, *more]
 
 
-def begin(stage: str, fields: dict[str, Any], *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(stage, fields, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def begin(stage: str, fields: dict[str, Any], *more: str) -> Process:
+    return start(*command(stage, fields, *more), torch=fields["backend"] == "torch")
 
 
-def wait_for_step(out: Path, stage: str, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(out: Path, stage: str, step: int, process: Process) -> None:
     """Until the checkpoint folder shows that `step` steps are done, or the process has ended."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -152,8 +149,9 @@ def test_killed_again_and_again_the_curve_is_that_of_one_run(
         time.sleep(random.Random(step).random() * 0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    done = subprocess.run(command(stage, broken, "--resume"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = begin(stage, broken, "--resume")
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
     assert curve(tmp_path / "broken", stage) == curve(tmp_path / "whole", stage)
     assert len(curve(tmp_path / "whole", stage)) == STEPS
     assert same(weights(tmp_path / "broken", stage), weights(tmp_path / "whole", stage))
@@ -279,10 +277,11 @@ def test_a_stage_folder_in_which_another_process_trains(files: Path, tmp_path: P
             process.poll() is None and not (tmp_path / "r" / "pretrain" / "events.jsonl").exists()
         ):
             time.sleep(0.01)
-        second = subprocess.run(command("pretrain", fields), capture_output=True, text=True)
+        second = begin("pretrain", fields)
+        _, stderr = second.communicate()
         assert second.returncode == 2
-        assert f"process {process.pid} trains here" in second.stderr
-        assert second.stderr.count("\n") == 1
+        assert f"process {process.pid} trains here" in stderr
+        assert stderr.count("\n") == 1
     finally:
         process.kill()
         process.communicate()
