@@ -19,7 +19,7 @@ import small_stages
 from ondevice.common import progress
 from ondevice.common.errors import UserError
 from ondevice.common.progress import Progress, with_progress
-from ondevice.data import preference_batches
+from ondevice.data import preference_batches, template_sandbox
 from ondevice.data.batches import ChatSource
 from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.completion_batches import Row
@@ -195,14 +195,15 @@ def test_a_resumed_stage_reads_its_pairs_and_prompts_from_the_disk(
 
 
 @pytest.mark.slow
-def test_a_line_of_ten_megabytes_is_a_row_that_is_too_long(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_line_beyond_what_a_template_may_write_is_a_row_that_is_too_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(template_sandbox, "LARGEST", 1_000_000)
     files = small_stages.make(
         tmp_path / "files", load_backend("torch", device="cpu", dtype="float32")
     )
     lines = (files / "pairs.jsonl").read_text().splitlines()
-    long = json.dumps({**json.loads(lines[0]), "chosen": "word " * 2_100_000})
+    long = json.dumps({**json.loads(lines[0]), "chosen": "word " * 210_000})
     (files / "pairs.jsonl").write_text("\n".join([long, *lines]))
     od.dpo(**{**small_stages.settings(files, "dpo", tmp_path, "torch"), "steps": 2})
     assert "1 of 31 pairs are longer than" in capsys.readouterr().err

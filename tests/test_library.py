@@ -4,9 +4,9 @@ experts, hybrids.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import ondevice as od
 import small_stages
 from gradients import on_device
 from library_models import LIBRARY
+from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.inference.beam_search import beam_search
@@ -352,36 +353,27 @@ def test_in_bfloat16(files: Path, tmp_path: Path, backend_name: str) -> None:
     assert set(base.params) - same == {f"{name}.weight" for name in base.cfg.lib.linears}  # type: ignore[union-attr]
 
 
-def ondevice(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ondevice", *words], input=said, capture_output=True, text=True
-    )
-
-
 @pytest.mark.parametrize("kind", TRAINED)
 def test_commands_that_use_a_model(
-    kind: str, files: Path, tmp_path: Path, backend_name: str
+    kind: str,
+    files: Path,
+    backend_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    common = ("--backend", backend_name, "--device", "cpu")
-    text = ondevice(
-        "generate",
-        str(files / kind),
-        "Anna lives",
-        "--temperature",
-        "0",
-        "--max_new_tokens",
-        "5",
-        *common,
-    )
-    assert text.returncode == 0 and text.stdout.strip(), text.stderr
-    chat = ondevice("chat", str(files / kind), "--max_new_tokens", "5", *common, said="Anna?\n")
-    assert chat.returncode == 0 and chat.stdout.strip(), chat.stderr
-    told = ondevice("eval", str(files / kind), str(files / "chats.jsonl"), "--json", *common)
-    assert told.returncode == 0 and json.loads(told.stdout), told.stderr
+    model, common = str(files / kind), ["--backend", backend_name, "--device", "cpu"]
+    short = ["--temperature", "0", "--max_new_tokens", "5"]
+    assert cli.main(["generate", model, "Anna lives", *short, *common]) == 0
+    assert capsys.readouterr().out.strip()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Anna?\n")))
+    assert cli.main(["chat", model, "--max_new_tokens", "5", *common]) == 0
+    assert capsys.readouterr().out.strip()
+    assert cli.main(["eval", model, str(files / "chats.jsonl"), "--json", *common]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 def test_what_such_a_model_cannot_have_is_said(
-    files: Path, tmp_path: Path, backend_name: str
+    files: Path, tmp_path: Path, backend_name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, chats, pairs = files / "experts", str(files / "chats.jsonl"), str(files / "pairs.jsonl")
     labelled = tmp_path / "labelled.jsonl"
@@ -404,19 +396,11 @@ def test_what_such_a_model_cannot_have_is_said(
         od.export(model, to="gguf", out=str(tmp_path / "gguf"), backend=backend_name)
     with pytest.raises(UserError, match="cannot be quantised"):
         od.quantize(model, tmp_path / "packed")
-    done = ondevice(
-        "sft",
-        str(model),
-        chats,
-        "--checkpointing",
-        "--backend",
-        backend_name,
-        "--out",
-        str(how["out"]),
-    )
-    assert (
-        done.returncode == 2 and done.stderr.count("\n") == 1 and "checkpointing" in done.stderr
-    ), done.stderr
+    words = ["--backend", backend_name, "--out", str(how["out"])]
+    capsys.readouterr()
+    assert cli.main(["sft", str(model), chats, "--checkpointing", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "checkpointing" in told
 
 
 @pytest.mark.parametrize(
