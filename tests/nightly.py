@@ -55,6 +55,27 @@ NIGHTLY = (
         "kills on MLX: CI kills the same stages on torch, and resumes once on both",
     ),
     Nightly(
+        "test_library.py",
+        r"killed_go_on_likewise.*(dpo-hybrid|grpo-experts)",
+        "DPO of the hybrid and GRPO of the experts, killed: CI kills the other two, and SFT of both",
+    ),
+    Nightly(
+        "test_scripts.py",
+        r"\[bench/preference|peer_t|interop|real/(beside|smollm2)",
+        "scripts that measure TRL and transformers: CI runs `bench/train.py` against mlx-lm, and "
+        "compares our numbers with theirs in `test_oracles.py` and `test_trl_oracles.py`",
+    ),
+    Nightly(
+        "test_card.py",
+        r"every_snippet_runs\[False\]",
+        "the snippets of one stage's card: CI runs those of a push of all stages",
+    ),
+    Nightly(
+        "test_contributing.py",
+        r"every_nightly_rule",
+        "that each of these names has tests: one that has none leaves them to CI",
+    ),
+    Nightly(
         "test_parity.py",
         r"eager_run_after_a_compiled_one.*t5",
         "a second architecture after torch's compiler",

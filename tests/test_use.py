@@ -60,6 +60,14 @@ def command(*arguments: str, cwd: Path, typed: str = "") -> subprocess.Completed
     )
 
 
+def typed_in(folder: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """What a command of this process comes to in `folder`: its exit code, stdout and stderr."""
+    capfd.readouterr()
+    with contextlib.chdir(folder):
+        code = cli.main(arguments)
+    return (code, *capfd.readouterr())
+
+
 def strict_json(text: str) -> Any:
     """The value of `text`, which has nothing in it that JSON does not know."""
 
@@ -184,7 +192,9 @@ def test_the_documents_show_most_commands() -> None:
 
 @pytest.mark.slow
 def test_generate_from_a_shell(
-    trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Path, dict[str, Any], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = trained[0]
     monkeypatch.chdir(folder)
@@ -192,20 +202,9 @@ def test_generate_from_a_shell(
         model="runs/mine", prompt="Once upon", max_new_tokens=20, samples=2, top_k=50, seed=3
     )
     assert len(set(want)) == 2
-    line = [
-        "generate",
-        "runs/mine",
-        "--max-new-tokens",
-        "20",
-        "--samples",
-        "2",
-        "--top-k",
-        "50",
-        "--seed",
-        "3",
-    ]
-    done = command(*line, "Once upon", cwd=folder)
-    assert (done.returncode, done.stdout, done.stderr) == (
+    options = ["--max-new-tokens", "20", "--samples", "2", "--top-k", "50", "--seed", "3"]
+    line = ["generate", "runs/mine", *options]
+    assert typed_in(folder, capfd, *line, "Once upon") == (
         0,
         sanitize("\n\n".join(want)) + "\n",
         "",
@@ -219,17 +218,19 @@ def test_generate_from_a_shell(
 
 
 @pytest.mark.slow
-def test_eval_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
+def test_eval_from_a_shell(
+    trained: tuple[Path, dict[str, Any], str], capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = trained[0]
     done = command("eval", "runs/mine/pretrain", "book.txt", "--json", cwd=folder)
     found = strict_json(done.stdout)
     assert (done.returncode, done.stderr, found["sequence_length"]) == (0, "", 128)
     assert 0.1 < found["bits_per_byte"] < 10
-    done = command("eval", "runs/mine/pretrain", "book.txt", cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
+    assert typed_in(folder, capfd, "eval", "runs/mine/pretrain", "book.txt") == (
+        0,
         f"bits_per_byte: {found['bits_per_byte']:.4g}\nperplexity: {found['perplexity']:.4g}\n"
-        "sequence_length: 128\n"
+        "sequence_length: 128\n",
+        "",
     )
     said = {
         "messages": [
@@ -238,23 +239,22 @@ def test_eval_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
         ]
     }
     (folder / "said.jsonl").write_text(f"{json.dumps(said)}\n" * 2)
-    found = strict_json(
-        command("eval", "runs/mine/pretrain", "said.jsonl", "--json", cwd=folder).stdout
-    )
+    code, out, _ = typed_in(folder, capfd, "eval", "runs/mine/pretrain", "said.jsonl", "--json")
+    found = strict_json(out)
     tokenizer = Tokenizer.load(folder / "runs" / "mine" / "pretrain" / "model")
     answered = len(tokenizer.encode("Hello to you.")) + 1  # and the stop token
-    assert (found["chats"], found["cut"], found["tokens"]) == (2, 0, 2 * answered)
+    assert (code, found["chats"], found["cut"], found["tokens"]) == (0, 2, 0, 2 * answered)
     assert 1 < found["loss"] < 20
 
 
 @pytest.mark.slow
-def test_doctor_from_a_shell(tmp_path: Path) -> None:
+def test_doctor_from_a_shell(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     done = command("doctor", "--json", cwd=tmp_path)
     found = strict_json(done.stdout)
     assert (done.returncode, done.stderr, found["disk"]["folder"]) == (0, "", str(tmp_path))
-    done = command("doctor", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"auto        {found['auto']['backend']}: " in done.stdout and "{" not in done.stdout
+    code, out, err = typed_in(tmp_path, capfd, "doctor")
+    assert (code, err) == (0, "")
+    assert f"auto        {found['auto']['backend']}: " in out and "{" not in out
 
 
 @pytest.mark.slow
