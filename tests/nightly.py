@@ -25,8 +25,9 @@ _OTHER_FAMILIES = rf"\[(?!(?:{'|'.join(FAMILIES_OF_CI)})\])"
 NIGHTLY = (
     Nightly(
         "test_minute.py",
-        r"mlx|both_backends",
-        "the recipe on MLX: CI runs it whole on torch, and ten steps of each stage on both",
+        r"at_every_stage|less_than_xz|end_shows|both_backends|other_libraries",
+        "the whole recipe: CI runs all of its stages with fewer steps on torch, and ten steps of "
+        "each stage on both backends",
     ),
     Nightly(
         "test_arch_roads.py",

@@ -1,5 +1,5 @@
-"""The recipe `minute`, whole, on both backends, as a newcomer runs it: the ladder climbs, all can
-load the folders.
+"""The recipe `minute` as a newcomer runs it: the ladder climbs, all can load the folders. By day on
+torch with fewer steps; whole, on both backends, at night.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ from ondevice.data.builtin.corpus import build
 pytestmark = pytest.mark.slow
 STAGES = tuple(load_recipe("minute").stages)
 WRITERS = ("init", "pretrain", "sft", "ppo", "grpo")  # the stages that leave a model which writes
+SHORTER = {
+    "stages.pretrain": {"steps": 100, "eval_every": 50, "save_every": 50},
+    "stages.sft": {"steps": 140, "eval_every": 70, "save_every": 70},
+    "stages.sample": {"prompts": 80},
+    "stages.reward": {"steps": 10, "eval_every": 5, "save_every": 5},
+    "stages.ppo": {"steps": 2, "prompts": 16, "batch_size": 16, "eval_every": 2, "save_every": 1},
+    "stages.grpo": {"steps": 2, "eval_every": 2, "save_every": 1},
+    "exam": {"problems": 10, "passes": 2, "duels": 10},
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared
 
 
-def finished(folder: Path, backend: str) -> tuple[Path, str]:
+def finished(folder: Path, backend: str, *sets: str) -> tuple[Path, str]:
     """(run folder, what it printed), run once for all tests: who comes second waits for it."""
     out, printed = folder / backend, folder / f"{backend}.txt"
     with open(folder / f"{backend}.lock", "w") as lock:
@@ -56,6 +65,7 @@ def finished(folder: Path, backend: str) -> tuple[Path, str]:
                     backend,
                     "--device",
                     "cpu",
+                    *sets,
                 ],
                 capture_output=True,
                 text=True,
@@ -80,6 +90,26 @@ def test_the_recipe_has_every_stage_there_is() -> None:
     assert {*STAGES, *(name for recipe in others for name in recipe.stages)} == modules - {
         "pipeline"
     }
+
+
+def test_a_shorter_run_climbs_is_told_and_loads_elsewhere(folder: Path) -> None:
+    """Of so few steps no stage after sft climbs further; that all of them do, the night shows."""
+    sets = []
+    for part, fields in SHORTER.items():
+        for name, value in fields.items():
+            sets += ["--set", f"{part}.{name}={value}"]
+    (folder / "shorter").mkdir(exist_ok=True)
+    run, printed = finished(folder / "shorter", "torch", *sets)
+    found = marks(run)
+    bits = {stage: found[stage]["bits_per_byte"] for stage in WRITERS}
+    match = {stage: found[stage]["exact_match"] for stage in WRITERS}
+    assert max(bits["pretrain"], bits["sft"]) < bits["init"] / 2
+    assert match["sft"] > 0.05 > max(match["init"], match["pretrain"])
+    assert found["rate"]["simulated_votes"] == found["rate"]["votes"] > 0
+    assert found["reward"]["pairs"] > 0
+    assert all(0 <= found[stage]["reasoning"]["accuracy"] <= 1 for stage in WRITERS)
+    check_what_is_told(run, printed)
+    check_other_libraries(run / "sft" / "model", "torch")
 
 
 def test_the_ladder_climbs_at_every_stage(folder: Path, backend_name: str) -> None:
@@ -109,7 +139,10 @@ def test_the_model_needs_less_than_xz(folder: Path, backend_name: str) -> None:
 
 
 def test_the_end_shows_the_ladder_and_every_answer(folder: Path, backend_name: str) -> None:
-    run, printed = finished(folder, backend_name)
+    check_what_is_told(*finished(folder, backend_name))
+
+
+def check_what_is_told(run: Path, printed: str) -> None:
     report = (run / "report.md").read_text()
     for prompt in load_recipe("minute").prompts:
         assert prompt in printed and prompt in report
@@ -130,12 +163,18 @@ def test_both_backends_climb_the_same_ladder(folder: Path) -> None:
 
 
 def test_other_libraries_load_the_folder_and_say_the_same(folder: Path, backend_name: str) -> None:
-    """transformers and mlx-lm load it and say what we say, chat template and stop token included."""
+    said = check_other_libraries(finished(folder, backend_name)[0] / "sft" / "model", backend_name)
+    assert said.startswith("27+23: ")
+
+
+def check_other_libraries(model: Path, backend: str) -> str:
+    """transformers and mlx-lm load it and say what we say, chat template and stop token included.
+    Returns what that is.
+    """
     import torch
     from mlx_lm import generate, load
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = finished(folder, backend_name)[0] / "sft" / "model"
     prompt = "Take your time: what is 27+23?"
     ours = od.generate(
         model=str(model),
@@ -143,9 +182,8 @@ def test_other_libraries_load_the_folder_and_say_the_same(folder: Path, backend_
         chat=True,
         temperature=0,
         max_new_tokens=40,
-        backend=backend_name,
+        backend=backend,
     )[0]
-    assert ours.startswith("27+23: ")
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer.apply_chat_template(
@@ -166,3 +204,4 @@ def test_other_libraries_load_the_folder_and_say_the_same(folder: Path, backend_
         [{"role": "user", "content": prompt}], add_generation_prompt=True
     )
     assert generate(peer, peer_tokenizer, chat, max_tokens=40) == ours
+    return ours
