@@ -33,7 +33,8 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 from small_stages import settings
-from test_lora import IDS, LORA, logits
+from test_lora import IDS, logits
+from test_lora_stages import LORA
 
 FORMATS = [(4, 32), (4, 64), (8, 32), (8, 128)]
 Weights = dict[str, np.ndarray]

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets._footer import FooterKey
 
-from ondevice.config.recipe import STAGES, load_recipe
+from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.runs.events import EventWriter
@@ -24,7 +23,6 @@ from ondevice_tui import push_process, stage_processes
 from ondevice_tui.app import OndeviceApp, own_bindings
 from ondevice_tui.proposals import proposal
 from ondevice_tui.screens.start import StartScreen
-from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.widgets.curve import Curve
 from ondevice_tui.widgets.rows import Rows
 from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_done, write_stage
@@ -385,166 +383,6 @@ def test_the_ladder(tmp_path: Path, size: tuple[int, int]) -> None:
     assert "in a small house" in run.report.read_text()
 
 
-# the form
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_has_a_form_with_its_help(tmp_path: Path, stage: str) -> None:
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await app.push_screen(StartScreen(stage, {"out": str(tmp_path / "x")}))
-        await pilot.pause()
-        fields = list(app.screen.query(Field))
-        assert {field.spec.name for field in fields} >= {"seed", "backend", "out"}
-        assert all(field.spec.help for field in fields), [
-            f.spec.name for f in fields if not f.spec.help
-        ]
-        text = await until_shown(pilot, f"start {stage}", f"$ ondevice {stage}")
-        assert fits(text, (80, 24))
-
-    play(tmp_path, script)
-
-
-@pytest.mark.slow
-def test_the_form_checks_says_the_command_and_starts(
-    tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    runs = Path("runs")
-    run = a_run(runs)
-
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        app.screen.query_one("#stages", Rows).highlighted = 1
-        await pilot.press("s")
-        await until_shown(pilot, "start pretrain", "✓ ready")
-        fields = {field.spec.name: field for field in app.screen.query(Field)}
-        assert fields["model"].entry == str(run.stage("init").model)
-        # the run's own recipe's
-        assert fields["steps"].entry == str(load_recipe("minute").stages["pretrain"].steps)
-        fields["learning_rate"].put("0")
-        await until_shown(pilot, "✗ learning_rate: 0.0 is too small")
-        await pilot.press("ctrl+g")
-        assert not started
-        fields["learning_rate"].put("many")
-        await until_shown(pilot, "expected a number")
-        fields["learning_rate"].put("2e-3")
-        fields["steps"].put("7")
-        fields["isolate_documents"].put(True)
-        fields["out"].put(str(run.path))
-        await until_shown(pilot, "stands there already")
-        fields["out"].put("fresh one")
-        text = await until_shown(pilot, "✓ ready", "--isolate_documents")
-        assert "--steps=7" in text
-        await pilot.press("ctrl+y")
-        assert "--learning_rate=0.002" in app.clipboard and "fresh one'" in app.clipboard
-        await pilot.press("ctrl+f", *"weight")
-        await until(
-            pilot,
-            lambda: [f.spec.name for f in app.screen.query(Field) if f.display] == ["weight_decay"],
-        )
-        await pilot.press("escape", "ctrl+g")
-        await until(pilot, lambda: app.current_mode == "train")
-
-    play(runs, script)
-    (words,) = started
-    assert words[:2] == ["pretrain", str(run.stage("init").model)]
-    assert set(words[2:]) == {
-        f"--recipe={run.path}",
-        "--steps=7",
-        "--learning_rate=0.002",
-        "--isolate_documents",
-        "--out=fresh one",
-    }
-
-
-@pytest.mark.slow
-def test_the_form_refuses_what_has_no_effect_but_for_what_a_recipe_filled_in(
-    tmp_path: Path,
-) -> None:
-    run = a_run(tmp_path)
-
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await app.push_screen(
-            StartScreen(
-                "pretrain",
-                {
-                    "out": str(tmp_path / "x"),
-                    "recipe": "minute",
-                    "model": str(run.stage("init").model),
-                },
-            )
-        )
-        await until_shown(pilot, "✓ ready")
-        fields = {field.spec.name: field for field in app.screen.query(Field)}
-        fields["optimizer"].put("adamw")  # the recipe's rate of Muon is nobody's wish
-        await until(pilot, lambda: "--optimizer=adamw" in app.screen._words)  # type: ignore[attr-defined]
-        assert not any("muon_learning_rate" in word for word in app.screen._words)  # type: ignore[attr-defined]
-        await until_shown(pilot, "✓ ready")
-        fields["muon_learning_rate"].put("0.5")
-        await until_shown(pilot, "✗ muon_learning_rate: has no effect")
-
-    play(tmp_path, script)
-
-
-@pytest.mark.slow
-def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        a_run(tmp_path, name)
-    reward = RunFolder(tmp_path / "second").stage("reward")
-    write_stage(reward, 5)
-
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("n")
-        await until_shown(pilot, "begin a run")
-        app.screen.query_one(Rows).highlighted = app.screen.query_one(Rows).get_option_index("ppo")
-        await pilot.press("enter")
-        await until_shown(pilot, "start ppo", "model: name the folder of a model")
-        fields = {field.spec.name: field for field in app.screen.query(Field)}
-        await pilot.press("ctrl+t")
-        await until_shown(pilot, "which model", "first · pretrain", "second · init")
-        rows = app.screen.query_one(Rows)
-        rows.highlighted = next(
-            i for i, row in enumerate(rows.options) if "first · pretrain" in str(row.prompt)
-        )
-        await pilot.press("enter")
-        await until_shown(pilot, "reward_model: name the folder of a model")
-        assert fields["model"].entry == str(tmp_path / "first" / "pretrain" / "model")
-        fields["reward_model"].control.focus()
-        await pilot.press("ctrl+t")
-        text = await until_shown(pilot, "which model", "second · reward")
-        assert "first · pretrain" not in text.partition("which model")[2].partition("╰")[0]
-        await pilot.press("enter")
-        await until_shown(pilot, "✓ ready")
-        assert fields["reward_model"].entry == str(reward.model)
-
-    play(tmp_path, script)
-
-
-@pytest.mark.slow
-def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]]) -> None:
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("n")
-        text = await until_shown(pilot, "begin a run", "minute", "tiny")
-        for stage in STAGES:
-            assert stage in text
-        await pilot.press("enter")
-        await until_shown(pilot, "start run", "✓ ready", "$ ondevice run minute")
-        await pilot.press("escape")
-        await until(pilot, lambda: app.current_mode == "road" and "the road" in shown(app))
-        await pilot.press("n", "enter")
-        await until_shown(pilot, "✓ ready")
-        await pilot.press("x")
-        # typed over the one that stood there
-        await until_shown(pilot, "✗ recipe: unknown recipe 'x'")
-        await pilot.press("backspace", *"minute")
-        await until_shown(pilot, "✓ ready")
-        await pilot.press("ctrl+g")
-        await until(pilot, lambda: started)
-
-    play(tmp_path, script)
-    assert started[0][:1] == ["run"] and any(word.startswith("--out=") for word in started[0])
-
-
 # everywhere
 
 
@@ -686,30 +524,3 @@ def test_the_start_of_rating_is_the_screen_where_people_rate(tmp_path: Path) -> 
         await until(pilot, lambda: app.current_mode == "rate", "the rate screen")
 
     play(tmp_path, script)
-
-
-@pytest.mark.slow
-def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(
-    tmp_path: Path,
-) -> None:
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await app.push_screen(StartScreen("sft", {"out": "x"}))
-        await until_shown(pilot, "start sft")
-        await until(pilot, lambda: not app.screen._coming)  # type: ignore[attr-defined]
-        flag = next(field for field in app.screen.query(Field) if field.spec.name == "packing")
-        flag.control.focus()
-        row = await until_shown(pilot, "[x] yes" if flag.entry else "[ ] no")
-        assert "X" not in row.replace("XDG", "")
-        before = flag.entry
-        await pilot.press("space")
-        await until(pilot, lambda: flag.entry != before)
-        await until_shown(pilot, "[ ] no" if before else "[x] yes")
-        out = next(field for field in app.screen.query(Field) if field.spec.name == "out")
-        out.put("")
-        out.control.focus()
-        await pilot.pause()
-        app.post_message(Paste("runs/a\nb\n"))
-        await until(pilot, lambda: out.entry == "runs/a b")
-        await until_shown(pilot, "joined by spaces")
-
-    play(tmp_path, script, (120, 36))
