@@ -77,6 +77,16 @@ NIGHTLY = (
         "that each of these names has tests: one that has none leaves them to CI",
     ),
     Nightly(
+        "test_recovery.py",
+        r"of_going_back.*-7\]",
+        "kills at every seventh file operation: CI kills at every 21st",
+    ),
+    Nightly(
+        "test_push_network.py",
+        "killed_elsewhere",
+        "a push killed at 13 places: CI kills it at seven others",
+    ),
+    Nightly(
         "test_tui_imports.py",
         r"app_imports\[0\.02-0\.0\]",
         "slow imports while the app opens: CI has quick ones, and slow ones while Rate opens",

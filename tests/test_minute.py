@@ -31,7 +31,7 @@ SHORTER = {
     "stages.sft": {"steps": 140, "eval_every": 70, "save_every": 70},
     "stages.sample": {"prompts": 80},
     "stages.reward": {"steps": 10, "eval_every": 5, "save_every": 5},
-    "stages.ppo": {"steps": 2, "prompts": 16, "batch_size": 16, "eval_every": 2, "save_every": 1},
+    "stages.ppo": {"steps": 2, "eval_every": 2, "save_every": 1},
     "stages.grpo": {"steps": 2, "eval_every": 2, "save_every": 1},
     "exam": {"problems": 10, "passes": 2, "duels": 10},
 }

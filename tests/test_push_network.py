@@ -288,11 +288,27 @@ POINTS = [(number, when) for number in range(1, 15) for when in ("before", "afte
 KILLED = random.Random(0).sample(POINTS, 20)
 
 
+def at(point: tuple[int, str]) -> str:
+    return f"{point[0]}-{point[1]}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("point", KILLED, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.mark.parametrize("point", KILLED[:7], ids=at)
 def test_killed_anywhere_the_remote_has_all_or_nothing(
     server: HubServer, tmp_path: Path, point: tuple[int, str]
 ) -> None:
+    all_or_nothing(server, tmp_path, point)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", KILLED[7:], ids=at)
+def test_killed_elsewhere_the_remote_has_all_or_nothing(
+    server: HubServer, tmp_path: Path, point: tuple[int, str]
+) -> None:
+    all_or_nothing(server, tmp_path, point)
+
+
+def all_or_nothing(server: HubServer, tmp_path: Path, point: tuple[int, str]) -> None:
     run = write_run(tmp_path / "run")
     env = environment(server, tmp_path / "hf")
     server.kill_at = point

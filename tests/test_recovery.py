@@ -325,20 +325,23 @@ KILLED = """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("every", [21, 7])
 @pytest.mark.parametrize("name", ["torch", "mlx"])
 def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, every: int
 ) -> None:
     pytest.importorskip({"torch": "torch", "mlx": "mlx.core"}[name])
     code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), name, "7"], capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path), name, str(every)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     last = int(done.stdout)
     assert last > 60, "the hook saw too few operations to mean anything"
     whole = dict(np.load(tmp_path / "whole" / "got.npz"))
-    for deadly in range(1, last + 1, 7):
+    for deadly in range(1, last + 1, every):
         place = tmp_path / str(deadly)
         assert same(dict(np.load(place / "got.npz")), whole), deadly
         steps = [e for e in read(place / "pretrain" / "events.jsonl") if e["event"] == "step"]
