@@ -271,7 +271,7 @@ class TestGym:
             prompts=2,
             group_size=2,
             max_new_tokens=4,
-            batch_size=4,
+            micro_batch=4,
             eval_every=0,
             answer="last_number",
             backend="torch",
