@@ -77,6 +77,11 @@ NIGHTLY = (
         "that each of these names has tests: one that has none leaves them to CI",
     ),
     Nightly(
+        "test_ratings_shared.py",
+        r"any_order.*5",
+        "five orders of sixteen programs on one database: CI has two of them",
+    ),
+    Nightly(
         "test_recovery.py",
         r"of_going_back.*-7\]",
         "kills at every seventh file operation: CI kills at every 21st",

@@ -499,7 +499,7 @@ def test_an_eager_run_after_a_compiled_one_is_an_eager_run(family: str) -> None:
         else models.encoder_config
         if kind is models.ENCODERS
         else models.seq2seq_config
-    )(family)
+    )(family, **({"num_hidden_layers": 1} if kind is models.FAMILIES else {}))
     ids = np.random.default_rng(0).integers(3, cfg.vocab_size, (2, 20)).astype(np.int32)
     batch = {"ids": ids, "positions": np.tile(np.arange(20, dtype=np.int32), (2, 1))}
     batch |= {"segments": np.ones_like(ids)} if kind is models.ENCODERS else {}

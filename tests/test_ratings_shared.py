@@ -359,14 +359,15 @@ class Programs(RuleBasedStateMachine):
             connection.close()
 
 
-def test_any_order_of_programs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orders", [2, 5])
+def test_any_order_of_programs(tmp_path: Path, orders: int) -> None:
     small_stages.make(tmp_path, load_backend("torch", device="cpu", dtype="float32"))
     with running() as server:
         Programs.files, Programs.server = tmp_path, server
         Programs.env = environment(server, tmp_path / "home")
         machine = Programs.TestCase
         machine.settings = settings(
-            max_examples=5,
+            max_examples=orders,
             stateful_step_count=16,
             deadline=None,
             derandomize=True,
