@@ -19,6 +19,7 @@ import small_stages
 from gradients import on_device
 from ondevice.cli import main
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.preference import PPOConfig
 from ondevice.datasets.preference_pairs import builtin_pairs
 from ondevice.datasets.text_inputs import text_ids
 from ondevice.models.load import load_model
@@ -303,6 +304,7 @@ def test_ppo_learns_from_an_encoders_scores_and_resumes_exactly(
         "reward_model": str(road / "encoder" / "reward" / "model"),
         "sft_coef": 0.0,
         "sft_data": "builtin",
+        "sft_batch": PPOConfig.sft_batch,
         "steps": 4,
     }
     whole = small_stages.settings(road, "ppo", tmp_path / "whole", backend_name, **changed)

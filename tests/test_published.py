@@ -35,7 +35,8 @@ from ondevice.seam.select import load_backend
 from test_seq2seq import published
 
 CPU: dict[str, Any] = {"device": "cpu"}
-LOOP: dict[str, Any] = {"steps": 2, "batch_size": 4, "eval_every": 0, "learning_rate": 1e-3, **CPU}
+STEPS: dict[str, Any] = {"steps": 2, "eval_every": 0, "learning_rate": 1e-3, **CPU}
+LOOP: dict[str, Any] = {**STEPS, "batch_size": 4}
 
 
 def bert(folder: Path, kind: str = "BertForMaskedLM") -> Path:
@@ -236,7 +237,8 @@ def test_pairs_of_any_length_fit_either_side(
         prompts=2,
         group_size=2,
         max_new_tokens=40,
-        **common,
+        backend=backend_name,
+        **STEPS,
     )
     whole = tokenizer.decode(tokenizer.encode_source(long)[:60])
     assert (
