@@ -14,11 +14,13 @@ import pytest
 import small_stages
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
+from ondevice.config.data import DataConfig
+from ondevice.config.evaluation import EvalConfig
+from ondevice.config.finetuning import SFTConfig
 from ondevice.config.load import dump_yaml, from_mapping, parse_yaml, to_mapping
 from ondevice.config.preference import GRPOConfig, SampleConfig
 from ondevice.config.recipe import load_recipe
-from ondevice.config.stages import SFTConfig
-from ondevice.config.use import ChatConfig, DataConfig, EvalConfig, GenerateConfig
+from ondevice.config.use import ChatConfig, GenerateConfig
 from ondevice.data.chat_encoding import (
     add_template,
     encode_chat,

@@ -271,7 +271,7 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(
 ) -> None:
     """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add
     up. The loss is float32's within bfloat16's noise."""
-    from ondevice.config.stages import SFTConfig
+    from ondevice.config.finetuning import SFTConfig
     from ondevice.seam.protocols import OptimSettings
     from ondevice.stages.tuning import load_start, with_adapter
 
