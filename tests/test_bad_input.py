@@ -236,7 +236,7 @@ CASES = {
         "generate book.txt hi", "book.txt", "is a file, no folder", "give a Hugging Face"
     ),
     "no checkpoint": Case(
-        "generate nothing hi", "nothing", "is no checkpoint", "give a Hugging Face model folder"
+        "generate nothing hi", "nothing", "is not a checkpoint", "give a Hugging Face model folder"
     ),
     "no config": Case(
         "generate bare hi", "bare", "holds no config.json", "give a Hugging Face model folder"
@@ -287,7 +287,7 @@ CASES = {
         "generate worded hi", "max_position_embeddings", "'many'", "no whole number"
     ),
     "worded epsilon": Case(
-        "generate epsilon hi", "epsilon/config.json: rms_norm_eps", "'small'", "is no number"
+        "generate epsilon hi", "epsilon/config.json: rms_norm_eps", "'small'", "is not a number"
     ),
     "no words": Case(
         "generate wordless hi",

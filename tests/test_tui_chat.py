@@ -140,7 +140,7 @@ def test_a_model_that_fails_is_told_and_can_be_asked_again(tmp_path: Path) -> No
         assert isinstance(screen, ChatScreen)
         screen._take_model(0, ("broken · x", str(tmp_path / "broken")))
         await say(pilot, "hello")
-        await until_shown(pilot, "is no checkpoint")
+        await until_shown(pilot, "is not a checkpoint")
 
     play(tmp_path, script)
 

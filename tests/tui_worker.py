@@ -25,7 +25,7 @@ def tell(**event: Any) -> None:
 
 def main() -> None:
     if "broken" in sys.argv[1]:
-        sys.exit("ondevice: broken: is no checkpoint")
+        sys.exit("ondevice: broken: is not a checkpoint")
     thinks = "sft" in sys.argv[1]
     tell(
         event="ready",

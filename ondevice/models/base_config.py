@@ -42,7 +42,7 @@ def whole(raw: Mapping[str, Any], name: str, usual: int, least: int = 1) -> int:
     if value is None:
         return usual
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{value!r} is no whole number of {least} or more", where=name)
+        raise UserError(f"{value!r} is not a whole number of {least} or more", where=name)
     return value
 
 
@@ -54,5 +54,5 @@ def number(raw: Mapping[str, Any], name: str, usual: float) -> float:
     if value is None:
         return usual
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{value!r} is no number above 0", where=name)
+        raise UserError(f"{value!r} is not a number above 0", where=name)
     return float(value)

@@ -104,7 +104,7 @@ def merge(
     backend = backend or load_backend(device="cpu")
     found = load_model(adapter, backend, merge=False)
     if found.adapter is None:
-        raise UserError("is no adapter's folder: there is nothing to merge", where=str(adapter))
+        raise UserError("is not an adapter's folder: there is nothing to merge", where=str(adapter))
     if quantised(found.params):
         told(COST)
     dtype = found.cfg.dtype if found.cfg.dtype in _DTYPES else "float32"

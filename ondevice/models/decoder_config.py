@@ -288,13 +288,13 @@ def _check(raw: Fields) -> None:
         "intermediate_size",
     ):
         if not isinstance(raw.get(name), int) or raw[name] < 1:
-            raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
+            raise UserError(f"{raw.get(name)!r} is not a whole number above 0", where=name)
     for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
         if not isinstance(raw.get(name), int | None):
-            raise UserError(f"{raw[name]!r} is no whole number", where=name)
+            raise UserError(f"{raw[name]!r} is not a whole number", where=name)
     for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
         if not isinstance(raw.get(name), int | float | None):
-            raise UserError(f"{raw[name]!r} is no number", where=name)
+            raise UserError(f"{raw[name]!r} is not a number", where=name)
     if raw.get("hidden_act", "silu") not in ACTIVATIONS:
         raise UserError(
             f"unknown activation {raw['hidden_act']!r}",
@@ -420,7 +420,7 @@ def num_labels(raw: dict[str, Any]) -> int:
     elif not found:
         found = 2
     if not isinstance(found, int) or found < 1:
-        raise UserError(f"{found!r} is no whole number above 0", where="num_labels")
+        raise UserError(f"{found!r} is not a whole number above 0", where="num_labels")
     return found
 
 

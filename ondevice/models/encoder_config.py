@@ -95,7 +95,7 @@ class EncoderConfig(CommonConfig):
         raw = Fields(raw)
         for name in _WHOLE:
             if not isinstance(raw.get(name), int) or raw[name] < 1:
-                raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
+                raise UserError(f"{raw.get(name)!r} is not a whole number above 0", where=name)
         for name, only in _FIXED[kind].items():
             if raw.get(name) not in (None, only):
                 raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")

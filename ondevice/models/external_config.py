@@ -38,7 +38,7 @@ class LibraryConfig(CommonConfig):
             )
         if not isinstance(raw.get("vocab_size"), int) or raw["vocab_size"] < 4:
             raise UserError(
-                f"{raw.get('vocab_size')!r} is no size of a {kind} model's vocabulary",
+                f"{raw.get('vocab_size')!r} is not a size of a {kind} model's vocabulary",
                 where="vocab_size",
                 hint="is it a model of text alone?",
             )

@@ -91,7 +91,7 @@ def unknown(raw: Mapping[str, Any], library: str, folder: Path) -> UserError:
 
 def odd_head(raw: Mapping[str, Any], where: str) -> UserError:
     return UserError(
-        f"the logits of a {raw.get('model_type')} model are no plain product of states and weights, which "
+        f"the logits of a {raw.get('model_type')} model are not a plain product of states and weights, which "
         "is all that is known here of other architectures",
         where=where,
     )

@@ -382,7 +382,7 @@ def _own(config: Mapping[str, Any], patterns: str, module: str, usual: Any) -> A
             fits = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:
             raise UserError(
-                f"{pattern!r} is no regular expression: {error}", where=f"{CONFIG}: {patterns}"
+                f"{pattern!r} is not a regular expression: {error}", where=f"{CONFIG}: {patterns}"
             ) from error
         if fits:
             return own
@@ -393,7 +393,7 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """By what a module's adapter is multiplied."""
     alpha = _own(config, "alpha_pattern", module, config.get("lora_alpha", 8))
     if not isinstance(alpha, int | float):
-        raise UserError(f"{alpha!r} is no number", where=f"{CONFIG}: lora_alpha")
+        raise UserError(f"{alpha!r} is not a number", where=f"{CONFIG}: lora_alpha")
     return scale_of(float(alpha), rank, bool(config.get("use_rslora")))
 
 

@@ -35,7 +35,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         )
     for name in ("architectures", "layer_types"):
         if not isinstance(raw.get(name), list | None):
-            raise UserError(f"{raw[name]!r} is no list", where=name)
+            raise UserError(f"{raw[name]!r} is not a list", where=name)
     _check_quantisation(raw)
     if kind in _CONFIGS:
         return _CONFIGS[kind].parse(raw)
@@ -77,7 +77,7 @@ def load_config(folder: Path) -> ModelConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
-            "is no checkpoint: it holds no config.json",
+            "is not a checkpoint: it holds no config.json",
             where=str(folder),
             hint="give a Hugging Face model folder",
         )

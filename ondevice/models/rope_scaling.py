@@ -33,14 +33,14 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
     old = raw.get("rope_scaling") or {}
     for name, said in (("rope_parameters", new), ("rope_scaling", old)):
         if not isinstance(said, dict):
-            raise UserError(f"{said!r} is no table of settings", where=name)
+            raise UserError(f"{said!r} is not a table of settings", where=name)
     if by_type(new):
         _need_plain(new.get("sliding_attention") or {})
         new = new.get("full_attention") or {}
     rope = Fields({**old, **new})
     theta = rope.get("rope_theta") or raw.get("rope_theta") or 10000.0
     if not isinstance(theta, int | float) or not theta > 0:
-        raise UserError(f"{theta!r} is no number above 0", where="rope_theta")
+        raise UserError(f"{theta!r} is not a number above 0", where="rope_theta")
     _whole_head(rope, raw)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("type", kind) != kind and "rope_type" in new:
@@ -74,7 +74,7 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
     if kind in ("llama3", "yarn", "longrope"):
         scaling[_ORIGINAL] = outside or scaling.get(_ORIGINAL) or context
         if not isinstance(scaling[_ORIGINAL], int | float) or not scaling[_ORIGINAL] > 0:
-            raise UserError(f"{scaling[_ORIGINAL]!r} is no number above 0", where=_ORIGINAL)
+            raise UserError(f"{scaling[_ORIGINAL]!r} is not a number above 0", where=_ORIGINAL)
     if kind == "longrope" and scaling.get("factor") is None:
         scaling["factor"] = context / scaling[_ORIGINAL]
     return float(theta), scaling
@@ -111,7 +111,7 @@ def _need_factors(rope: Fields, head_dim: int) -> None:
             or not all(isinstance(x, int | float) and x > 0 for x in value)
         ):
             raise UserError(
-                f"{name} is no list of {head_dim // 2} numbers above 0", where="rope_scaling"
+                f"{name} is not a list of {head_dim // 2} numbers above 0", where="rope_scaling"
             )
 
 

@@ -102,7 +102,7 @@ class Seq2SeqConfig(CommonConfig):
         names = {"vocab_size": "vocab_size", **_NAMES[kind]}
         for name in names.values():
             if not isinstance(raw.get(name), int) or raw[name] < 1:
-                raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
+                raise UserError(f"{raw.get(name)!r} is not a whole number above 0", where=name)
         known = {ours: raw[theirs] for ours, theirs in names.items()}
         for (
             ours,

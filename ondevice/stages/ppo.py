@@ -109,7 +109,7 @@ def load_reward_model(cfg: PPOConfig, backend: Backend) -> Model:
     judge = load_start(cfg.reward_model, cfg, backend)
     if judge.cfg.num_labels != 1:
         raise UserError(
-            "is no reward model: it has no head of one score",
+            "is not a reward model: it has no head of one score",
             where=cfg.reward_model,
             hint="ondevice reward makes one",
         )
@@ -133,7 +133,7 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
         return judge.with_params(dict(judge.params))
     made = with_head(policy, ctx.backend, cfg.seed)
     ctx.tell(
-        "the reward model is no model of the policy's shape: the value model begins from the policy"
+        "the reward model is not of the policy's shape: the value model begins from the policy"
     )
     return made
 
