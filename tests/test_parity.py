@@ -19,6 +19,7 @@ from gradients import by_name
 from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
+from ondevice.models.tables import with_tables
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.seam.select import load_backend
@@ -518,7 +519,7 @@ def test_an_eager_run_after_a_compiled_one_is_an_eager_run(
         net = network(cfg)
         params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
         run = backend.inference_fn(lambda p, b: net.hidden(backend.ops, p, b), compile=compile)
-        return np.array(backend.numpy(run(params, batch)))
+        return np.array(backend.numpy(run(params, with_tables(net, backend.ops, batch))))
 
     alone = states(load_backend("torch", device="cpu", dtype="float32"), "never")
     torch._dynamo.reset()

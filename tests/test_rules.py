@@ -15,6 +15,7 @@ import models
 from device import backend_of
 from ondevice.config.stages import PretrainConfig
 from ondevice.models.decoder import Decoder, split_layers
+from ondevice.models.tables import placed
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
 from ondevice.training import logprobs
@@ -76,7 +77,8 @@ def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
     }
     batch = models.batch(cfg, segments=True)
     decoder = Decoder(cfg)
-    turn = decoder._turns(backend.ops, backend.array(batch["positions"]))[0]
+    tables = placed(decoder, backend.ops, 20)
+    turn = decoder._turns(backend.ops, tables, backend.array(batch["positions"]))[0]
     segments = backend.array(batch["segments"])
     body = partial(decoder._block, backend.ops, 0, segments, None, turn, None)
     counter = CompileCounter()

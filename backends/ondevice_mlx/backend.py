@@ -188,7 +188,7 @@ class MLXTrainer:
     def gradient(self, batches: Sequence[Batch]) -> None:
         try:
             for batch in batches:
-                arrays = {k: mx.array(np.asarray(v)) for k, v in batch.items()}
+                arrays = self.backend._place(batch)
                 (_, metrics), new = self._gradient(self.trainable, self.frozen, arrays)
                 self._add(new)
                 for n, name in enumerate(sorted(metrics)):

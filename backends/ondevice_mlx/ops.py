@@ -9,7 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ondevice.common.kept import Kept
 from ondevice.models.lora import add_adapters
+from ondevice.seam.ops import CONSTANTS
 
 from .quant import dequantize, format_of
 
@@ -27,6 +29,7 @@ Params = dict[str, mx.array]
 class MLXOps:
     def __init__(self, dtype: str) -> None:
         self.compute = DTYPES[dtype]
+        self._constants = Kept(CONSTANTS)
 
     # weights
     def weight(self, params: Params, name: str) -> mx.array:
@@ -181,7 +184,8 @@ class MLXOps:
         return x.astype(DTYPES[dtype])
 
     def constant(self, x: np.ndarray) -> mx.array:
-        return mx.array(x)
+        placed: mx.array = self._constants.get(x, lambda: mx.array(x))
+        return placed
 
     # autograd
     def stop_gradient(self, x: mx.array) -> mx.array:

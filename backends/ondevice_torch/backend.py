@@ -209,9 +209,7 @@ class TorchTrainer:
     def gradient(self, batches: Sequence[Batch]) -> None:
         try:
             for batch in batches:
-                value, metrics = self._loss(
-                    {k: self.backend.array(np.asarray(v)) for k, v in batch.items()}
-                )
+                value, metrics = self._loss(self.backend._place(batch))
                 value.backward()
                 for name, (total, count) in metrics.items():
                     pair = torch.stack((total.detach().float(), count.detach().float()))

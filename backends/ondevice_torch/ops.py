@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from ondevice.common.kept import Kept
 from ondevice.models.lora import add_adapters
+from ondevice.seam.ops import CONSTANTS
 
 from .quant import QuantizedLinear, dequantize
 
@@ -29,7 +31,7 @@ Params = dict[str, Tensor]
 class TorchOps:
     def __init__(self, device: torch.device, dtype: str) -> None:
         self.device, self.compute = device, DTYPES[dtype]
-        self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
+        self._constants = Kept(CONSTANTS)
 
     # weights
     def weight(self, params: Params, name: str) -> Tensor:
@@ -212,13 +214,11 @@ class TorchOps:
         return x.to(DTYPES[dtype])
 
     def constant(self, x: np.ndarray) -> Tensor:
-        held = self._constants.get(id(x))
-        if held is None:  # the array is kept beside its copy, so that its id stays its own
-            held = self._constants[id(x)] = (
-                x,
-                torch.from_numpy(np.ascontiguousarray(x)).to(self.device),
-            )
-        return held[1]
+        def place() -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+        placed: Tensor = self._constants.get(x, place)
+        return placed
 
     # autograd
     def stop_gradient(self, x: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ def text_figures(
     bytes_ = 0.0
     count = 0.0
     for batch in source.eval_batches(None):
-        nats += float(backend.numpy(run(model.params, batch)))
+        nats += float(backend.numpy(run(model.params, model.with_tables(backend, batch))))
         bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
         count += float(batch["weights"].sum())
     return nats / math.log(2) / max(bytes_, 1.0), math.exp(nats / max(count, 1.0))
@@ -249,7 +249,9 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
     run = backend.inference_fn(metrics)
     rows = []
     for batch in source.eval_batches(None):
-        rows.append([float(backend.numpy(x)) for x in run(model.params, batch)])
+        rows.append(
+            [float(backend.numpy(x)) for x in run(model.params, model.with_tables(backend, batch))]
+        )
     nats, tokens, right = np.sum(rows, 0).tolist()
     return {
         "loss": nats / max(tokens, 1.0),

@@ -105,7 +105,7 @@ def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> floa
         run = backend.inference_fn(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
         nats = count = 0.0
         for batch in source.eval_batches(max(1, MOST // (width * ROWS))):
-            part, seen = run(model.params, batch)
+            part, seen = run(model.params, model.with_tables(backend, batch))
             nats, count = nats + float(backend.numpy(part)), count + float(backend.numpy(seen))
     return math.exp(nats / max(count, 1.0))
 

@@ -15,7 +15,7 @@ that come at any time; speculative decoding, which needs a second model in the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from ondevice.models.encoder import Encoder
 from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.kv_cache import Cache
 from ondevice.models.model import Model
+from ondevice.models.tables import placed
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend
 
@@ -232,9 +233,23 @@ class Generator:
     ) -> tuple[Array, Cache, list[Array]]:
         """(next token of each row, the cache with it, what each row has then)."""
         token, keys, values, lengths, seen = self._step(
-            params, token, cache.keys, cache.values, cache.lengths, cache.fixed, seen, u
+            params,
+            self._tables(cache),
+            token,
+            cache.keys,
+            cache.values,
+            cache.lengths,
+            cache.fixed,
+            seen,
+            u,
         )
         return token, Cache(keys, values, lengths, cache.fixed), seen
+
+    def _tables(self, cache: Cache) -> dict[str, Array]:
+        """The network's tables for as many places as the cache has, and the ids of all tokens."""
+        ops = self.backend.ops
+        tables = placed(self.network, ops, cache.keys[0].shape[2])
+        return {**tables, "words": ops.constant(self._words)}
 
     def _unfinished(
         self,
@@ -282,6 +297,7 @@ class Generator:
         ends = (np.arange(len(prompts)) * width + lengths - 1).astype(np.int32)
         last, *cached = self._prefill(
             params,
+            placed(self.network, self.backend.ops, width),
             ids,
             np.tile(positions, (len(prompts), 1)),
             ends,
@@ -343,11 +359,18 @@ class Generator:
     # what runs on the device
 
     def _prefill_fn(
-        self, params: Params, ids: Array, positions: Array, ends: Array, lengths: Array, room: Array
+        self,
+        params: Params,
+        tables: Mapping[str, Array],
+        ids: Array,
+        positions: Array,
+        ends: Array,
+        lengths: Array,
+        room: Array,
     ) -> tuple[Array, list[Array], list[Array], Array, list[Array]]:
         ops = self.backend.ops
         assert not isinstance(self.network, LibraryNetwork)
-        last, cache = self.network.prefill(ops, params, ids, positions, ends, lengths)
+        last, cache = self.network.prefill(ops, params, tables, ids, positions, ends, lengths)
         b, h, _, c = cache.keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
         keys = [ops.concat([x, empty], 2) for x in cache.keys]
@@ -360,6 +383,7 @@ class Generator:
     def _step_fn(
         self,
         params: Params,
+        tables: Mapping[str, Array],
         token: Array,
         keys: list[Array],
         values: list[Array],
@@ -371,10 +395,10 @@ class Generator:
         ops = self.backend.ops
         assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(
-            ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed)
+            ops, params, tables, token.reshape(-1, 1), Cache(keys, values, lengths, fixed)
         )
         if seen:
-            away = token.reshape(-1, 1) - ops.constant(self._words)
+            away = token.reshape(-1, 1) - tables["words"]
             seen = [ops.where(ops.maximum(away, -away) < 1, 1.0, x) for x in seen]
         drawn = self._draw(ops, params, hidden, u, seen)
         return drawn, cache.keys, cache.values, cache.lengths, seen
@@ -382,6 +406,7 @@ class Generator:
     def _advance_fn(
         self,
         params: Params,
+        tables: Mapping[str, Array],
         token: Array,
         keys: list[Array],
         values: list[Array],
@@ -391,7 +416,7 @@ class Generator:
         ops = self.backend.ops
         assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(
-            ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed)
+            ops, params, tables, token.reshape(-1, 1), Cache(keys, values, lengths, fixed)
         )
         return hidden.reshape(hidden.shape[0], -1), cache.keys, cache.values, cache.lengths
 
@@ -435,7 +460,13 @@ class Reader:
         cache = self._g._grow(cache, self._longest + 1)
         token = np.array(tokens, np.int32)
         self._last, keys, values, lengths = self._g._advance(
-            self._params, token, cache.keys, cache.values, cache.lengths, cache.fixed
+            self._params,
+            self._g._tables(cache),
+            token,
+            cache.keys,
+            cache.values,
+            cache.lengths,
+            cache.fixed,
         )
         self._cache = Cache(keys, values, lengths, cache.fixed)
 

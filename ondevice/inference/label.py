@@ -193,5 +193,5 @@ def probabilities(
         if types is not None:
             of_group = [types[i] for i in group]
         batch = text_batch([ids[i] for i in group], len(group), network.pooling, of_group)
-        out[group] = backend.numpy(run(model.params, batch))
+        out[group] = backend.numpy(run(model.params, model.with_tables(backend, batch)))
     return out

@@ -6,21 +6,23 @@ B batch, T tokens, D hidden, H heads, C width of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.models import rope
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.kv_cache import Cache
 from ondevice.models.shared_prompts import SharedPrompts, in_one_row, shared_prompts
+from ondevice.models.tables import tables_of
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 RotaryTables = tuple[Array, Array]
 """cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
-TablesOfBases = dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]
-"""Base → (the longest text that they are for, tables of cos and sin), shortest first."""
+Tables = Mapping[str, Array]
+"""What `Decoder.tables` gives, on the device."""
 
 
 def split_layers(params: Params, prefix: str) -> list[Params]:
@@ -48,30 +50,27 @@ class Decoder:
             self.head = Head(f"{self.table}.weight")
         else:
             self.head = Head("lm_head.weight")
-        # made here, by numpy: where a compiler traces a forward it would make them in its own
-        # arithmetic
-        self._tables = self._made()
-        self._root = np.array(cfg.hidden_size**0.5, np.float32)
+        self._bases = sorted({cfg.theta(i) for i in range(cfg.num_hidden_layers)} - {0.0})
 
     @property
     def shares_prompts(self) -> bool:
         """Not where the rotation of a prompt follows from how long its answer is (longrope)."""
-        return all(len(tables) == 1 for tables in self._tables.values())
+        scaling = self.cfg.rope_scaling or {}
+        return scaling.get("rope_type") != "longrope"
 
-    def _made(self) -> TablesOfBases:
-        """The tables of all bases of rotation that the layers have."""
+    def tables(self, length: int) -> dict[str, HostArray]:
+        """cos and sin of every base of rotation that the layers have, for texts of up to `length`
+        places; `far` are those of texts beyond the original context, under longrope."""
         cfg = self.cfg
-        room = cfg.max_position_embeddings
-        bases = {cfg.theta(i) for i in range(cfg.num_hidden_layers)}
-        out: TablesOfBases = {}
-        for theta in bases - {0.0}:
-            usual = rope.tables(cfg, room, theta)
+        room = min(length, cfg.max_position_embeddings)
+        out: dict[str, HostArray] = {}
+        if cfg.model_type == "gemma3_text":
+            out["root"] = _root(cfg.hidden_size)
+        for theta in self._bases:
+            out[f"{theta}.cos"], out[f"{theta}.sin"] = rope.tables(cfg, room, theta)
             longer = rope.long_tables(cfg, room, theta)
-            if longer is None:
-                out[theta] = [(room, usual)]
-            else:
-                original, tables = longer
-                out[theta] = [(original, usual), (room, tables)]
+            if longer is not None:
+                out[f"{theta}.far.cos"], out[f"{theta}.far.sin"] = longer
         return out
 
     def hidden(
@@ -93,9 +92,10 @@ class Decoder:
         if shared is not None:
             ids = in_one_row(ops, batch, "ids")
             positions = in_one_row(ops, batch, "positions")
-        turns = self._turns(ops, positions)
+        tables = tables_of(self, ops, batch)
+        turns = self._turns(ops, tables, positions)
         segments = batch.get("segments")
-        x = self._embed(ops, params, ids, positions)
+        x = self._embed(ops, params, tables, ids, positions)
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
             wanted = None
@@ -115,13 +115,20 @@ class Decoder:
         return width
 
     def prefill(
-        self, ops: Ops, params: Params, ids: Array, positions: Array, at: Array, lengths: Array
+        self,
+        ops: Ops,
+        params: Params,
+        tables: Tables,
+        ids: Array,
+        positions: Array,
+        at: Array,
+        lengths: Array,
     ) -> tuple[Array, Cache]:
         """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds
         the prompts (B, T). They are padded at the right: a later token never sees that, and
         `lengths` (B,) hide it from the tokens decoded after."""
-        turns = self._turns(ops, positions, lengths)
-        x = self._embed(ops, params, ids, positions)
+        turns = self._turns(ops, tables, positions, lengths)
+        x = self._embed(ops, params, tables, ids, positions)
         keys: list[Array] = []
         values: list[Array] = []
         blocks = split_layers(params, self.layers)
@@ -136,14 +143,16 @@ class Decoder:
                 x = self._after_attention(ops, block, x, a)
         return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
-    def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
+    def decode(
+        self, ops: Ops, params: Params, tables: Tables, ids: Array, cache: Cache
+    ) -> tuple[Array, Cache]:
         """One token per row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
         # rows that are done go on being decoded until the next look, past the end of the table
         # where need be
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
-        turns = self._turns(ops, at, cache.lengths + 1)
-        x = self._embed(ops, params, ids, at)
+        turns = self._turns(ops, tables, at, cache.lengths + 1)
+        x = self._embed(ops, params, tables, ids, at)
         keys: list[Array] = []
         values: list[Array] = []
         lengths = cache.lengths + 1
@@ -162,12 +171,14 @@ class Decoder:
             x = self._after_attention(ops, block, x, a)
         return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
-    def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+    def _embed(
+        self, ops: Ops, params: Params, tables: Tables, ids: Array, positions: Array
+    ) -> Array:
         """(B, T, D): what goes into the first block."""
         x = ops.embed(params, self.table, ids, self.cfg.hidden_size)
         if self.cfg.model_type == "gemma3_text":
             # through the door, which rounds it to the compute type, as transformers does
-            x = x * ops.weight({"root": ops.constant(self._root)}, "root")
+            x = x * ops.weight(dict(tables), "root")
         return x
 
     def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
@@ -177,25 +188,25 @@ class Decoder:
         return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
 
     def _turns(
-        self, ops: Ops, positions: Array, lengths: Array | None = None
+        self, ops: Ops, tables: Tables, positions: Array, lengths: Array | None = None
     ) -> list[RotaryTables | None]:
         """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no
         positions. `lengths` (B,): how long each row's text is; else its last position says it."""
-        # padding may stand beyond the context
-        at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         made: dict[float, RotaryTables] = {}
-        for theta, (near, *longer) in self._tables.items():
-            reach, (near_cos, near_sin) = near
-            cos = ops.take(ops.constant(near_cos), at)
-            sin = ops.take(ops.constant(near_sin), at)
+        for theta in self._bases:
+            near = tables[f"{theta}.cos"]
+            # padding may stand beyond the context
+            at = ops.minimum(positions, near.shape[0] - 1)
+            cos = ops.take(near, at)
+            sin = ops.take(tables[f"{theta}.sin"], at)
             b, t, c = cos.shape
-            for _, (far_cos, far_sin) in longer:
+            if f"{theta}.far.cos" in tables:
                 ends = lengths
                 if ends is None:
                     ends = ops.max(positions, -1) + 1
-                beyond = (ends > reach).reshape(-1, 1, 1)
-                cos = ops.where(beyond, ops.take(ops.constant(far_cos), at), cos)
-                sin = ops.where(beyond, ops.take(ops.constant(far_sin), at), sin)
+                beyond = (ends > rope.original_context(self.cfg)).reshape(-1, 1, 1)
+                cos = ops.where(beyond, ops.take(tables[f"{theta}.far.cos"], at), cos)
+                sin = ops.where(beyond, ops.take(tables[f"{theta}.far.sin"], at), sin)
             made[theta] = (cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c))
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
@@ -272,10 +283,12 @@ class GPT2(Decoder):
     layers = "transformer.h."
     table = "transformer.wte"
 
-    def _made(self) -> TablesOfBases:
+    def tables(self, length: int) -> dict[str, HostArray]:
         return {}  # its positions are learned
 
-    def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+    def _embed(
+        self, ops: Ops, params: Params, tables: Tables, ids: Array, positions: Array
+    ) -> Array:
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         width = self.cfg.hidden_size
@@ -289,7 +302,7 @@ class GPT2(Decoder):
         return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
 
     def _turns(
-        self, ops: Ops, positions: Array, lengths: Array | None = None
+        self, ops: Ops, tables: Tables, positions: Array, lengths: Array | None = None
     ) -> list[RotaryTables | None]:
         return [None] * self.cfg.num_hidden_layers
 
@@ -324,6 +337,12 @@ def decoder_of(cfg: DecoderConfig) -> Decoder:
     if cfg.model_type == "gpt2":
         return GPT2(cfg)
     return Decoder(cfg)
+
+
+@lru_cache(maxsize=16)
+def _root(width: int) -> NDArray[np.float32]:
+    """By what Gemma multiplies its embeddings."""
+    return np.array(width**0.5, np.float32)
 
 
 def activation(ops: Ops, name: str, x: Array) -> Array:

@@ -11,8 +11,9 @@ from functools import partial
 from ondevice.models import rope
 from ondevice.models.decoder import split_layers
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.tables import tables_of
 from ondevice.seam.head import Head
-from ondevice.seam.ops import Array, Ops, Params
+from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 Angles = tuple[Array, Array]
 
@@ -36,13 +37,20 @@ class Encoder:
             self._blocks, self._body = "bert.encoder.layer.", self._bert_block
             own = "cls.predictions.decoder.weight"
             tied = Head("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
-        # made here, by numpy: where a compiler traces a forward it would make them in its own
-        # arithmetic
-        self._tables = {
-            theta: rope.plain_tables(cfg.max_position_embeddings, cfg.head_dim, theta)
-            for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)}
-        }
+        self._bases = sorted({cfg.theta(i) for i in range(cfg.num_hidden_layers)})
         self.head = tied if cfg.tie_word_embeddings else Head(own)  # its bias stands beside it
+
+    def tables(self, length: int) -> dict[str, HostArray]:
+        """cos and sin of every base of rotation that the layers have; none where positions are
+        learned."""
+        out: dict[str, HostArray] = {}
+        if self.cfg.modern:
+            room = min(length, self.cfg.max_position_embeddings)
+            for theta in self._bases:
+                cos, sin = rope.plain_tables(room, self.cfg.head_dim, theta)
+                out[f"{theta}.cos"] = cos
+                out[f"{theta}.sin"] = sin
+        return out
 
     def hidden(
         self,
@@ -58,7 +66,7 @@ class Encoder:
         where a row is padded; types (B, T), BERT's sentence of each token, where they are not all
         the first."""
         x = self._embedded(ops, params, batch)
-        angles = self._angles(ops, batch["positions"])
+        angles = self._angles(ops, batch)
         blocks = split_layers(params, self._blocks)
         for i, block in enumerate(blocks):
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
@@ -69,7 +77,7 @@ class Encoder:
                 ops,
                 self.cfg.window(i),
                 batch["segments"],
-                angles[self.cfg.theta(i)],
+                angles.get(self.cfg.theta(i)),
                 wanted,
             )
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
@@ -85,13 +93,18 @@ class Encoder:
         x = x + ops.embed(params, "bert.embeddings.token_type_embeddings", types)
         return ops.layer_norm(params, "bert.embeddings.LayerNorm", x, self.cfg.norm_eps)
 
-    def _angles(self, ops: Ops, positions: Array) -> dict[float, Angles]:
-        """cos and sin (B, 1, T, C / 2) of the positions, by their base; unused where positions are
+    def _angles(self, ops: Ops, batch: Mapping[str, Array]) -> dict[float, Angles]:
+        """cos and sin (B, 1, T, C / 2) of the positions, by their base; none where positions are
         learned.
         """
+        if not self.cfg.modern:
+            return {}
+        positions = batch["positions"]
+        tables = tables_of(self, ops, batch)
         out = {}
-        for theta, tables in self._tables.items():
-            cos, sin = (ops.take(ops.constant(t), positions) for t in tables)
+        for theta in self._bases:
+            cos = ops.take(tables[f"{theta}.cos"], positions)
+            sin = ops.take(tables[f"{theta}.sin"], positions)
             b, t, c = cos.shape
             out[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return out
@@ -124,7 +137,7 @@ class Encoder:
         ops: Ops,
         window: int,
         segments: Array,
-        angles: Angles,
+        angles: Angles | None,
         at: Array | None,
         block: Params,
         x: Array,
@@ -150,7 +163,7 @@ class Encoder:
         ops: Ops,
         window: int,
         segments: Array,
-        angles: Angles,
+        angles: Angles | None,
         at: Array | None,
         block: Params,
         x: Array,
@@ -165,6 +178,7 @@ class Encoder:
             b, t, 3, self.cfg.num_attention_heads, self.cfg.head_dim
         )
         q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
+        assert angles is not None
         q, k = ops.rope(q, *angles), ops.rope(k, *angles)
         x, a = _chosen(ops, at, x, self._attended(ops, q, k, v, window, segments))
         x = x + ops.linear(block, "attn.Wo", a)

@@ -18,7 +18,7 @@ from ondevice.common.errors import UserError
 from ondevice.models.external_config import LibraryConfig
 from ondevice.seam.external_library import Library
 from ondevice.seam.head import Head
-from ondevice.seam.ops import Array, Ops, Params
+from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 SCALES = ("logit_scale", "lm_head_multiplier")
 """Fields of config.json by which logits are multiplied; `logits_scaling` divides them."""
@@ -59,6 +59,10 @@ class LibraryNetwork:
         if at is None:
             return x
         return ops.take(x.reshape(-1, x.shape[-1]), at)
+
+    def tables(self, length: int) -> dict[str, HostArray]:
+        """None: the library makes its own."""
+        return {}
 
     def prompt_width(self, width: int) -> int:
         return width

@@ -20,6 +20,7 @@ from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.shapes import matrices, score_head_shapes, shapes
 from ondevice.models.state_dict import quantised
+from ondevice.models.tables import with_tables
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 
@@ -52,6 +53,10 @@ class Model:
     @property
     def network(self) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
         return network(self.cfg)
+
+    def with_tables(self, backend: Backend, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with the network's constant tables (`tables.py`), for a loss or a forward."""
+        return with_tables(self.network, backend.ops, batch)
 
     def with_params(self, params: Params) -> Model:
         return replace(self, params=params)

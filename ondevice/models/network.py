@@ -16,7 +16,7 @@ from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.seam.head import Head
-from ondevice.seam.ops import Array, Ops, Params
+from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 
 class Network(Protocol):
@@ -47,6 +47,12 @@ class Network(Protocol):
     @property
     def shares_prompts(self) -> bool:
         """Whether a batch may hold a prompt once for several answers (`data/shared_prompts.py`)."""
+        ...
+
+    def tables(self, length: int) -> Mapping[str, HostArray]:
+        """The constant tables that the forward of texts of up to `length` places looks things up
+        in: they come with the batch (`tables.with_tables`).
+        """
         ...
 
     def hidden(

@@ -104,7 +104,7 @@ def _llama3(base: NDArray[np.float64], s: dict[str, Any]) -> NDArray[np.float64]
     return np.where(wave < old / high, base, longer)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[Table, Table]:
     said = json.loads(scaling)
     angles = np.outer(np.arange(positions), frequencies(head_dim, theta, said).astype(np.float32))
@@ -122,18 +122,21 @@ def tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[Table, Tab
     return _tables(positions, cfg.head_dim, theta, json.dumps(scaling, sort_keys=True))
 
 
-def long_tables(
-    cfg: DecoderConfig, positions: int, theta: float
-) -> tuple[int, tuple[Table, Table]] | None:
-    """(the longest text that `tables` are for, the tables of longer ones), where the two differ:
+def long_tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[Table, Table] | None:
+    """The tables of texts beyond the original context, where they are others than those within it:
     under longrope.
     """
     scaling = _scaling_of(cfg, theta)
     if scaling is None or scaling.get("rope_type") != "longrope":
         return None
     longer = {**scaling, "short_factor": scaling["long_factor"]}
-    original = int(scaling["original_max_position_embeddings"])
-    return original, _tables(positions, cfg.head_dim, theta, json.dumps(longer, sort_keys=True))
+    return _tables(positions, cfg.head_dim, theta, json.dumps(longer, sort_keys=True))
+
+
+def original_context(cfg: DecoderConfig) -> int:
+    """The longest text that `tables` are for where `long_tables` gives others."""
+    assert cfg.rope_scaling is not None
+    return int(cfg.rope_scaling["original_max_position_embeddings"])
 
 
 def _scaling_of(cfg: DecoderConfig, theta: float) -> dict[str, Any] | None:

@@ -13,12 +13,13 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.models.decoder import split_layers
+from ondevice.models.decoder import Tables, split_layers
 from ondevice.models.kv_cache import Cache
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.shared_prompts import rows_of
+from ondevice.models.tables import places, tables_of
 from ondevice.seam.head import Head
-from ondevice.seam.ops import Array, Ops, Params
+from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 OFFSET = 2  # BART's table of positions begins with two rows that are none
 
@@ -32,15 +33,8 @@ class Seq2Seq:
 
     def __init__(self, cfg: Seq2SeqConfig) -> None:
         self.cfg = cfg
-        # made here, by numpy: where a compiler traces a forward it would make them in its own
-        # arithmetic. Beyond the longest distance all are in one bucket
+        # beyond the longest distance all are in one bucket
         self._reach = cfg.relative_attention_max_distance
-        self._buckets: dict[str, NDArray[np.int32]] = {}
-        if cfg.relative:
-            buckets = cfg.relative_attention_num_buckets
-            for side in ("encoder", "decoder"):
-                both = side == "encoder"
-                self._buckets[side] = distance_buckets(self._reach, both, buckets, self._reach)
         # what is written follows this token, not the prompt
         self.decoder_start_token_id: int | None = cfg.decoder_start_token_id
         if cfg.relative:
@@ -55,6 +49,15 @@ class Seq2Seq:
         else:
             self._sides = ("model.encoder.layers.", "model.decoder.layers.")
             self.head = Head("model.shared.weight", "final_logits_bias")
+
+    def tables(self, length: int) -> dict[str, HostArray]:
+        """0 … length - 1, and of T5 the bucket of each distance."""
+        out: dict[str, HostArray] = {"places": places(2 * length + 1)}
+        if self.cfg.relative:
+            count = self.cfg.relative_attention_num_buckets
+            out["encoder.buckets"] = distance_buckets(self._reach, True, count, self._reach)
+            out["decoder.buckets"] = distance_buckets(self._reach, False, count, self._reach)
+        return out
 
     def hidden(
         self,
@@ -71,11 +74,12 @@ class Seq2Seq:
         which of them each text has."""
         lengths = batch["source_lengths"]
         of = batch.get("source_of")
-        source = self.encoded(ops, params, batch["source_ids"], lengths, checkpoint)
+        tables = tables_of(self, ops, batch)
+        source = self.encoded(ops, params, tables, batch["source_ids"], lengths, checkpoint)
         if of is not None:
             lengths = ops.take(lengths, of)
         x = self._embed(ops, params, "decoder", batch["ids"], batch["positions"])
-        bias = self._bias(ops, params, "decoder", x.shape[1])
+        bias = self._bias(ops, params, tables, "decoder", x.shape[1])
         blocks = split_layers(params, self._sides[1])
         for block in blocks:
             wanted = None
@@ -91,12 +95,18 @@ class Seq2Seq:
         return self._final_norm(ops, params, "decoder", x)
 
     def encoded(
-        self, ops: Ops, params: Params, ids: Array, lengths: Array, checkpoint: bool = False
+        self,
+        ops: Ops,
+        params: Params,
+        tables: Tables,
+        ids: Array,
+        lengths: Array,
+        checkpoint: bool = False,
     ) -> Array:
         """(B, S, D) of sources that are padded at the right."""
-        positions = ops.constant(_places(ids.shape[1])).reshape(1, -1)
+        positions = tables["places"][: ids.shape[1]].reshape(1, -1)
         x = self._embed(ops, params, "encoder", ids, positions)
-        bias = self._bias(ops, params, "encoder", ids.shape[1])
+        bias = self._bias(ops, params, tables, "encoder", ids.shape[1])
         for block in split_layers(params, self._sides[0]):
             body = partial(self._encoder_block, ops, lengths)
             if checkpoint:
@@ -112,14 +122,21 @@ class Seq2Seq:
         return 1
 
     def prefill(
-        self, ops: Ops, params: Params, ids: Array, positions: Array, ends: Array, lengths: Array
+        self,
+        ops: Ops,
+        params: Params,
+        tables: Tables,
+        ids: Array,
+        positions: Array,
+        ends: Array,
+        lengths: Array,
     ) -> tuple[Array, Cache]:
         """(B, D) of the token that opens what is written, and a cache that holds it: of each
         layer's own keys and values, and, fixed, those of the source."""
-        source = self.encoded(ops, params, ids, lengths)
+        source = self.encoded(ops, params, tables, ids, lengths)
         first = ids[:, :1] * 0
         x = self._embed(ops, params, "decoder", first + self.cfg.decoder_start_token_id, first)
-        bias = self._bias(ops, params, "decoder", 1)
+        bias = self._bias(ops, params, tables, "decoder", 1)
         keys: list[Array] = []
         values: list[Array] = []
         fixed: list[Array] = []
@@ -134,11 +151,13 @@ class Seq2Seq:
         x = self._final_norm(ops, params, "decoder", x).reshape(ids.shape[0], -1)
         return x, Cache(keys, values, lengths * 0 + 1, [*fixed, lengths])
 
-    def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
+    def decode(
+        self, ops: Ops, params: Params, tables: Tables, ids: Array, cache: Cache
+    ) -> tuple[Array, Cache]:
         """One token per row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         x = self._embed(ops, params, "decoder", ids, at.reshape(-1, 1))
-        bias = self._row_bias(ops, params, cache.lengths, cache.keys[0].shape[2])
+        bias = self._row_bias(ops, params, tables, cache.lengths, cache.keys[0].shape[2])
         keys: list[Array] = []
         values: list[Array] = []
         held = cache.lengths + 1
@@ -173,29 +192,35 @@ class Seq2Seq:
             return ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps)
         return x
 
-    def _table(self, ops: Ops, params: Params, side: str, reach: int) -> Array:
+    def _table(self, ops: Ops, params: Params, tables: Tables, side: str, reach: int) -> Array:
         """(distances, H): what each distance key − query adds to a score, from −reach to reach."""
-        away = ops.constant(_places(2 * reach + 1)) - reach
+        away = tables["places"][: 2 * reach + 1] - reach
         known = ops.minimum(ops.maximum(away, -self._reach), self._reach) + self._reach
-        buckets = ops.take(ops.constant(self._buckets[side]), known)
+        buckets = ops.take(tables[f"{side}.buckets"], known)
         name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
         return ops.embed(params, name, buckets)
 
-    def _bias(self, ops: Ops, params: Params, side: str, width: int) -> tuple[Array, ...]:
+    def _bias(
+        self, ops: Ops, params: Params, tables: Tables, side: str, width: int
+    ) -> tuple[Array, ...]:
         """(1, H, T, T), or none: every block adds that of the first."""
         if not self.cfg.relative:
             return ()
+        each = tables["places"][:width]
+        row = each.reshape(1, -1) - each.reshape(-1, 1) + width
         # (T, T, H)
-        apart = ops.take(self._table(ops, params, side, width), ops.constant(_apart(width)))
+        apart = ops.take(self._table(ops, params, tables, side, width), row)
         h = self.cfg.num_attention_heads
         return (apart.reshape(width * width, h).swapaxes(0, 1).reshape(1, h, width, width),)
 
-    def _row_bias(self, ops: Ops, params: Params, lengths: Array, room: int) -> Array | None:
+    def _row_bias(
+        self, ops: Ops, params: Params, tables: Tables, lengths: Array, room: int
+    ) -> Array | None:
         """(B, H, 1, room) for a token at place `lengths` of each row."""
         if not self.cfg.relative:
             return None
-        away = ops.constant(_places(room)).reshape(1, -1) - lengths.reshape(-1, 1)
-        table = self._table(ops, params, "decoder", room)
+        away = tables["places"][:room].reshape(1, -1) - lengths.reshape(-1, 1)
+        table = self._table(ops, params, tables, "decoder", room)
         found = ops.take(table, ops.minimum(ops.maximum(away, -room), room) + room)  # (B, room, H)
         b = lengths.shape[0]
         return found.swapaxes(1, 2).reshape(b, self.cfg.num_attention_heads, 1, room)
@@ -328,17 +353,6 @@ def _joined(a: Array) -> Array:
     """(B, T, H·C) from (B, H, T, C)."""
     b, _, t, _ = a.shape
     return a.swapaxes(1, 2).reshape(b, t, -1)
-
-
-@lru_cache(maxsize=64)
-def _places(width: int) -> NDArray[np.int32]:
-    return np.arange(width, dtype=np.int32)
-
-
-@lru_cache(maxsize=64)
-def _apart(width: int) -> NDArray[np.int32]:
-    """(T, T) the row of `_table` for each query and key."""
-    return (np.arange(width)[None] - np.arange(width)[:, None] + width).astype(np.int32)
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,9 @@ def sub(named: Mapping[str, Array], prefix: str) -> Params:
     return {name[len(prefix) :]: x for name, x in named.items() if name.startswith(prefix)}
 
 
+CONSTANTS = 64
+"""How many host arrays `Ops.constant` keeps on the device."""
+
 HostArray = NDArray[Any]
 Batch = Mapping[str, HostArray]
 
@@ -118,7 +121,12 @@ class Ops(Protocol):
     def stack(self, xs: Sequence[Array]) -> Array: ...
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array: ...
     def cast(self, x: Array, dtype: str) -> Array: ...
-    def constant(self, x: HostArray) -> Array: ...
+    def constant(self, x: HostArray) -> Array:
+        """`x` on the device: the same array each time, for as long as `x` is among the last
+        `CONSTANTS`. Not for what a compiler traces: such arrays are arguments.
+        """
+        ...
+
     # autograd
     def stop_gradient(self, x: Array) -> Array: ...
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:

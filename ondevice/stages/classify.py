@@ -75,8 +75,8 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         "out"
     )
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, heldout_metrics(loss, heldout, ctx, cfg, "texts"), ctx, cfg)
-    everything = heldout_metrics(loss, Whole(heldout), ctx, cfg)(params)
+    params = fit(model, loss, source, heldout_metrics(model.network, loss, heldout, ctx, cfg, "texts"), ctx, cfg)
+    everything = heldout_metrics(model.network, loss, Whole(heldout), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(texts.held))
     share = wilson(right, len(texts.held))
     likeliest = Counter(row.label for row in texts.held).most_common(1)[0][1] / len(texts.held)

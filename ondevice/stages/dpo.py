@@ -74,7 +74,7 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     if drift is not None and held_drift is not None:
         source = DriftSource(train, cfg.steps, ctx.device_batch, drift)
         beside = partial(_heldout_drift, held_drift, held_out.eval_rows(cfg.eval_batches))
-    measure = heldout_metrics(loss, held_out, ctx, cfg, unit, beside)
+    measure = heldout_metrics(model.network, loss, held_out, ctx, cfg, unit, beside)
     params = fit(model, loss, source, measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}

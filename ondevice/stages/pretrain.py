@@ -37,7 +37,7 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     ctx.events.emit("data", tokens=data.tokens, held_tokens=data.held_tokens, **sizes)
     ctx.tell(f"{data.tokens:,} tokens to learn from, {data.held_tokens:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    figures = heldout_metrics(partial(loss, accuracy=not sizes), data.held, ctx, cfg)
+    figures = heldout_metrics(model.network, partial(loss, accuracy=not sizes), data.held, ctx, cfg)
     params = fit(model, loss, data.train, figures, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
 

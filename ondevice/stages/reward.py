@@ -59,7 +59,7 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
     loss = partial(
         reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing
     )
-    measure = heldout_metrics(loss, source(data.held), ctx, cfg, "pairs")
+    measure = heldout_metrics(model.network, loss, source(data.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(data.train), measure, ctx, cfg)
     marks = quality(params, data.held, Scorer(model, ctx.backend, batch_size=32))
     return StageResult(

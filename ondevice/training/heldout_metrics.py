@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ondevice.config.stages import TrainingConfig
+from ondevice.models.tables import HasTables, with_tables
 from ondevice.runs.context import Context
 from ondevice.seam.ops import Array, Loss, Params
 
@@ -46,6 +47,7 @@ LOWEST_LOSS = BestMetric()
 
 
 def heldout_metrics(
+    network: HasTables,
     loss: Loss,
     heldout: EvalBatches,
     ctx: Context,
@@ -66,7 +68,8 @@ def heldout_metrics(
         sums: dict[str, np.ndarray] = {}
         shared = {} if beside is None else dict(beside(params))
         for batch in heldout.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch):
-            for name, pair in run(params, {**batch, **shared}).items():
+            whole = with_tables(network, ctx.backend.ops, {**batch, **shared})
+            for name, pair in run(params, whole).items():
                 sum_and_count = np.array([float(ctx.backend.numpy(x)) for x in pair])
                 sums[name] = sums.get(name, 0.0) + sum_and_count
         figures = {"loss": 0.0}

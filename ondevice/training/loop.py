@@ -28,6 +28,7 @@ from ondevice.models.model import Model
 from ondevice.models.network import supports_packing
 from ondevice.models.save import write
 from ondevice.models.state_dict import quantised
+from ondevice.models.tables import with_tables
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
@@ -99,7 +100,7 @@ def fit(
     together with `model`, their tensors under `<name>.`. Raises Interrupted once a requested stop
     has been saved, UserError where the run cannot go on.
     """
-    measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
+    measure = held if callable(held) else heldout_metrics(model.network, loss, held, ctx, cfg)
     feed: Any = source
     if not hasattr(source, "plan_step"):
         feed = Prefetcher(source, cfg.steps, ctx.device_batch)
@@ -124,6 +125,7 @@ class _Fit:
         better: BestMetric,
     ) -> None:
         self.model = model
+        self.network = model.network
         self.loss = loss
         self.feed = feed
         self.measure = measure
@@ -358,7 +360,7 @@ class _Fit:
 
         def compute() -> Batches:
             batches = cut(self.ctx.device_batch.micro_batch)
-            self.trainer.gradient(batches)
+            self.trainer.gradient([with_tables(self.network, self.backend.ops, b) for b in batches])
             return batches
 
         return self.rows.attempt(step, of_update(number), compute)

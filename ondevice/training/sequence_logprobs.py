@@ -13,6 +13,7 @@ from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
 from ondevice.models.model import Model
 from ondevice.models.score_head import scalar_head
+from ondevice.models.tables import with_tables
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.logprobs import token_logprobs
@@ -52,6 +53,9 @@ class Scorer:
             backend.inference_fn(at("read")),
         )
 
+    def _placed(self, batch: Batch) -> dict[str, Any]:
+        return with_tables(self.network, self.backend.ops, batch)
+
     def logprobs(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
         """log p of every token of each completion, (its length,) each."""
         return self._of_tokens(self._logprobs, params, rows)
@@ -67,7 +71,7 @@ class Scorer:
         out = np.zeros(len(texts), np.float32)
         for group in group_by_length([len(text) for text in texts], self.batch_size):
             batch = text_batch([texts[i] for i in group], self.batch_size, self.network.pooling)
-            out[group] = self.backend.numpy(self._scores(params, batch))[: len(group)]
+            out[group] = self.backend.numpy(self._scores(params, self._placed(batch)))[: len(group)]
         return out
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
@@ -80,7 +84,7 @@ class Scorer:
             some = [rows[i] for i in group]
             batch: Batch = answer_batch(some, self.batch_size, start=start, prompt_rows=prompt_rows)
             del batch["member"]
-            flat = self.backend.numpy(fn(params, batch))
+            flat = self.backend.numpy(fn(params, self._placed(batch)))
             ends = np.cumsum([len(rows[i].completion) for i in group])
             for i, part in zip(group, np.split(flat, ends)[:-1], strict=True):
                 out[i] = part

@@ -231,7 +231,7 @@ def ours(job: Job) -> Meter:
     def measured_first(
         model: Any, loss: Any, source: Any, held: Any, ctx: Any, cfg: Any, **more: Any
     ) -> Any:
-        measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
+        measure = held if callable(held) else heldout_metrics(model.network, loss, held, ctx, cfg)
         found = measure(model.params)
         meter.before = {name: found[name] for name in FIELDS[job.stage]}
         return fit(model, loss, source, held, ctx, cfg, **more)
