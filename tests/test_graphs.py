@@ -20,6 +20,7 @@ from ondevice.models.tables import LEAST, length_of, places, with_tables
 from ondevice.seam.ops import Array, Metrics, Ops, Params
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
+from ondevice.training import logprobs
 from ondevice.training.losses import causal_lm_loss
 
 EVERY_FAMILY = [*models.FAMILIES, *models.ENCODERS, *models.SEQ2SEQ]
@@ -228,3 +229,56 @@ def test_torch_compiles_whole_graphs() -> None:
     said = done.stdout.split("\n")
     assert "all" in said
     assert sum(line.startswith("ok sft") for line in said) == len(EVERY_FAMILY)
+
+
+def ragged_steps(backend: Backend, steps: int, compile: str) -> int:
+    """Traces of a trainer that learns from batches of `steps` shapes."""
+    cfg = models.config("qwen3")
+    net = network(cfg)
+    params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+    loss = partial(causal_lm_loss, model=net)
+    trainer = backend.trainer(loss, params, {}, OptimSettings(), compile=compile)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(steps):
+        rows, tokens = int(rng.integers(2, 7)), int(rng.integers(10, 120))
+        batch = models.batch(cfg, rows, tokens, segments=True)
+        seen.add((rows, tokens, len(batch["targets"])))
+        assert np.isfinite(trainer.step([with_tables(net, backend.ops, batch)], 1e-3)["loss"])
+    assert len(seen) > 0.8 * steps
+    return trainer.traces()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chunk", "most"), [(2**24, 2), (97 * 256, 6)], ids=["whole", "chunks"])
+def test_torch_traces_few_kinds_of_ragged_batches(
+    chunk: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the first shape, once for any; and once more for each number of the head's chunks."""
+    torch = pytest.importorskip("torch")
+    from ondevice_torch import compiled
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "LOWER", "aot_eager")
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(logprobs, "KEEP_ELEMENTS", 0)
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    assert 1 < ragged_steps(backend, 200, "always") <= most
+    assert ragged_steps(backend, 3, "never") == 0
+
+
+@pytest.mark.slow
+def test_torch_says_once_that_it_has_given_up_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from ondevice_torch import compiled
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "LOWER", "eager")
+    monkeypatch.setattr(compiled, "LIMIT", 2)
+    # a word is a constant of its trace
+    longer = compiled.Compiled(lambda x, word: x * len(word))
+    with pytest.warns(UserWarning, match="compiled 2 kinds") as said:
+        for word in ("a", "to", "the", "four"):
+            assert torch.equal(longer(torch.ones(2), word), torch.full((2,), float(len(word))))
+    assert len(said) == 1
+    assert longer.traces == 2

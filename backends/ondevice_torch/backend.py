@@ -20,6 +20,7 @@ from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 
+from .compiled import Compiled
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
 
@@ -117,7 +118,7 @@ class TorchBackend:
         return TorchTrainer(self, loss, trainable, frozen, optim, self._compiled(compile))
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
-        body = torch.compile(fn) if self._compiled(compile) else fn
+        body = Compiled(fn) if self._compiled(compile) else fn
 
         def run(*args: Any) -> Any:
             with torch.no_grad():
@@ -199,12 +200,11 @@ class TorchTrainer:
         self.frozen = frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._totals: dict[str, list[Tensor]] = {}
-        self._traces = 0
 
         def whole(arrays: Mapping[str, Tensor]) -> Any:
             return loss(backend.ops, {**self.trainable, **self.frozen}, arrays)  # type: ignore[arg-type]
 
-        self._loss = torch.compile(whole) if compiled else whole
+        self._loss = Compiled(whole) if compiled else whole
 
     def gradient(self, batches: Sequence[Batch]) -> None:
         try:
@@ -270,4 +270,6 @@ class TorchTrainer:
         self.optimizer.restore(self.backend.load(file), steps)
 
     def traces(self) -> int:
-        return self._traces
+        if isinstance(self._loss, Compiled):
+            return self._loss.traces
+        return 0

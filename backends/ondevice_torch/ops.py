@@ -235,10 +235,14 @@ class TorchOps:
     ) -> Callable[..., tuple[Tensor, ...]]:
         def run(params: Params, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             body = self.checkpoint(fn) if torch.is_grad_enabled() and not keep else fn
-            out = [
-                body(params, *(a[start : start + rows] for a in (x, *others)))
-                for start in range(0, x.shape[0], rows)
-            ]
+            # by the number of chunks, not by that of rows: a compiler then traces anew for each
+            # number of chunks alone, and the last chunk is of any length
+            count = -(-x.shape[0] // rows)
+            out = []
+            for chunk in range(count):
+                start = chunk * rows
+                end = None if chunk == count - 1 else start + rows
+                out.append(body(params, *(a[start:end] for a in (x, *others))))
             return tuple(torch.cat(column) for column in zip(*out, strict=True))
 
         return run

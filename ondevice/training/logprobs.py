@@ -15,12 +15,11 @@ from __future__ import annotations
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, Ops, Params
 
-# Logits of one chunk: large enough that the matrix product runs at full speed, small beside a
-# model's activations. MLX allocates some ten operations ahead of the one that runs, so that about
-# ten chunks are alive there.
-CHUNK_ELEMENTS = 2**21
-# Up to so many logits in all, 64 MB of them, are kept for the backward pass where that is the
-# quicker way.
+# Logits of one chunk, 64 MB of them: so many that a compiler, which sees every chunk, sees few of
+# them, and that the head's weight is read few times; so few that they are small beside a model's
+# activations.
+CHUNK_ELEMENTS = 2**24
+# Up to so many logits in all are kept for the backward pass where that is the quicker way.
 KEEP_ELEMENTS = 2**24
 
 
