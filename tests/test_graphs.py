@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,10 @@ import numpy as np
 import pytest
 
 import models
+from ondevice.models.kv_cache import Cache
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
-from ondevice.models.tables import LEAST, length_of, places, with_tables
+from ondevice.models.tables import LEAST, length_of, placed, places, with_tables
 from ondevice.seam.ops import Array, Metrics, Ops, Params
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
@@ -282,3 +287,86 @@ def test_torch_says_once_that_it_has_given_up_compiling(monkeypatch: pytest.Monk
             assert torch.equal(longer(torch.ones(2), word), torch.full((2,), float(len(word))))
     assert len(said) == 1
     assert longer.traces == 2
+
+
+# On Metal each is one kernel; on a CPU they are made of others, so that these stand in for them.
+def _one_kernel(monkeypatch: pytest.MonkeyPatch, mx: Any) -> None:
+    def norm(x: Any, weight: Any, *rest: Any, **named: Any) -> Any:
+        return mx.logaddexp(x, weight)
+
+    def attention(q: Any, k: Any, v: Any, **named: Any) -> Any:
+        b, h, t, c = q.shape
+        inputs = mx.depends(q, [x for x in (k, v, named["mask"]) if isinstance(x, mx.array)])
+        return mx.erfinv(inputs)
+
+    monkeypatch.setattr(mx.fast, "rms_norm", norm)
+    monkeypatch.setattr(mx.fast, "layer_norm", norm)
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attention)
+
+
+VIEWS = {"Broadcast", "ExpandDims", "Squeeze", "Reshape", "Flatten", "Unflatten", "Transpose"}
+VIEWS |= {"Slice", "Split", "Depends", "Arange"}
+
+
+def kernels(family: str, layers: int, mx: Any) -> Counter[str]:
+    """The kernels of a compiled step of decoding in bfloat16, by their names."""
+    backend = load_backend("mlx", device="cpu", dtype="bfloat16")
+    cfg = models.config(family, num_hidden_layers=layers, head_dim=64)
+    if cfg.windows:
+        cfg = replace(cfg, windows=(6,) * layers)
+    net = network(cfg)
+    params = {
+        n: backend.array(w).astype(mx.bfloat16)  # type: ignore[attr-defined]
+        for n, w in models.weights(cfg).items()
+    }
+    shape = (4, cfg.num_key_value_heads, 256, 64)
+    keys = [mx.zeros(shape, mx.bfloat16) for _ in range(layers)]
+    values = [mx.zeros(shape, mx.bfloat16) for _ in range(layers)]
+    lengths = mx.array([5, 6, 7, 8], dtype=mx.int32)
+    tables = placed(net, backend.ops, 256)
+    token = mx.array([[1], [2], [3], [4]])
+    mx.eval(params, keys, values, lengths, tables, token)
+
+    def step(params: Any, tables: Any, token: Any, keys: Any, values: Any, lengths: Any) -> Any:
+        cache = Cache(keys, values, lengths)
+        x, cache = net.decode(backend.ops, params, tables, token, cache)
+        return x, cache.keys, cache.values, cache.lengths
+
+    x, keys, values, lengths = mx.compile(step)(params, tables, token, keys, values, lengths)
+    text = io.StringIO()
+    mx.export_to_dot(text, x, *keys, *values, lengths)
+    found = Counter(re.findall(r'label ="([^"]+)", shape=rectangle', text.getvalue()))
+    return Counter({name: n for name, n in found.items() if name not in VIEWS})
+
+
+@pytest.mark.parametrize(("family", "most"), [("llama-gqa-tied", 18), ("mistral-window", 18)])
+def test_a_layer_of_a_step_is_few_kernels(
+    family: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cast of a weight, no mask of a layer's own, no position worked out for a layer alone."""
+    mx = pytest.importorskip("mlx.core")
+    _one_kernel(monkeypatch, mx)
+    more = kernels(family, 3, mx)
+    more.subtract(kernels(family, 2, mx))
+    assert 10 < sum(more.values()) <= most, more
+    assert not more["AsType"], more
+
+
+@pytest.mark.parametrize("family", ["llama-gqa-tied", "gpt2", "gemma3"])
+def test_norms_of_weights_in_the_compute_type(family: str) -> None:
+    """Within bfloat16's own rounding of the float32 model."""
+    mx = pytest.importorskip("mlx.core")
+    cfg = models.config(family)
+    net = network(cfg)
+    states = []
+    for dtype, cast in (("float32", None), ("bfloat16", None), ("bfloat16", mx.bfloat16)):
+        backend = load_backend("mlx", device="cpu", dtype=dtype)
+        params: dict[str, Any] = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+        if cast is not None:
+            params = {n: p.astype(cast) for n, p in params.items()}
+        batch = {n: backend.array(x) for n, x in models.batch(cfg).items()}
+        states.append(backend.numpy(net.hidden(backend.ops, params, batch)))
+    whole, masters, copies = states
+    scale = np.abs(whole).max()
+    assert np.abs(copies - whole).max() < 0.04 * scale
+    assert np.abs(copies - masters).max() < 0.04 * scale

@@ -11,6 +11,7 @@ import numpy as np
 
 from ondevice.common.kept import Kept
 from ondevice.models.lora import add_adapters
+from ondevice.models.tables import places
 from ondevice.seam.ops import CONSTANTS
 
 from .quant import dequantize, format_of
@@ -65,20 +66,41 @@ class MLXOps:
     def rms_norm(
         self, params: Params, name: str, x: mx.array, eps: float, shift: float = 0.0
     ) -> mx.array:
-        weight = params[f"{name}.weight"].astype(mx.float32)
+        weight = params[f"{name}.weight"]
+        if weight.dtype == x.dtype:  # one kernel, which adds in float32
+            return mx.fast.rms_norm(x, weight + shift if shift else weight, eps)
+        weight = weight.astype(mx.float32)
         return mx.fast.rms_norm(
             x.astype(mx.float32), weight + shift if shift else weight, eps
         ).astype(x.dtype)
 
     def layer_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
-        bias = params[f"{name}.bias"].astype(mx.float32) if f"{name}.bias" in params else None
+        weight = params[f"{name}.weight"]
+        bias = params.get(f"{name}.bias")
+        if weight.dtype == x.dtype:
+            return mx.fast.layer_norm(x, weight, bias, eps)
+        if bias is not None:
+            bias = bias.astype(mx.float32)
         weight = params[f"{name}.weight"].astype(mx.float32)
         return mx.fast.layer_norm(x.astype(mx.float32), weight, bias, eps).astype(x.dtype)
 
     # blocks
     def rope(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        if x.shape[2] == 1:
+            return self._rope_of_one(x, cos, sin)
         a, b = mx.split(x.astype(mx.float32), 2, -1)
         return mx.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+    def _rope_of_one(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        """`rope` of a token a row as products and one sum, which a compiler makes one kernel of:
+        nothing is put together of two halves."""
+        b, h, t, c = x.shape
+        halves = x.reshape(b, h, t, 2, c // 2)
+        # the same for all layers: a compiler makes it once
+        turned = mx.stack([-sin, sin], -2)
+        y = halves.astype(mx.float32) * cos[..., None, :]
+        y = y + halves[..., ::-1, :].astype(mx.float32) * turned
+        return y.astype(x.dtype).reshape(b, h, t, c)
 
     def attention(
         self,
@@ -101,17 +123,25 @@ class MLXOps:
         plain = segments is None and lengths is None and not window and (bias is None or not causal)
         mask = "causal" if causal else None
         if not plain:
-            mask = attention_mask(q.shape[2], k.shape[2], causal, window, segments, lengths)
+            keys = self._places(k.shape[2])
+            queries = self._places(q.shape[2])
+            mask = attention_mask(queries, keys, causal, window, segments, lengths)
         if bias is not None:
             mask = bias if mask is None else mx.where(mask, bias, -mx.inf)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
     def cache_write(self, cache: mx.array, new: mx.array, at: mx.array) -> mx.array:
-        rows = mx.arange(cache.shape[0])[:, None, None]
-        heads = mx.arange(cache.shape[1])[None, :, None]
-        where = (at[:, None] + mx.arange(new.shape[2]))[:, None, :]
-        cache[rows, heads, where] = new
-        return cache
+        b, h, room, c = cache.shape
+        first = self._places(b * h).reshape(b, h, 1) * room
+        where = first + at.reshape(b, 1, 1) + self._places(new.shape[2])
+        flat = cache.reshape(b * h * room, c)
+        flat[where.reshape(-1)] = new.reshape(-1, c)
+        return flat.reshape(b, h, room, c)
+
+    def _places(self, count: int) -> mx.array:
+        """0 … count - 1: one array each time, so that a compiler sees that what follows from it for
+        one layer is what follows for the next."""
+        return self.constant(places(count))
 
     def silu(self, x: mx.array) -> mx.array:
         return nn.silu(x)
@@ -265,8 +295,8 @@ def prefix_mask(t_q: int, t_k: int, window: int, prefix: mx.array) -> mx.array:
 
 
 def attention_mask(
-    t_q: int,
-    t_k: int,
+    queries: mx.array,
+    keys: mx.array,
     causal: bool,
     window: int,
     segments: mx.array | None,
@@ -274,10 +304,11 @@ def attention_mask(
 ) -> mx.array:
     """Boolean (B or 1, 1, t_q, t_k), True where a query may look; every query sees at least itself.
 
-    Causal is bottom-right: the last query is at the last key, or at `lengths - 1` of its row.
+    `queries` are 0 … t_q - 1, `keys` 0 … t_k - 1. Causal is bottom-right: the last query is at the
+    last key, or at `lengths - 1` of its row.
     """
-    keys = mx.arange(t_k)
-    queries = mx.arange(t_q)
+    t_q = queries.shape[0]
+    t_k = keys.shape[0]
     last = lengths[:, None] if lengths is not None else t_k
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
     at = mx.maximum(queries + (last - t_q), 0)[..., :, None].reshape(-1, t_q, 1)
