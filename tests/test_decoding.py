@@ -16,8 +16,9 @@ import models
 from conftest import BACKENDS
 from device import backend_of
 from ondevice.common.errors import UserError
-from ondevice.inference.generator import Completion, Generator
+from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.slots import Completion
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.model import Model
 from ondevice.seam.protocols import Backend

@@ -150,6 +150,11 @@ CASES: dict[str, Case] = {
     "cast": (lambda o, x: o.cast(x, "int32"), (3 * X,), lambda x: x.astype(np.int32)),
     "cast:float": (lambda o, x: o.cast(x, "float32"), (IDS,), lambda x: x.astype(np.float32)),
     "constant": (lambda o: o.constant(TABLE), (), lambda: TABLE),
+    "put": (
+        lambda o, t, i, x: o.put(t, i, x),
+        (TABLE.copy(), np.array([7, 0], np.int32), TABLE[2:4].copy()),
+        lambda t, i, x: np.concatenate([x[1:], t[1:7], x[:1], t[8:]]),
+    ),
     "stop_gradient": (lambda o, x: o.stop_gradient(x), (X,), lambda x: x),
     "checkpoint": (
         lambda o, x, y: o.checkpoint(lambda p, b: p["x"] * b)({"x": x}, y),

@@ -80,6 +80,15 @@ class MLXBackend:
     def numpy(self, x: mx.array) -> np.ndarray:
         return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
 
+    def start(self, x: mx.array) -> None:
+        # on a CPU it would compete with what is being built, and its cache would be copied
+        if self.device == "gpu":
+            mx.async_eval(x)
+
+    def read_later(self, x: mx.array) -> Callable[[], np.ndarray]:
+        self.start(x)
+        return lambda: self.numpy(x)
+
     # work
     def trainer(
         self,

@@ -143,6 +143,10 @@ class MLXOps:
         one layer is what follows for the next."""
         return self.constant(places(count))
 
+    def put(self, x: mx.array, rows: mx.array, new: mx.array) -> mx.array:
+        x[rows] = new
+        return x
+
     def silu(self, x: mx.array) -> mx.array:
         return nn.silu(x)
 

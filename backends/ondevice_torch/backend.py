@@ -105,6 +105,23 @@ class TorchBackend:
         x = x.detach()
         return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
+    def start(self, x: Tensor) -> None:
+        """Nothing to do: the device begins with each operation as it is asked for."""
+
+    def read_later(self, x: Tensor) -> Callable[[], np.ndarray]:
+        if self.device != "cuda":
+            return lambda: self.numpy(x)
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host.copy_(x, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> np.ndarray:
+            copied.synchronize()
+            return self.numpy(host)
+
+        return wait
+
     # work
     def trainer(
         self,

@@ -137,6 +137,10 @@ class TorchOps:
         )
         return cache
 
+    def put(self, x: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+        x[rows] = new
+        return x
+
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(x)
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
-from ondevice.inference.generator import Completion, Generator
+from ondevice.inference.generator import Generator
+from ondevice.inference.slots import Completion
 from ondevice.models.generation_config import left_out, settings_of
 from ondevice.seam.ops import Params
 

@@ -22,8 +22,9 @@ from ondevice.data.truncation import cut_where
 from ondevice.inference import conversations
 from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.external_generator import generator_of
-from ondevice.inference.generator import Completion, Generator
+from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.slots import Completion
 from ondevice.models.generation_config import left_out, settings_of
 from ondevice.models.load import load_generative
 from ondevice.models.model import Model

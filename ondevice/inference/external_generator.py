@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy as np
 
-from ondevice.inference.generator import Completion, Generator, Reader, Row, column
+from ondevice.inference.generator import Generator, Reader
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.slots import Asked, Row
 from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.model import Model
 from ondevice.seam.ops import Params
@@ -19,35 +20,39 @@ class LibraryGenerator(Generator):
     """Decodes by a library's own cache, which may hold states of any kind: what is read at once has
     one length, and no row leaves before the others. A search reads its texts anew at each token."""
 
-    def _groups(
-        self, order: list[int], prompts: Sequence[Sequence[int]], together: int
-    ) -> Iterator[list[int]]:
-        lengths = [len(prompt) for prompt in prompts]
-        for _, alike in groupby(order, key=lengths.__getitem__):
-            yield from super()._groups(list(alike), prompts, together)
-
-    def _batch(
+    def _write(
         self,
         params: Params,
-        rows: list[Row],
-        prompts: list[Sequence[int]],
-        out: list[Completion | None],
-        on_token: Callable[[int, int], None] | None,
+        asked: list[Asked],
+        together: int,
+        tell: Callable[[Row, int], None],
+        at_once: bool,
     ) -> None:
+        for _, alike in groupby(asked, key=lambda one: len(one.prompt)):
+            group = list(alike)
+            for start in range(0, len(group), together):
+                self._write_alike(params, group[start : start + together], tell)
+
+    def _write_alike(
+        self, params: Params, asked: Sequence[Asked], tell: Callable[[Row, int], None]
+    ) -> None:
+        """Rows whose prompts have one length."""
         assert isinstance(self.network, LibraryNetwork)
-        samples = len(rows) // len(prompts)
+        prompts = [one.prompt for one in asked]
+        rows = [row for one in asked for row in one.rows]
+        samples = len(asked[0].rows)
         read = self.network.lib.reading(params)
         ids = np.repeat(np.array(prompts, np.int32), samples, 0)
         seen = self._seen(prompts, samples)
-        for done in range(max(row.limit for row in rows)):
+        while not all(row.done for row in rows):
             last = read(self.backend.array(ids))
-            token = self._first(params, last, seen, column(rows, done))
-            written = self.backend.numpy(token).reshape(-1, 1)
-            if not self._unfinished(rows, written, out, on_token):
-                return
-            ids = written.astype(np.int32)
+            u = np.array([row.next_uniform() for row in rows], np.float32)
+            ids = self.backend.numpy(self._first(params, last, seen, u)).astype(np.int32)
+            for row, token in zip(rows, ids.tolist(), strict=True):
+                tell(row, token)
             for table in seen:
-                table[np.arange(len(rows)), ids[:, 0]] = 1
+                table[np.arange(len(rows)), ids] = 1
+            ids = ids.reshape(-1, 1)
 
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
         return _Rereader(self, params, self._checked(prompt))

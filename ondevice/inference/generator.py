@@ -1,23 +1,18 @@
-"""Batched decoding: one compiled step, a KV cache that grows in blocks, rows that leave when they are
-done.
+"""Batched decoding: one compiled step and a KV cache that grows in blocks (`slots.py` has the rows).
 
-The host looks every few tokens; between looks the device is never asked. A draw is the inverse of
-the cumulative distribution at a uniform that depends on (seed, stage, step, row, token) alone: a
-row's text does not depend on its neighbours, nor on the backend.
+A draw is the inverse of the cumulative distribution at a uniform that depends on (seed, stage,
+step, row, token) alone: a row's text does not depend on its neighbours, nor on the backend.
 
 Chosen: uniforms from the host in place of a library's generator, because PPO and GRPO must sample
 the same rollout after a resume, with another batch size, and on the other backend. Blocks, because
-every new shape of the cache is a new trace for a compiler. Rows that are done leave at a look, so
-that the longest answer is not paid for by all.
-Left out: paged attention and continuous batching as in vLLM, whose gain is in serving many requests
-that come at any time; speculative decoding, which needs a second model in the same memory.
+every new shape of the cache is a new trace for a compiler.
+Left out: paged attention as in vLLM, whose gain is in serving many requests that come at any time;
+speculative decoding, which needs a second model in the same memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +20,10 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.rng import uniforms
 from ondevice.data.completion_batches import context_length
+from ondevice.data.packing import bucket
 from ondevice.data.truncation import truncated
 from ondevice.inference.next_token import Sampling, draw
+from ondevice.inference.slots import LOOK, Asked, Completion, Row, Slots, round_up
 from ondevice.models.encoder import Encoder
 from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.kv_cache import Cache
@@ -35,31 +32,7 @@ from ondevice.models.tables import placed
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend
 
-BLOCK = 32  # the cache grows by this many tokens
-LOOK = 8  # tokens between two looks of the host
-
-
-@dataclass(frozen=True)
-class Completion:
-    """`ids` without the stop token `stop`, which is None where the limit came first (also where the
-    model's folder forces a stop token there)."""
-
-    ids: list[int]
-    stop: int | None = None
-
-    @property
-    def stopped(self) -> bool:
-        return self.stop is not None
-
-
-@dataclass
-class Row:
-    """A row still being decoded."""
-
-    at: int  # its place among the prompts
-    limit: int
-    ids: list[int]
-    uniforms: NDArray[np.float32]
+BLOCK = 256  # the cache grows by this many tokens
 
 
 class Generator:
@@ -113,15 +86,32 @@ class Generator:
         lengths = [len(prompt) for prompt in prompts]
         # like lengths together: less padding
         order = sorted(range(len(prompts)), key=lengths.__getitem__)
-        for asked in self._groups(order, prompts, max(1, batch_size // samples)):
+        asked = []
+        for i in order:
+            limit = self.limit(lengths[i])
             rows = []
-            for i in asked:
-                limit = self.limit(lengths[i])
-                for at in range(i * samples, (i + 1) * samples):
-                    drawn = self._uniforms(stage, step, first + at, limit)
-                    rows.append(Row(at, limit, [], drawn))
-            self._batch(params, rows, [prompts[i] for i in asked], out, on_token)
+            for at in range(i * samples, (i + 1) * samples):
+                rows.append(Row(at, limit, self._uniforms(stage, step, first + at, limit)))
+            asked.append(Asked(prompts[i], rows))
+
+        def tell(row: Row, token: int) -> None:
+            self._take(row, token, out, on_token)
+
+        self._write(params, asked, max(1, batch_size // samples), tell, on_token is not None)
         return [c for c in out if c is not None]
+
+    def _write(
+        self,
+        params: Params,
+        asked: list[Asked],
+        together: int,
+        tell: Callable[[Row, int], None],
+        at_once: bool,
+    ) -> None:
+        """Decodes all rows, `together` prompts of them side by side, and tells of each token;
+        `at_once`: as soon as it is there."""
+        if asked:
+            Slots(self, params, asked, together, tell).run(1 if at_once else LOOK, int(at_once))
 
     def limit(self, length: int) -> int:
         """How many tokens may be written after a prompt of so many."""
@@ -131,13 +121,6 @@ class Generator:
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
         """What stands behind a search among several continuations of one prompt."""
         return Reader(self, params, self._checked(prompt))
-
-    def _groups(
-        self, order: list[int], prompts: Sequence[Sequence[int]], together: int
-    ) -> Iterator[list[int]]:
-        """The prompts that are read at once, by their numbers, at most `together`."""
-        for start in range(0, len(order), together):
-            yield order[start : start + together]
 
     def is_cut(self, prompt: Sequence[int]) -> bool:
         """Whether only a part of the prompt is read."""
@@ -195,38 +178,14 @@ class Generator:
             )
         return value
 
-    def _batch(
-        self,
-        params: Params,
-        rows: list[Row],
-        prompts: list[Sequence[int]],
-        out: list[Completion | None],
-        on_token: Callable[[int, int], None] | None,
-    ) -> None:
-        samples = len(rows) // len(prompts)
-        cache, last, longest = self._read(params, prompts, samples)
-        seen = [self.backend.array(x) for x in self._seen(prompts, samples)]
-        token = self._first(params, last, seen, column(rows, 0))
+    def _opened(
+        self, params: Params, last: Array, seen: list[Array], u: NDArray[np.float32]
+    ) -> Array:
+        """(rows,) the first token of each row, from the states `last` that its prompt ends with."""
         if self._forced_first is not None:
-            token = self.backend.array(np.full(len(rows), self._forced_first, np.int32))
-        look = 1 if on_token else LOOK
-        done = 0
-        fresh = [token]
-        while True:
-            for _ in range(look - len(fresh)):
-                done += 1
-                token, cache, seen = self._next(params, token, cache, seen, column(rows, done))
-                fresh.append(token)
-            written = np.stack([self.backend.numpy(t) for t in fresh], 1)
-            fresh = []
-            alive = self._unfinished(rows, written, out, on_token)
-            if not alive:
-                return
-            if len(alive) * 2 <= len(rows):  # halving: a compiled step then sees few batch sizes
-                rows, index = _halved(rows, alive)
-                cache, token = self._select(cache, token, index)
-                seen = [x[self.backend.array(index)] for x in seen]
-            cache = self._grow(cache, longest + done + look + 1)
+            return self.backend.array(np.full(len(u), self._forced_first, np.int32))
+        token: Array = self._first(params, last, seen, u)
+        return token
 
     def _next(
         self, params: Params, token: Array, cache: Cache, seen: list[Array], u: NDArray[np.float32]
@@ -251,20 +210,6 @@ class Generator:
         tables = placed(self.network, ops, cache.keys[0].shape[2])
         return {**tables, "words": ops.constant(self._words)}
 
-    def _unfinished(
-        self,
-        rows: Sequence[Row],
-        written: NDArray[Any],
-        out: list[Completion | None],
-        on_token: Callable[[int, int], None] | None,
-    ) -> list[int]:
-        """Adds what all rows have written since the last look; the numbers of those that go on."""
-        alive = []
-        for i, row in enumerate(rows):
-            if not self._take(row, written[i], out, on_token):
-                alive.append(i)
-        return alive
-
     def _seen(self, prompts: Sequence[Sequence[int]], samples: int) -> list[NDArray[np.float32]]:
         """(rows, V) 1 where a row has a token already, nothing where nobody asks. Of what is read
         apart from what is written, as an encoder-decoder's source, none counts except the token that
@@ -279,13 +224,12 @@ class Generator:
         return [np.repeat(table, samples, 0)]
 
     def _read(
-        self, params: Params, prompts: list[Sequence[int]], samples: int
-    ) -> tuple[Cache, Array, int]:
-        """(cache, last hidden states, longest prompt) of rows for `samples` completions of each
-        prompt.
-        """
+        self, params: Params, prompts: Sequence[Sequence[int]], samples: int, room: int = 0
+    ) -> tuple[Cache, Array]:
+        """(cache with at least `room` places, last hidden states) of rows for `samples` completions
+        of each prompt."""
         lengths = np.array([len(p) for p in prompts], np.int32)
-        width = _round_up(int(lengths.max()), 16)
+        width = bucket(int(lengths.max()), finer=2)
         ids = np.zeros((len(prompts), width), np.int32)
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = prompt
@@ -293,7 +237,7 @@ class Generator:
             np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1
         )
         taken = self.network.prompt_width(width)
-        room = _round_up(taken + LOOK, BLOCK)
+        room = max(room, self._room(int(lengths.max()) + 1))
         ends = (np.arange(len(prompts)) * width + lengths - 1).astype(np.int32)
         last, *cached = self._prefill(
             params,
@@ -302,41 +246,45 @@ class Generator:
             np.tile(positions, (len(prompts), 1)),
             ends,
             lengths,
-            np.zeros(room - taken, np.float32),
+            np.zeros(max(0, room - taken), np.float32),
         )
         cache = Cache(*cached)
         if samples > 1:
             cache, last = self._select(
                 cache, last, np.repeat(np.arange(len(prompts), dtype=np.int32), samples)
             )
-        return cache, last, self.network.prompt_width(int(lengths.max()))
+        return cache, last
+
+    def _room(self, length: int) -> int:
+        """Places of a cache that has room for a prompt of `length` tokens and for a look."""
+        taken = self.network.prompt_width(bucket(length, finer=2))
+        return round_up(max(taken, self.network.prompt_width(length) + LOOK + 1), BLOCK)
 
     def _take(
         self,
         row: Row,
-        seen: NDArray[Any],
+        token: int,
         out: list[Completion | None],
         on_token: Callable[[int, int], None] | None,
-    ) -> bool:
-        """Adds what a row has written since the last look; True when it is done."""
-        if row.at < 0 or out[row.at] is not None:
-            return True
-        for token in seen.tolist():
-            stopped = token in self.stop_ids
-            if not stopped and self._forced_last is not None and len(row.ids) + 1 == row.limit:
-                # the limit has ended the text, not the model
-                if self._forced_last in self.stop_ids:
-                    out[row.at] = Completion(row.ids)
-                    return True
-                token = self._forced_last
-            if not stopped and len(row.ids) < row.limit:
-                row.ids.append(token)
-                if on_token:
-                    on_token(row.at, token)
-            if stopped or len(row.ids) >= row.limit:
-                out[row.at] = Completion(row.ids, token if stopped else None)
-                return True
-        return False
+    ) -> None:
+        """Adds what a row has written."""
+        if row.done:
+            return
+        stopped = token in self.stop_ids
+        if not stopped and self._forced_last is not None and len(row.ids) + 1 == row.limit:
+            # the limit has ended the text, not the model
+            if self._forced_last in self.stop_ids:
+                out[row.at] = Completion(row.ids)
+                row.done = True
+                return
+            token = self._forced_last
+        if not stopped and len(row.ids) < row.limit:
+            row.ids.append(token)
+            if on_token:
+                on_token(row.at, token)
+        if stopped or len(row.ids) >= row.limit:
+            out[row.at] = Completion(row.ids, token if stopped else None)
+            row.done = True
 
     def _select(self, cache: Cache, token: Array, keep: NDArray[np.int32]) -> tuple[Cache, Array]:
         """The rows `keep` of a cache and of what stands beside it, as often as they are named."""
@@ -351,7 +299,7 @@ class Generator:
         if needed <= room:
             return cache
         ops = self.backend.ops
-        more = ops.zeros((b, h, _round_up(needed - room, BLOCK), c), self.backend.dtype)
+        more = ops.zeros((b, h, round_up(needed - room, BLOCK), c), self.backend.dtype)
         keys = [ops.concat([x, more], 2) for x in cache.keys]
         values = [ops.concat([x, more], 2) for x in cache.values]
         return Cache(keys, values, cache.lengths, cache.fixed)
@@ -444,7 +392,8 @@ class Reader:
         self._g = generator
         self._params = params
         self.limit = generator.limit(len(prompt))
-        self._cache, self._last, self._longest = generator._read(params, [prompt], 1)
+        self._cache, self._last = generator._read(params, [prompt], 1)
+        self._longest = generator.network.prompt_width(len(prompt))
 
     def logprobs(self) -> NDArray[np.float32]:
         """(texts, V)."""
@@ -469,26 +418,3 @@ class Reader:
             cache.fixed,
         )
         self._cache = Cache(keys, values, lengths, cache.fixed)
-
-
-def column(rows: Sequence[Row], token: int) -> NDArray[np.float32]:
-    """(rows,) the uniforms of a token by its number, 0 where a row has no more."""
-    found = np.zeros(len(rows), np.float32)
-    for i, row in enumerate(rows):
-        if token < len(row.uniforms):
-            found[i] = row.uniforms[token]
-    return found
-
-
-def _halved(rows: Sequence[Row], alive: Sequence[int]) -> tuple[list[Row], NDArray[np.int32]]:
-    """Half as many rows: those that are `alive`, then copies of the first that nobody reads; and
-    the numbers that they had."""
-    half = len(rows) // 2
-    filled = half - len(alive)
-    kept = [rows[i] for i in alive]
-    kept += [Row(-1, 0, [], np.zeros(0, np.float32))] * filled
-    return kept, np.array([*alive, *[alive[0]] * filled], np.int32)
-
-
-def _round_up(n: int, block: int) -> int:
-    return -(-n // block) * block

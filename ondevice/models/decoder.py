@@ -156,10 +156,11 @@ class Decoder:
         keys: list[Array] = []
         values: list[Array] = []
         lengths = cache.lengths + 1
+        end = cache.end(ops)
         for i, block in enumerate(split_layers(params, self.layers)):
             q, k, v = self._qkv(ops, block, x, turns[i])
-            keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
-            values.append(ops.cache_write(cache.values[i], v, cache.lengths))
+            keys.append(ops.cache_write(cache.keys[i], k, end))
+            values.append(ops.cache_write(cache.values[i], v, end))
             a = ops.attention(
                 q,
                 keys[i],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ondevice.seam.ops import Array
+from ondevice.seam.ops import Array, Ops
 
 
 @dataclass(frozen=True)
@@ -17,3 +17,8 @@ class Cache:
     values: list[Array]
     lengths: Array
     fixed: list[Array] = field(default_factory=list)
+
+    def end(self, ops: Ops) -> Array:
+        """(B,) the place of each row's next token: the last one where a row that is done, and that
+        nobody reads, has gone on beyond the cache."""
+        return ops.minimum(self.lengths, self.keys[0].shape[2] - 1)

@@ -161,10 +161,11 @@ class Seq2Seq:
         keys: list[Array] = []
         values: list[Array] = []
         held = cache.lengths + 1
+        end = cache.end(ops)
         for i, block in enumerate(split_layers(params, self._sides[1])):
             q, k, v = self._self_qkv(ops, block, x)
-            keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
-            values.append(ops.cache_write(cache.values[i], v, cache.lengths))
+            keys.append(ops.cache_write(cache.keys[i], k, end))
+            values.append(ops.cache_write(cache.values[i], v, end))
             a = ops.attention(q, keys[i], values[i], scale=self._scale, lengths=held, bias=bias)
             cross = (cache.fixed[2 * i], cache.fixed[2 * i + 1])
             x = self._written(ops, block, x, a, cross, cache.fixed[-1], None)

@@ -104,6 +104,15 @@ class Backend(Protocol):
         """On the host; bfloat16 comes as float32, since numpy has none."""
         ...
 
+    def start(self, x: Array) -> None:
+        """Lets the device begin with what `x` asks for, where it else would wait until it is read."""
+        ...
+
+    def read_later(self, x: Array) -> Callable[[], HostArray]:
+        """Begins to copy `x` to the host; what is returned waits for that, but not for what the
+        device is asked for meanwhile."""
+        ...
+
     def trainer(
         self,
         loss: Loss,
