@@ -22,6 +22,7 @@ import numpy as np
 import ondevice as od
 from ondevice.common.clock import ticks
 from ondevice.models.network import network
+from ondevice.models.tables import with_tables
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
@@ -124,11 +125,13 @@ def _steps(name: str, backend: Backend) -> np.ndarray:
     """(steps, 2) loss and norm of the gradient, the step compiled where the device's is."""
     cfg = models.config(name)
     params = {key: backend.array(w) for key, w in models.weights(cfg).items()}
-    loss = partial(causal_lm_loss, model=network(cfg))
+    net = network(cfg)
+    loss = partial(causal_lm_loss, model=net)
     trainer = backend.trainer(loss, params, {}, OptimSettings())
     rows = []
     for step in range(STEPS):
-        out = trainer.step([models.batch(cfg, seed=step, segments=True)], 1e-3)
+        batch = models.batch(cfg, seed=step, segments=True)
+        out = trainer.step([with_tables(net, backend.ops, batch)], 1e-3)
         rows.append((out["loss"], out["grad_norm"]))
     return np.array(rows)
 

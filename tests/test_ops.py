@@ -131,6 +131,11 @@ CASES: dict[str, Case] = {
         lambda x: x.argmax(-1),
     ),
     "cumsum": (lambda o, x: o.cumsum(x, -1), (X,), lambda x: x.cumsum(-1)),
+    "largest": (
+        lambda o, x: o.sort(o.largest(x, 3), -1),
+        (X,),
+        lambda x: np.sort(x, -1)[..., -3:],
+    ),
     "sort": (lambda o, x: o.sort(x, -1), (X,), lambda x: np.sort(x, -1)),
     "maximum": (lambda o, x, y: o.maximum(x, y), (X, Y), np.maximum),
     "maximum:number": (lambda o, x: o.maximum(x, 0.25), (X,), lambda x: np.maximum(x, 0.25)),

@@ -192,6 +192,9 @@ class MLXOps:
     def sort(self, x: mx.array, axis: int) -> mx.array:
         return mx.sort(x, axis)
 
+    def largest(self, x: mx.array, count: int) -> mx.array:
+        return mx.topk(x, count, -1)
+
     def maximum(self, a: Any, b: Any) -> mx.array:
         return mx.maximum(a, b)
 

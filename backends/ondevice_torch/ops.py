@@ -186,6 +186,9 @@ class TorchOps:
     def sort(self, x: Tensor, axis: int) -> Tensor:
         return torch.sort(x, axis).values
 
+    def largest(self, x: Tensor, count: int) -> Tensor:
+        return torch.topk(x, count, -1, sorted=False).values
+
     def maximum(self, a: Any, b: Any) -> Tensor:
         if isinstance(b, (int, float)):
             return torch.clamp(a, min=b)

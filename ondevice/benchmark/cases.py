@@ -165,7 +165,7 @@ def _pretraining(model: Model, backend: Backend) -> Callable[[int], int]:
     trainer = _trainer(backend, partial(causal_lm_loss, model=model.network), model.params, {})
 
     def work(rows: int) -> int:
-        trainer.step([_text_batch(model, rows)], RATE)
+        trainer.step([model.with_tables(backend, _text_batch(model, rows))], RATE)
         return rows * LENGTH
 
     return work
@@ -184,7 +184,7 @@ def _tuning(model: Model, backend: Backend) -> Callable[[int], int]:
     trainer = _trainer(backend, loss, trained, {**base, **scales})
 
     def work(rows: int) -> int:
-        trainer.step([_text_batch(model, rows)], RATE)
+        trainer.step([model.with_tables(backend, _text_batch(model, rows))], RATE)
         return rows * LENGTH
 
     return work
@@ -197,7 +197,8 @@ def _reward(model: Model, backend: Backend) -> Callable[[int], int]:
     def work(rows: int) -> int:
         pairs = _pairs(model, rows)
         batch = score_batch(range(rows), pairs, rows, cfg=RewardConfig())
-        trainer.step([{**batch, "denominator": np.asarray(rows, np.float32)}], RATE)
+        batch["denominator"] = np.asarray(rows, np.float32)
+        trainer.step([model.with_tables(backend, batch)], RATE)
         return 2 * rows * (PROMPT + WRITTEN)
 
     return work
@@ -213,7 +214,8 @@ def _dpo(model: Model, backend: Backend) -> Callable[[int], int]:
         reference = np.full((2, rows), -2.0 * WRITTEN, np.float32)
         batch = pair_batch(range(rows), pairs, rows, sides=sides, reference=reference)
         del batch["losses"]
-        trainer.step([{**batch, "denominator": np.asarray(rows, np.float32)}], RATE)
+        batch["denominator"] = np.asarray(rows, np.float32)
+        trainer.step([model.with_tables(backend, batch)], RATE)
         return 2 * rows * (PROMPT + WRITTEN)
 
     return work
@@ -245,7 +247,8 @@ def _grpo(model: Model, backend: Backend) -> Callable[[int], int]:
         completions = _write(model, trainer.params(), writer, max(1, rows // group), group)
         tokens = {"advantages": [np.ones(len(row.completion), np.float32) for row in completions]}
         batch = set_denominator([completion_batch(completions, len(completions), tokens)])[0]
-        trainer.step([{**batch, "scale": batch["weights"]}], RATE)
+        batch["scale"] = batch["weights"]
+        trainer.step([model.with_tables(backend, batch)], RATE)
         return len(completions) * WRITTEN
 
     return work
@@ -281,7 +284,7 @@ def _ppo(model: Model, backend: Backend) -> Callable[[int], int]:
             "returns": values,
         }
         batch = set_denominator([completion_batch(completions, rows, tokens)])[0]
-        trainer.step([batch], RATE)
+        trainer.step([model.with_tables(backend, batch)], RATE)
         return rows * WRITTEN
 
     return work

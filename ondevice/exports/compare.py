@@ -84,7 +84,7 @@ def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
         return net.head.logits(ops, params, x)
 
     run = backend.inference_fn(fn, compile="off")
-    values: Floats = backend.numpy(run(model.params, batch, at))
+    values: Floats = backend.numpy(run(model.params, model.with_tables(backend, batch), at))
     return values
 
 
