@@ -31,6 +31,7 @@ class MLXOps:
     def __init__(self, dtype: str) -> None:
         self.compute = DTYPES[dtype]
         self._constants = Kept(CONSTANTS)
+        self._indices = Kept(CONSTANTS)
 
     # weights
     def weight(self, params: Params, name: str) -> mx.array:
@@ -140,8 +141,10 @@ class MLXOps:
 
     def _places(self, count: int) -> mx.array:
         """0 … count - 1: one array each time, so that a compiler sees that what follows from it for
-        one layer is what follows for the next."""
-        return self.constant(places(count))
+        one layer is what follows for the next. A trace keeps it, 4 bytes a place."""
+        host = places(count)
+        placed: mx.array = self._indices.get(host, lambda: mx.array(host))
+        return placed
 
     def put(self, x: mx.array, rows: mx.array, new: mx.array) -> mx.array:
         x[rows] = new
