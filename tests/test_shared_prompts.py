@@ -24,6 +24,7 @@ from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
 from ondevice.models.score_head import scalar_head
+from ondevice.models.tables import with_tables
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -143,7 +144,7 @@ def test_torch_compiles_them_as_one_graph() -> None:
         return model.hidden(backend.ops, params, batch, at=batch["index"])
 
     compiled = torch.compile(states, backend=counter, fullgraph=True)
-    batch = on_device(backend, batch_of(cfg, 8, 1))
+    batch = with_tables(model, backend.ops, on_device(backend, batch_of(cfg, 8, 1)))
     assert is_shared(batch)
     want, got = (backend.numpy(fn(params, batch)) for fn in (states, compiled))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

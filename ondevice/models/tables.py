@@ -71,7 +71,7 @@ def tables_of(network: HasTables, ops: Ops, batch: Mapping[str, Array]) -> Mappi
 
 def _width(batch: Mapping[str, Any]) -> int:
     """Places of the longest text of a batch, or more where its positions go further."""
-    width = max(1, batch["ids"].shape[-1])
+    width: int = max(1, batch["ids"].shape[-1])
     if "prompt_ids" in batch:  # an answer's positions go on from those of its prompt
         width += batch["prompt_ids"].shape[-1]
     if "source_ids" in batch:

@@ -75,7 +75,14 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         "out"
     )
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, heldout_metrics(model.network, loss, heldout, ctx, cfg, "texts"), ctx, cfg)
+    params = fit(
+        model,
+        loss,
+        source,
+        heldout_metrics(model.network, loss, heldout, ctx, cfg, "texts"),
+        ctx,
+        cfg,
+    )
     everything = heldout_metrics(model.network, loss, Whole(heldout), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(texts.held))
     share = wilson(right, len(texts.held))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import ours_decode
@@ -55,13 +54,12 @@ class LimitHandler(logging.Handler):
 
 
 def _watch_torch() -> Callable[[], dict[str, int]]:
-    import torch
-    import torch._dynamo
     from torch._dynamo.utils import counters
 
+    from ondevice_torch import compiled
     from ondevice_torch.backend import TorchBackend
 
-    torch.compile = partial(torch.compile, backend="eager")
+    compiled.LOWER = "eager"
     TorchBackend._compiled = lambda self, compile: compile != "never"  # type: ignore[method-assign]
     logging.getLogger("torch._dynamo").addHandler(LimitHandler())
 
