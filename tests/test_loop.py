@@ -8,7 +8,7 @@ test says.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, ElapsedTime, RunSettings, StageStart
 from ondevice.runs.events import EventWriter, read
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
+from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.loop import fit
 from ondevice.training.lr_schedule import learning_rate
@@ -104,6 +105,7 @@ class Stage:
         self.model = Model(cfg, params, small_tokenizer(), path)
         self.folder: StageFolder = RunFolder(path).create().stage("pretrain").create()
         self.said: list[str] = []
+        self.restart: Callable[[], Params] | None = None
 
     def fit(
         self,
@@ -136,7 +138,7 @@ class Stage:
                 start=StageStart(resume),
                 changed=changed or {},
             )
-            params = fit(self.model, scripted_loss, script, script, ctx, cfg)
+            params = fit(self.model, scripted_loss, script, script, ctx, cfg, restart=self.restart)
         return {n: self.backend.numpy(p).copy() for n, p in params.items()}
 
     def events(self, kind: str) -> list[dict[str, Any]]:
@@ -397,3 +399,26 @@ def test_clipping_bounds_what_one_step_may_do(stage: Stage) -> None:
     )
     stage.fit(Scripted(), steps=1, clip_norm=0.5)
     assert stage.events("step")[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+# ---- whose the stage's start is -------------------------------------------------------------------------------------
+
+
+def test_a_start_that_can_be_loaded_again_is_held_by_the_loop_alone(
+    stage: Stage, tmp_path: Path
+) -> None:
+    expected = Stage(tmp_path / "held", stage.backend).fit(Scripted())
+    start = dict(stage.model.params)
+    before = {n: stage.backend.numpy(p).copy() for n, p in start.items()}
+    stage.restart = lambda: pytest.fail("nothing asks for the start again")
+    assert same(stage.fit(Scripted()), expected)
+    assert not stage.model.params
+    now = {n: stage.backend.numpy(p) for n, p in start.items()}
+    # where an array library changes tensors in place, they are the very ones
+    assert same(now, expected if stage.backend.name == "torch" else before)
+
+
+def test_a_start_that_cannot_be_loaded_again_stays(stage: Stage) -> None:
+    before = {n: stage.backend.numpy(p).copy() for n, p in stage.model.params.items()}
+    stage.fit(Scripted())
+    assert same({n: stage.backend.numpy(p) for n, p in stage.model.params.items()}, before)

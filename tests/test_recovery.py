@@ -185,6 +185,15 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(
     assert [e["step"] for e in stage.events("step")] == list(range(1, 9))
 
 
+def test_a_start_that_the_loop_took_is_loaded_again_to_go_back_to_it(
+    stage: Stage, tmp_path: Path, backend: Backend
+) -> None:
+    expected = Stage(tmp_path / "held", backend).fit(Scripted(factors={**FACTORS, 0: RUINS}))
+    stage.restart = lambda: Stage(tmp_path / "again", backend).model.params
+    assert same(stage.fit(Scripted(factors={**FACTORS, 0: RUINS})), expected)
+    assert [e["checkpoint"] for e in stage.events("resume")] == [None]
+
+
 def test_ten_steps_without_a_finite_gradient_go_back_to_before_what_led_there(stage: Stage) -> None:
     """The weights may be finite and too large for anything: it is the update before the ten that is
     left out, and no checkpoint of good weights makes room for those of the ten."""

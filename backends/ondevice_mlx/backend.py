@@ -98,7 +98,9 @@ class MLXBackend:
         optim: OptimSettings,
         *,
         compile: str = "auto",
+        take: bool = False,
     ) -> MLXTrainer:
+        # no array is ever changed in place: there is no copy to spare
         return MLXTrainer(self, loss, trainable, frozen, optim, compile != "never")
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:

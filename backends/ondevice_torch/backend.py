@@ -131,8 +131,12 @@ class TorchBackend:
         optim: OptimSettings,
         *,
         compile: str = "auto",
+        take: bool = False,
     ) -> TorchTrainer:
-        return TorchTrainer(self, loss, trainable, frozen, optim, self._compiled(compile))
+        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
+        # resume
+        own = _owned(dict(sorted(trainable.items())), take)
+        return TorchTrainer(self, loss, own, frozen, optim, self._compiled(compile))
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         body = Compiled(fn) if self._compiled(compile) else fn
@@ -198,6 +202,21 @@ class TorchBackend:
         return {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
 
 
+def _owned(params: dict[str, Tensor], take: bool) -> dict[str, Tensor]:
+    """The parameters as tensors that are changed in place: with `take` themselves, but for those
+    that share their memory with another or are a part of a larger one."""
+    own: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name in list(params):
+        p = params.pop(name).detach()
+        storage = p.untyped_storage()
+        if not take or storage.data_ptr() in held or storage.nbytes() != p.nbytes:
+            p = p.clone()
+        held.add(p.untyped_storage().data_ptr())
+        own[name] = p.requires_grad_()
+    return own
+
+
 class TorchTrainer:
     def __init__(
         self,
@@ -208,13 +227,7 @@ class TorchTrainer:
         optim: OptimSettings,
         compiled: bool,
     ) -> None:
-        self.backend = backend
-        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
-        # resume
-        self.trainable = {
-            n: p.detach().clone().requires_grad_() for n, p in sorted(trainable.items())
-        }
-        self.frozen = frozen
+        self.backend, self.trainable, self.frozen = backend, trainable, frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._totals: dict[str, list[Tensor]] = {}
 

@@ -61,6 +61,12 @@ class Model:
     def with_params(self, params: Params) -> Model:
         return replace(self, params=params)
 
+    def release(self) -> Params:
+        """Its tensors, which it has no longer: they are the caller's alone."""
+        taken = dict(self.params)
+        self.params.clear()
+        return taken
+
     @property
     def size(self) -> int:
         """How many numbers it is made of, adapters among them; what is packed counts unpacked."""

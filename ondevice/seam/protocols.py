@@ -121,7 +121,12 @@ class Backend(Protocol):
         optim: OptimSettings,
         *,
         compile: str = "auto",
-    ) -> Trainer: ...
+        take: bool = False,
+    ) -> Trainer:
+        """`take`: nobody else uses the tensors of `trainable` afterwards, so that they need not be
+        copied."""
+        ...
+
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         """`fn` without gradients, compiled where that gains; numpy arguments are put on the device."""
         ...

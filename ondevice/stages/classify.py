@@ -33,22 +33,24 @@ from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.score_head import names_of, need_scores, with_head
 from ondevice.runs.context import Context, StageResult
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import classification_loss
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
-    body = load_model(cfg.model, ctx.backend, backbone_only=True)
-    need_scores(body)
-    if cfg.sequence_length > body.cfg.max_position_embeddings:
+    model = load_model(cfg.model, ctx.backend, backbone_only=True)
+    need_scores(model)
+    if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(
-            f"the model's context holds {body.cfg.max_position_embeddings} tokens",
+            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
             where="sequence_length",
             hint="give as many or fewer",
         )
     texts = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx.data, cfg.pair)
-    model, numbers = _numbered(body, texts.train, cfg, ctx)
+    model, numbers = _numbered(model, texts.train, cfg, ctx)
     names = names_of(model)
     rows = partial(
         LabelledSource,
@@ -61,7 +63,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
     source, heldout = rows(texts.train), rows(texts.held)
     if source.cut + heldout.cut:
         ctx.warn(
-            f"{source.cut + heldout.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens"
+            f"{source.cut + heldout.cut} texts are cut {cut_where(model.tokenizer)}, to {cfg.sequence_length} tokens"
         )
     ctx.events.emit(
         "data",
@@ -82,6 +84,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         heldout_metrics(model.network, loss, heldout, ctx, cfg, "texts"),
         ctx,
         cfg,
+        restart=lambda: _start_params(cfg, in_order(numbers), ctx.backend),
     )
     everything = heldout_metrics(model.network, loss, Whole(heldout), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(texts.held))
@@ -100,6 +103,14 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
             }
         },
     )
+
+
+def _start_params(cfg: ClassifyConfig, classes: tuple[str, ...], backend: Backend) -> Params:
+    """The parameters that the stage begins from."""
+    body = load_model(cfg.model, backend, backbone_only=True)
+    if _why_new_head(body, classes) is None:
+        return body.params
+    return with_head(body, backend, cfg.seed, len(classes), classes).params
 
 
 def _numbered(
@@ -128,28 +139,36 @@ def _numbered(
 def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -> Model:
     """The body under its own head, where that tells these very classes apart, else under a new one;
     what becomes of a head that is there is said."""
-    if not body.cfg.num_labels:
+    why = _why_new_head(body, names)
+    if why is not None:
+        if why:
+            ctx.warn(f"a new head takes the place of that of {body.folder}: {why}")
         return with_head(body, ctx.backend, seed, len(names), names)
-    if body.cfg.num_labels == 1:
-        why = "it is a reward model"
-    elif body.cfg.problem_type == MULTI_LABEL:
-        why = "it gives one text several classes"
-    elif len(names) == len(names_of(body)) and (same := same_classes(names_of(body), names)):
-        if not body.cfg.label_names and not all(
-            map(is_integer, names)
-        ):  # it has numbers, the data names for them
-            named = {number: name for name, number in same.items()}
-            body = replace(
-                body, cfg=replace(body.cfg, label_names=tuple(named[one] for one in names_of(body)))
-            )
-        ctx.tell(
-            f"the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}"
+    same = same_classes(names_of(body), names)
+    assert same is not None
+    if not body.cfg.label_names and not all(map(is_integer, names)):
+        # it has numbers, the data names for them
+        named = {number: name for name, number in same.items()}
+        body = replace(
+            body, cfg=replace(body.cfg, label_names=tuple(named[one] for one in names_of(body)))
         )
-        return body
-    else:
-        why = f"it tells {_listed(names_of(body))} apart, the data {_listed(names)}"
-    ctx.warn(f"a new head takes the place of that of {body.folder}: {why}")
-    return with_head(body, ctx.backend, seed, len(names), names)
+    ctx.tell(
+        f"the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}"
+    )
+    return body
+
+
+def _why_new_head(body: Model, names: tuple[str, ...]) -> str | None:
+    """Why the body gets a new head, empty where it has none of classes; None: its own goes on."""
+    if not body.cfg.num_labels:
+        return ""
+    if body.cfg.num_labels == 1:
+        return "it is a reward model"
+    if body.cfg.problem_type == MULTI_LABEL:
+        return "it gives one text several classes"
+    if len(names) == len(names_of(body)) and same_classes(names_of(body), names):
+        return None
+    return f"it tells {_listed(names_of(body))} apart, the data {_listed(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from ondevice.rl.rollout import Sampler, mean_kl, rows_of
 from ondevice.runs.context import Context, StageResult
 from ondevice.runs.device_batch import DeviceBatch
 from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 from ondevice.stages.pairs import load_pairs
 from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
@@ -51,7 +52,7 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> StageResult:
-    model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx.backend)), cfg, ctx)
+    model = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
     found = load_pairs(cfg, model, ctx)
     _warn_of_pairs(found, cfg, ctx)
     least_prompt_rows(model, ctx)
@@ -75,7 +76,16 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         source = DriftSource(train, cfg.steps, ctx.device_batch, drift)
         beside = partial(_heldout_drift, held_drift, held_out.eval_rows(cfg.eval_batches))
     measure = heldout_metrics(model.network, loss, held_out, ctx, cfg, unit, beside)
-    params = fit(model, loss, source, measure, ctx, cfg, sample=sampler(model, ctx))
+    params = fit(
+        model,
+        loss,
+        source,
+        measure,
+        ctx,
+        cfg,
+        sample=sampler(model, ctx),
+        restart=lambda: start_model(cfg, ctx.backend).params,
+    )
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {
@@ -84,6 +94,12 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         "kl": kl_from_start(params, model, found.held, cfg, ctx),
     }
     return StageResult(model.with_params(params), marks, notes=found.notes)
+
+
+def start_model(cfg: DPOConfig, backend: Backend) -> Model:
+    """The model that the stage begins from, its reference. Raises UserError for one that writes no
+    text."""
+    return require_generative(load_start(cfg.model, cfg, backend))
 
 
 def _warn_of_pairs(found: PairData, cfg: DPOConfig, ctx: Context) -> None:
@@ -217,7 +233,10 @@ def kl_from_start(
     sampled = sampler.draw(params, prompts, 1, stage="dpo held")
     rows = rows_of(sampled)
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
-    return mean_kl(scorer.logprobs(params, rows), scorer.logprobs(model.params, rows))
+    own = scorer.logprobs(params, rows)
+    # where all weights are trained, the loop has taken those of the start
+    start = model.params or start_model(cfg, ctx.backend).params
+    return mean_kl(own, scorer.logprobs(start, rows))
 
 
 def _rows(cfg: DPOConfig, ctx: Context) -> int:

@@ -44,6 +44,7 @@ from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
@@ -59,7 +60,7 @@ NOTHING_LEARNED = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
-    policy = with_adapter(require_generative(load_start(cfg.model, cfg, ctx.backend)), cfg, ctx)
+    policy = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
     require_chat_template(policy)
     with Rewards(
         cfg.judges(),
@@ -89,6 +90,8 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             cfg,
             sample=sampler(policy, ctx),
             better=feed.better,
+            # the distance to the start is measured at every step
+            restart=None if cfg.beta else lambda: start_model(cfg, ctx.backend).params,
         )
         if feed.no_signal.steps >= cfg.steps:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
@@ -102,6 +105,11 @@ class Updates(NamedTuple):
     cuts: list[Cut]
     everything: Cut
     completions: int
+
+
+def start_model(cfg: GRPOConfig, backend: Backend) -> Model:
+    """The model that the stage begins from. Raises UserError for one that writes no text."""
+    return require_generative(load_start(cfg.model, cfg, backend))
 
 
 class GRPOFeed:

@@ -38,7 +38,16 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     ctx.tell(f"{data.tokens:,} tokens to learn from, {data.held_tokens:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     figures = heldout_metrics(model.network, partial(loss, accuracy=not sizes), data.held, ctx, cfg)
-    params = fit(model, loss, data.train, figures, ctx, cfg, sample=sampler(model, ctx))
+    params = fit(
+        model,
+        loss,
+        data.train,
+        figures,
+        ctx,
+        cfg,
+        sample=sampler(model, ctx),
+        restart=lambda: start_model(cfg, ctx.backend).params,
+    )
     return model.with_params(params)
 
 

@@ -22,6 +22,8 @@ from ondevice.evaluation.reward_model import quality
 from ondevice.models.model import Model
 from ondevice.models.score_head import need_scores, with_head
 from ondevice.runs.context import Context, StageResult
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 from ondevice.stages.pairs import load_pairs
 from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
@@ -31,9 +33,9 @@ from ondevice.training.sequence_logprobs import Scorer
 
 
 def run(cfg: RewardConfig, ctx: Context) -> StageResult:
-    writer = load_start(cfg.model, cfg, ctx.backend, backbone_only=True)
-    need_scores(writer)
-    data = load_pairs(cfg, writer, ctx)
+    model = load_start(cfg.model, cfg, ctx.backend, backbone_only=True)
+    need_scores(model)
+    data = load_pairs(cfg, model, ctx)
     if cfg.strength_margin and not data.strong:
         raise UserError(
             "no pair is of a strength above 1, so that it would change nothing",
@@ -44,7 +46,8 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         ctx.warn(
             f"that {data.strong:,} pairs are of a strength above 1 is not used: give --strength-margin"
         )
-    model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
+    _tell_of_head(model, ctx)
+    model = with_adapter(_with_score(model, cfg.seed, ctx.backend), cfg, ctx)
     source = partial(
         PairSource,
         batch_size=cfg.batch_size,
@@ -60,21 +63,40 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing
     )
     measure = heldout_metrics(model.network, loss, source(data.held), ctx, cfg, "pairs")
-    params = fit(model, loss, source(data.train), measure, ctx, cfg)
+    params = fit(
+        model,
+        loss,
+        source(data.train),
+        measure,
+        ctx,
+        cfg,
+        restart=lambda: _start_params(cfg, ctx.backend),
+    )
     marks = quality(params, data.held, Scorer(model, ctx.backend, batch_size=32))
     return StageResult(
         model.with_params(params), {**marks, "simulated": data.simulated}, notes=data.notes
     )
 
 
-def _with_score(start: Model, seed: int, ctx: Context) -> Model:
+def _start_params(cfg: RewardConfig, backend: Backend) -> Params:
+    """The parameters that the stage begins from, where all weights are trained."""
+    model = load_start(cfg.model, cfg, backend, backbone_only=True)
+    return _with_score(model, cfg.seed, backend).params
+
+
+def _with_score(start: Model, seed: int, backend: Backend) -> Model:
     """The model under a head of one score: a reward model under its own, any other under a new one."""
     if start.cfg.num_labels == 1:
-        ctx.tell(f"the head of {start.folder}, a reward model, goes on")
         return start
-    if start.cfg.num_labels:
+    return with_head(start, backend, seed)
+
+
+def _tell_of_head(start: Model, ctx: Context) -> None:
+    """Tells what becomes of a head of scores that is there."""
+    if start.cfg.num_labels == 1:
+        ctx.tell(f"the head of {start.folder}, a reward model, goes on")
+    elif start.cfg.num_labels:
         ctx.warn(f"a new head takes the place of that of {start.folder}, which tells classes apart")
-    return with_head(start, ctx.backend, seed)
 
 
 def score_batch(

@@ -50,7 +50,16 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     beside = f" beside {data.replayed:,} rows of plain text" if data.replayed else ""
     ctx.tell(f"{chats:,} chats to learn from{beside}, {heldout.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, heldout, ctx, cfg, sample=sampler(model, ctx))
+    params = fit(
+        model,
+        loss,
+        source,
+        heldout,
+        ctx,
+        cfg,
+        sample=sampler(model, ctx),
+        restart=lambda: start_model(cfg, ctx.backend).params,
+    )
     return model.with_params(params)
 
 

@@ -91,21 +91,26 @@ def fit(
     sample: Callable[[int, Params], None] | None = None,
     beside: Mapping[str, Model] | None = None,
     better: BestMetric = LOWEST_LOSS,
+    restart: Callable[[], Params] | None = None,
 ) -> Params:
     """Trains for `cfg.steps` steps and returns the parameters. `sample` answers the fixed prompts
     with them.
 
     `held` measures: held-out batches, or a function of the parameters that returns figures; the one
     that `better` names decides which checkpoint is best. `beside` are models that are trained
-    together with `model`, their tensors under `<name>.`. Raises Interrupted once a requested stop
-    has been saved, UserError where the run cannot go on.
+    together with `model`, their tensors under `<name>.`. `restart` loads the parameters of the
+    stage's start again, those of `beside` among them: where all weights are trained, the loop then
+    takes them out of the models, which have none from then on. Raises Interrupted once a requested
+    stop has been saved, UserError where the run cannot go on.
     """
     measure = held if callable(held) else heldout_metrics(model.network, loss, held, ctx, cfg)
     feed: Any = source
     if not hasattr(source, "plan_step"):
         feed = Prefetcher(source, cfg.steps, ctx.device_batch)
     with feed if isinstance(feed, AbstractContextManager) else nullcontext():
-        return _Fit(model, loss, feed, measure, ctx, cfg, sample, beside or {}, better).run()
+        return _Fit(
+            model, loss, feed, measure, ctx, cfg, sample, beside or {}, better, restart
+        ).run()
 
 
 class _Fit:
@@ -123,6 +128,7 @@ class _Fit:
         sample: Callable[[int, Params], None] | None,
         beside: Mapping[str, Model],
         better: BestMetric,
+        restart: Callable[[], Params] | None,
     ) -> None:
         self.model = model
         self.network = model.network
@@ -134,6 +140,11 @@ class _Fit:
         self.sample = sample
         self.beside = beside
         self.better = better
+        # beside an adapter the weights stay as they are: nothing is gained by loading them again
+        self.restart = restart if model.adapter is None else None
+        self.names = {"model": list(model.params)}
+        for part, other in self.beside.items():
+            self.names[part] = list(other.params)
         self.first_feed = feed.state_dict()
         self.backend: Backend = ctx.backend
         # batches that may have ruined the weights, by number
@@ -159,12 +170,23 @@ class _Fit:
 
     def _start_params(self) -> Params:
         """The parameters of the stage's start, of all models that are trained together."""
-        others = {part: other.params for part, other in self.beside.items()}
-        return {**self.model.params, **_prefixed(others)}
+        if self.restart is None:
+            others = {part: other.params for part, other in self.beside.items()}
+            return {**self.model.params, **_prefixed(others)}
+        if not self.model.params:
+            return self.restart()
+        return self._release()
+
+    def _release(self) -> Params:
+        """The parameters of the stage's start, which nobody else holds from then on."""
+        others = {part: other.release() for part, other in self.beside.items()}
+        return {**self.model.release(), **_prefixed(others)}
 
     def _check_trainable(self) -> None:
         """Raises UserError for quantised weights that are to be trained."""
-        packed = quantised(self._start_params())
+        packed = [*quantised(self.model.params)]
+        for other in self.beside.values():
+            packed += quantised(other.params)
         if not self.trained or (self.model.adapter is None and packed):
             raise UserError(
                 "quantised weights cannot be trained",
@@ -203,6 +225,8 @@ class _Fit:
         """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
         start = found or self.ctx.start.continued
         feed_state = self.first_feed
+        if start is not None and self.restart is not None:
+            self._release()
         if found is not None:
             self.state = State.of(found.record)
             params = self._read(found)
@@ -218,7 +242,12 @@ class _Fit:
         trained = {name: p for name, p in params.items() if name in self.trained}
         frozen = {name: p for name, p in params.items() if name not in self.trained}
         self.trainer = self.backend.trainer(
-            self.loss, trained, frozen, optim_settings(self.cfg, trained), compile=self.cfg.compile
+            self.loss,
+            trained,
+            frozen,
+            optim_settings(self.cfg, trained),
+            compile=self.cfg.compile,
+            take=start is not None or self.restart is not None,
         )
         if start is not None:
             self.trainer.load_state(start.optimizer)
@@ -557,7 +586,7 @@ class _Fit:
             for part, model in {"model": self.model, **self.beside}.items():
                 (folder / part).mkdir()
                 if part == "model":
-                    own = {name: params[name] for name in model.params}
+                    own = {name: params[name] for name in self.names[part]}
                 else:
                     own = sub(params, f"{part}.")
                 write(folder / part, self.backend, model.with_params(own))
