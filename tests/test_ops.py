@@ -98,6 +98,12 @@ CASES: dict[str, Case] = {
         _written,
     ),
     "silu": (lambda o, x: o.silu(x), (X,), lambda x: x / (1 + np.exp(-x))),
+    "gated": (
+        lambda o, x, y: o.gated(o.silu, x, y),
+        (X, X[::-1].copy()),
+        lambda x, y: x / (1 + np.exp(-x)) * y,
+    ),
+    "product": (lambda o, x, w: o.product(x, w), (TABLE, W), lambda x, w: x @ w.T),
     "gelu": (
         lambda o, x: o.gelu(x),
         (X,),

@@ -153,6 +153,14 @@ class MLXOps:
     def silu(self, x: mx.array) -> mx.array:
         return nn.silu(x)
 
+    def product(self, x: mx.array, weight: mx.array) -> mx.array:
+        return x @ weight.T
+
+    def gated(
+        self, activation: Callable[[mx.array], mx.array], gate: mx.array, x: mx.array
+    ) -> mx.array:
+        return activation(gate) * x
+
     def gelu(self, x: mx.array, approximate: bool = False) -> mx.array:
         if approximate:
             return nn.gelu_approx(x)

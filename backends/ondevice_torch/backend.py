@@ -46,6 +46,8 @@ def make(device: str, dtype: str) -> TorchBackend:
 
 class TorchBackend:
     name = "torch"
+    # 0.75 of what SmolLM2's blocks read and write, at 4,096 tokens of 256 a row (CPU, float32)
+    activation_factor = 0.9
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self.device, self.dtype = device, device.type, dtype

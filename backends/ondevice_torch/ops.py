@@ -16,6 +16,7 @@ from ondevice.models.lora import add_adapters
 from ondevice.seam.ops import CONSTANTS
 
 from .quant import QuantizedLinear, dequantize
+from .recompute import product, recomputed, with_recipe
 
 DTYPES = {
     "float32": torch.float32,
@@ -46,7 +47,8 @@ class TorchOps:
             y: Tensor = QuantizedLinear.apply(x, params[f"{name}.weight"], scales, biases)  # type: ignore[no-untyped-call]
             y = y if bias is None else y + bias
         else:
-            y = F.linear(x, self.weight(params, f"{name}.weight"), bias)
+            weight = self.weight(params, f"{name}.weight")
+            y = F.linear(x, weight, bias) if bias is not None else product(x, weight)
         return add_adapters(self, params, name, x, y)  # type: ignore[arg-type,return-value]
 
     def embed(self, params: Params, name: str, ids: Tensor, width: int = 0) -> Tensor:
@@ -63,10 +65,11 @@ class TorchOps:
     def rms_norm(
         self, params: Params, name: str, x: Tensor, eps: float, shift: float = 0.0
     ) -> Tensor:
-        weight = params[f"{name}.weight"].float()
-        return F.rms_norm(x.float(), (x.shape[-1],), weight + shift if shift else weight, eps).to(
-            x.dtype
-        )
+        def norm(x: Tensor, weight: Tensor) -> Tensor:
+            weight = weight.float() + shift if shift else weight.float()
+            return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+
+        return with_recipe(norm, x, params[f"{name}.weight"])
 
     def layer_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
         bias = params[f"{name}.bias"].float() if f"{name}.bias" in params else None
@@ -143,6 +146,12 @@ class TorchOps:
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(x)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return product(x, weight)
+
+    def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, x: Tensor) -> Tensor:
+        return recomputed(lambda gate, x: activation(gate) * x, gate, x)
 
     def gelu(self, x: Tensor, approximate: bool = False) -> Tensor:
         return F.gelu(x, approximate="tanh" if approximate else "none")

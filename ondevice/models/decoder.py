@@ -272,8 +272,11 @@ class Decoder:
         return x + self._norm(ops, block, "post_feedforward_layernorm", h)
 
     def _mlp(self, ops: Ops, block: Params, h: Array) -> Array:
-        gate = activation(ops, self.cfg.hidden_act, ops.linear(block, "mlp.gate_proj", h))
-        return ops.linear(block, "mlp.down_proj", gate * ops.linear(block, "mlp.up_proj", h))
+        gate = ops.linear(block, "mlp.gate_proj", h)
+        act = partial(activation, ops, self.cfg.hidden_act)
+        return ops.linear(
+            block, "mlp.down_proj", ops.gated(act, gate, ops.linear(block, "mlp.up_proj", h))
+        )
 
 
 class GPT2(Decoder):

@@ -184,7 +184,7 @@ class Encoder:
         x = x + ops.linear(block, "attn.Wo", a)
         both = ops.linear(block, "mlp.Wi", ops.layer_norm(block, "mlp_norm", x, self.cfg.norm_eps))
         f = self.cfg.intermediate_size
-        return x + ops.linear(block, "mlp.Wo", ops.gelu(both[..., :f]) * both[..., f:])
+        return x + ops.linear(block, "mlp.Wo", ops.gated(ops.gelu, both[..., :f], both[..., f:]))
 
 
 def _chosen(ops: Ops, at: Array | None, x: Array, a: Array) -> tuple[Array, Array]:

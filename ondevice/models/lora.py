@@ -50,7 +50,7 @@ def add_adapters(ops: Ops, params: Params, name: str, x: Array, y: Array) -> Arr
     for key in params:
         if key.startswith(before):
             adapter = key[len(before) :]
-            low = x @ ops.weight(params, key).swapaxes(0, 1)
+            low = ops.product(x, ops.weight(params, key))
             high = low @ ops.weight(params, f"{name}.lora_B.{adapter}").swapaxes(0, 1)
             y = y + high * ops.weight(params, f"{name}.lora_scale.{adapter}")
     return y

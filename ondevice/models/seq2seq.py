@@ -336,8 +336,9 @@ class Seq2Seq:
         h = ops.rms_norm(block, f"{last}.layer_norm", x, self.cfg.norm_eps)
         part = f"{last}.DenseReluDense."
         if self.cfg.gated:
-            gate = ops.gelu(ops.linear(block, part + "wi_0", h), approximate=True)
-            h = gate * ops.linear(block, part + "wi_1", h)
+            gate = ops.linear(block, part + "wi_0", h)
+            act = partial(ops.gelu, approximate=True)
+            h = ops.gated(act, gate, ops.linear(block, part + "wi_1", h))
         else:
             h = ops.maximum(ops.linear(block, part + "wi", h), 0.0)
         return x + ops.linear(block, part + "wo", h)

@@ -4,9 +4,9 @@ The result of a stage does not depend on it beyond rounding; memory and speed do
 computed in micro-batches that take no more than a part of the memory: more rows at once are hardly
 faster once the device is busy, and on a laptop the memory is other programs' too.
 
-What a micro-batch takes is estimated from the shapes of the model: the backward pass keeps what goes
-into and comes out of every matrix of the blocks, for each token. `FACTOR` covers what lies between
-them (norms, activations, attention); it was measured on both backends.
+What a micro-batch takes is estimated from the shapes of the model: all that goes into and comes out
+of the matrices of the blocks, for each token, times what a backend's backward pass was measured to
+keep of it (`Backend.activation_factor`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ondevice.models.shapes import shapes
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.seam.protocols import Backend
 
-FACTOR = 1.7
 MOST_DECODED = 256  # rows that are written at once, where memory allows them
 _UNKNOWN_MEMORY = 8 << 30  # what a machine is taken to have where it does not say
 _OF_GPU = 4  # a micro-batch takes one part in so many of a GPU's memory,
@@ -67,7 +66,7 @@ def activation_bytes(model: Model, backend: Backend, *, checkpointing: bool) -> 
             inside += sum(shape)
             blocks.add(_block_of(name))
     size = 2 if backend.dtype == "bfloat16" else 4
-    kept = FACTOR * size * max(inside, 1)
+    kept = backend.activation_factor * size * max(inside, 1)
     if checkpointing and blocks:
         # one block at a time, and what goes into each of them
         kept = kept / len(blocks) + size * max(shapes_of_stream(model), 1) * len(blocks)

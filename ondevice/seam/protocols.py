@@ -86,6 +86,9 @@ class Backend(Protocol):
     device: str
     dtype: str
     ops: Ops
+    activation_factor: float
+    """Bytes that the backward pass keeps for a token, as a multiple of those that go into and come
+    out of the blocks' matrices."""
 
     def load(self, file: Path, dtype: str | None = "float32") -> Params:
         """Tensors of one safetensors file; `dtype` None keeps the file's."""
