@@ -5,19 +5,28 @@ a parameter.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import models
+import small_stages
+from ondevice.config.preference import DPOConfig
+from ondevice.data.completion_batches import Row
+from ondevice.models.compute_type import cast_once
 from ondevice.models.decoder import Decoder
+from ondevice.models.load import load_for_use, load_model
 from ondevice.models.lora import init_lora
 from ondevice.models.shapes import matrices, shapes
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
+from ondevice.stages.tuning import load_start, reference_params, with_adapter
 from ondevice.training.losses import causal_lm_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 ROWS, TOKENS = 8, 64
 
@@ -123,3 +132,87 @@ def test_bytes_a_parameter_on_mlx() -> None:
 
     (small, least), (large, most) = peak(4), peak(24)
     assert (most - least) / (large - small) < 17
+
+
+# ---- loaded for use ---------------------------------------------------------------------------------
+
+
+def test_what_is_loaded_holds_nothing_of_its_file(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the file is read a few tensors at a time, and has them in the very type."""
+    if backend.name == "torch":
+        monkeypatch.setattr("ondevice_torch.backend._MAPPED", 3000)
+    weights = models.weights(wide())
+    for kept in ("float32", "bfloat16"):
+        file = tmp_path / f"{kept}.safetensors"
+        backend.save(file, {n: backend.array(w) for n, w in weights.items()}, {}, kept)
+        for asked in ("float32", "bfloat16", None):
+            got = backend.load(file, asked)
+            assert got.keys() == weights.keys()
+            for name, p in got.items():
+                assert str(p.dtype).endswith(asked or kept)
+                near = 0 if kept == asked == "float32" else 4e-3
+                assert np.allclose(backend.numpy(p), weights[name], rtol=near, atol=0)
+                if backend.name == "torch":
+                    tensor: Any = p
+                    assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_for_use_weights_come_in_the_compute_type(tmp_path: Path, backend_name: str) -> None:
+    whole = load_backend(backend_name, "cpu", "float32")
+    half = load_backend(backend_name, "cpu", "bfloat16")
+    folder = small_stages.write(tmp_path / "base", whole, small_stages.config())
+    exact = load_for_use(folder, whole)
+    used = load_for_use(folder, half)
+    trained = load_model(folder, half)
+    for name, p in exact.params.items():
+        assert np.array_equal(whole.numpy(p), half.numpy(trained.params[name]))
+        assert str(trained.params[name].dtype).endswith("float32")
+        assert str(used.params[name].dtype).endswith("bfloat16")
+        cast = half.ops.cast(trained.params[name], "bfloat16")
+        assert np.array_equal(half.numpy(cast), half.numpy(used.params[name]))
+
+
+def test_parameters_cast_once_give_the_same_numbers(backend_name: str, tmp_path: Path) -> None:
+    half = load_backend(backend_name, "cpu", "bfloat16")
+    folder = small_stages.write(tmp_path / "base", half, small_stages.config())
+    model = load_model(folder, half)
+    used = cast_once(model, model.params, half)
+    rows = [Row(list(range(3, 9)), [4, 5, 6]), Row([7, 8], [9, 3])]
+    scorer = Scorer(model, half, batch_size=2)
+    for one, other in zip(
+        scorer.logprobs(model.params, rows), scorer.logprobs(used, rows), strict=True
+    ):
+        assert np.array_equal(one, other)
+    matrices_of = [n for n, p in model.params.items() if p.ndim == 2]
+    assert all(str(used[n].dtype).endswith("bfloat16") for n in matrices_of)
+    whole = load_backend(backend_name, "cpu", "float32")
+    assert cast_once(model, model.params, whole) is model.params
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_reference_stays_while_its_model_is_trained(
+    adapter: str, backend_name: str, tmp_path: Path
+) -> None:
+    """No second model beside an adapter, none of whose own tensors it has; else, in the compute
+    type, a copy that no training reaches."""
+    half = load_backend(backend_name, "cpu", "bfloat16")
+    folder = small_stages.write(tmp_path / "base", half, small_stages.config())
+    cfg = DPOConfig(model=str(folder), adapter=adapter, lora_rank=2)  # type: ignore[arg-type]
+    model = load_start(str(folder), cfg, half)
+    if adapter == "lora":
+        trained = with_adapter(model, cfg, SimpleNamespace(name="dpo", backend=half))  # type: ignore[arg-type]
+        reference = reference_params(trained, half)
+        assert reference.keys() == model.params.keys() and len(trained.params) > len(reference)
+        assert all(p is model.params[name] for name, p in reference.items())
+        return
+    reference = reference_params(model, half)
+    before = {name: half.numpy(p).copy() for name, p in reference.items()}
+    loss = partial(causal_lm_loss, model=model.network)
+    trainer = half.trainer(loss, model.release(), {}, OptimSettings(), take=True)
+    trainer.step([batch_of(2, 8)], 0.1)
+    for name, p in reference.items():
+        assert np.array_equal(half.numpy(p), before[name])
+        assert not np.array_equal(half.numpy(trainer.params()[name]), before[name])
+        assert str(p.dtype).endswith("bfloat16" if p.ndim == 2 else "float32")

@@ -51,11 +51,15 @@ class MLXBackend:
 
     # files
     def load(self, file: Path, dtype: str | None = "float32") -> dict[str, mx.array]:
-        params: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
-        return {
-            n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p
-            for n, p in params.items()
-        }
+        found: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+        params: dict[str, mx.array] = {}
+        for name in list(found):
+            p = found.pop(name)
+            if dtype and p.dtype in FLOATS:
+                p = p.astype(DTYPES[dtype])
+            mx.eval(p)  # read now, so that what the file has it in is gone before the next
+            params[name] = p
+        return params
 
     def save(
         self,

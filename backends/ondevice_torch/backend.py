@@ -44,6 +44,9 @@ def make(device: str, dtype: str) -> TorchBackend:
     )
 
 
+_MAPPED = 32 << 20
+
+
 class TorchBackend:
     name = "torch"
     # 0.75 of what SmolLM2's blocks read and write, at 4,096 tokens of 256 a row (CPU, float32)
@@ -57,11 +60,30 @@ class TorchBackend:
 
     # files
     def load(self, file: Path, dtype: str | None = "float32") -> dict[str, Tensor]:
-        params = safetensors.torch.load_file(file, device=self.device)
-        return {
-            n: p.to(DTYPES[dtype]) if dtype and p.is_floating_point() else p
-            for n, p in params.items()
-        }
+        with safetensors.safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+        params: dict[str, Tensor] = {}
+        while names:
+            names = self._load_some(file, names, dtype, params)
+        return params
+
+    def _load_some(
+        self, file: Path, names: list[str], dtype: str | None, params: dict[str, Tensor]
+    ) -> list[str]:
+        """Loads the first of `names` into `params` and returns the rest. What is read of the file
+        stays mapped until it is closed: beside what is loaded that is `_MAPPED` bytes, or one
+        tensor."""
+        mapped = 0
+        # closed, and the tensors in it gone, when this returns
+        with safetensors.safe_open(file, "pt", device=self.device) as opened:
+            for n, name in enumerate(names):
+                if mapped >= _MAPPED:
+                    return names[n:]
+                p = opened.get_tensor(name)
+                mapped += p.nbytes
+                kind = DTYPES[dtype] if dtype and p.is_floating_point() else p.dtype
+                params[name] = p.to(kind, copy=self.device == "cpu")
+        return []
 
     def save(
         self,

@@ -32,7 +32,7 @@ from ondevice.evaluation.held_out import (
 )
 from ondevice.inference import label
 from ondevice.inference.chat import with_kwargs
-from ondevice.models.load import labels, load_model
+from ondevice.models.load import labels, load_for_use
 from ondevice.models.model import Model, require_generative
 from ondevice.models.network import is_masked_lm, objective
 from ondevice.runs.folder import StageFolder, holds_model
@@ -62,7 +62,7 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
             "win": preference.win_rate,
             "classes": label.classified,
         }[alone]
-        return task(cfg, _told(load_model(find(cfg.model), backend), cfg), backend)
+        return task(cfg, _told(load_for_use(find(cfg.model), backend), cfg), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:
         return on_own_data(cfg)
@@ -105,7 +105,7 @@ def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     """A model that writes or fills masks. Raises UserError for any other."""
     folder = find_model(cfg.model)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = _told(load_model(folder, backend), cfg)
+    model = _told(load_for_use(folder, backend), cfg)
     if is_masked_lm(model.cfg):
         refuse_idle(replace(cfg, tasks=("text",)))  # nothing else of it is measured
     return model if is_masked_lm(model.cfg) else require_generative(model), backend

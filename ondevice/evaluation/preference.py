@@ -27,7 +27,7 @@ from ondevice.evaluation.reward_model import quality
 from ondevice.inference.chat import with_kwargs
 from ondevice.inference.next_token import Sampling
 from ondevice.inference.side_by_side import Messages, answers, conversations
-from ondevice.models.load import load_generative, load_model
+from ondevice.models.load import load_for_use, load_generative
 from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.models.network import is_generative
 from ondevice.runs.resolve import find_model, find_reward_model
@@ -73,7 +73,7 @@ def win_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
 
 def _judge(cfg: EvalConfig, backend: Backend) -> Model:
     """The reward model `cfg.judge`. Raises UserError for any other model."""
-    judge = load_model(find_reward_model(cfg.judge), backend)
+    judge = load_for_use(find_reward_model(cfg.judge), backend)
     if is_generative(judge.cfg) or judge.cfg.num_labels != 1:
         raise UserError(
             "is not a reward model: it has no head of one score",

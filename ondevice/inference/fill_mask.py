@@ -16,7 +16,7 @@ from ondevice.data.completion_batches import text_batch
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.inference.chat import read_input
 from ondevice.inference.infill import WRITTEN, fill_gaps, parts_around
-from ondevice.models.load import load_model
+from ondevice.models.load import load_for_use
 from ondevice.models.model import Model
 from ondevice.models.network import is_masked_lm, objective
 from ondevice.runs.resolve import find_model
@@ -33,7 +33,7 @@ def fill(cfg: FillConfig) -> dict[str, Any]:
     cfg.check()
     text = read_input(lambda: cfg.text or sys.stdin.read())
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = load_model(find_model(cfg.model), backend)
+    model = load_for_use(find_model(cfg.model), backend)
     if not is_masked_lm(model.cfg) and objective(model.cfg) not in ("spans", "infilling"):
         raise UserError(
             "fills no masks",

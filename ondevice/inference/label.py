@@ -29,7 +29,7 @@ from ondevice.datasets.spec import check_rejected, convert_rows, corpus_of, open
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.inference.chat import read_input
 from ondevice.models.base_config import MULTI_LABEL, REGRESSION
-from ondevice.models.load import load_model
+from ondevice.models.load import load_for_use
 from ondevice.models.model import Model
 from ondevice.models.score_head import class_scores, names_of
 from ondevice.runs.resolve import find_classifier
@@ -52,7 +52,7 @@ def label(cfg: LabelConfig) -> dict[str, Any]:
             "is empty", where="text", hint="write something after the model, or send it to stdin"
         )
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = need_classes(load_model(find_classifier(cfg.model), backend))
+    model = need_classes(load_for_use(find_classifier(cfg.model), backend))
     pair = read_input(lambda: cfg.pair) or None
     [found] = probabilities(model, backend, [LabelledText(text, "", pair)])
     order: list[int] = np.argsort(-found, kind="stable")[: cfg.top].tolist()

@@ -57,7 +57,7 @@ from ondevice.inference.chat import (
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling
-from ondevice.models.load import load_model
+from ondevice.models.load import load_for_use
 from ondevice.models.model import Model, require_generative
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
@@ -121,7 +121,7 @@ class _Worker:
     def __init__(self, cfg: WorkerConfig, requests: Requests, sink: BinaryIO) -> None:
         self.cfg, self.requests, self.sink = cfg, requests, sink
         self.backend: Backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-        self.model: Model = load_model(find_model(cfg.model), self.backend)
+        self.model: Model = load_for_use(find_model(cfg.model), self.backend)
         self._made: tuple[Sampling, Generator] | None = None
         self._scorer: Any = None
         self.tell(

@@ -12,6 +12,7 @@ from ondevice.data.chat_encoding import add_template
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.hub import snapshot
 from ondevice.models import peft
+from ondevice.models.compute_type import for_use
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.external_config import LibraryConfig
 from ondevice.models.generation_config import GENERATION, generation_of
@@ -209,6 +210,18 @@ def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
     return replace(cfg, vocab_size=int(embeddings.shape[0]))
 
 
+def load_for_use(name: str | Path, backend: Backend) -> Model:
+    """A model that is used and neither trained nor written: its weights in the compute type. An
+    adapter is merged into its base in float32 before. Raises UserError as `load_model`.
+    """
+    folder = snapshot.resolve(name)
+    _need_folder(folder)
+    if backend.dtype == "float32" or not is_adapter_folder(folder):
+        return load_model(folder, backend, dtype=backend.dtype)
+    return for_use(load_model(folder, backend), backend)
+
+
 def load_generative(folder: str | Path, backend: Backend) -> Model:
-    """A model that writes text. Raises UserError as `load_model` and `require_generative`."""
-    return require_generative(load_model(folder, backend))
+    """A model that writes text, for use. Raises UserError as `load_model` and
+    `require_generative`."""
+    return require_generative(load_for_use(folder, backend))

@@ -29,6 +29,7 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.base_config import MULTI_LABEL
+from ondevice.models.compute_type import cast_once
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.score_head import names_of, need_scores, with_head
@@ -86,7 +87,8 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
         cfg,
         restart=lambda: _start_params(cfg, in_order(numbers), ctx.backend),
     )
-    everything = heldout_metrics(model.network, loss, Whole(heldout), ctx, cfg)(params)
+    measure = heldout_metrics(model.network, loss, Whole(heldout), ctx, cfg)
+    everything = measure(cast_once(model, params, ctx.backend))
     right = round(everything["accuracy"] * len(texts.held))
     share = wilson(right, len(texts.held))
     likeliest = Counter(row.label for row in texts.held).most_common(1)[0][1] / len(texts.held)

@@ -32,6 +32,7 @@ from ondevice.data.shared_prompts import NO_SHARING, answer_batch
 from ondevice.data.token_cache import made_once
 from ondevice.datasets.preference_pairs import PairData
 from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model, require_generative
 from ondevice.rl.rollout import Sampler, mean_kl, rows_of
 from ondevice.runs.context import Context, StageResult
@@ -39,7 +40,12 @@ from ondevice.runs.device_batch import DeviceBatch
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.stages.pairs import load_pairs
-from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
+from ondevice.stages.tuning import (
+    least_prompt_rows,
+    load_start,
+    reference_params,
+    with_adapter,
+)
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
@@ -86,12 +92,13 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         sample=sampler(model, ctx),
         restart=lambda: start_model(cfg, ctx.backend).params,
     )
-    held = measure(params)
+    used = cast_once(model, params, ctx.backend)
+    held = measure(used)
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {
         "judged" if found.judged else "pairs": figures,
         "simulated": found.simulated,
-        "kl": kl_from_start(params, model, found.held, cfg, ctx),
+        "kl": kl_from_start(used, model, found.held, cfg, ctx),
     }
     return StageResult(model.with_params(params), marks, notes=found.notes)
 
@@ -235,7 +242,7 @@ def kl_from_start(
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     own = scorer.logprobs(params, rows)
     # where all weights are trained, the loop has taken those of the start
-    start = model.params or start_model(cfg, ctx.backend).params
+    start = reference_params(model, ctx.backend) or start_model(cfg, ctx.backend).params
     return mean_kl(own, scorer.logprobs(start, rows))
 
 
@@ -302,12 +309,13 @@ def reference_logps(
         return sums
     ctx.tell(f"scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
+    params = cast_once(model, model.params, ctx.backend)
     # a pair's sides one after the other, for they share their prompt
     numbers = np.arange(len(flat)).reshape(len(sides), -1).T.reshape(-1)
     parts = (numbers[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
     scored = np.zeros(len(flat), np.float32)
     for part in ctx.data.progress(parts, "thousands scored"):
-        each = scorer.logprobs(model.params, [flat[i] for i in part])
+        each = scorer.logprobs(params, [flat[i] for i in part])
         scored[part] = [row.sum(dtype=np.float64) for row in each]
     sums = scored.reshape(len(sides), -1)
 

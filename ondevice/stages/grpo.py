@@ -46,7 +46,13 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
-from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
+from ondevice.stages.tuning import (
+    least_prompt_rows,
+    load_start,
+    reference_params,
+    shares_reference,
+    with_adapter,
+)
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import grpo_loss
@@ -71,6 +77,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
         ctx.folder.path / "rewards.log",
     ) as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
+        held = bool(cfg.beta) and shares_reference(policy, ctx.backend)
         loss = partial(
             grpo_loss,
             model=policy.network,
@@ -90,8 +97,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             cfg,
             sample=sampler(policy, ctx),
             better=feed.better,
-            # the distance to the start is measured at every step
-            restart=None if cfg.beta else lambda: start_model(cfg, ctx.backend).params,
+            restart=None if held else lambda: start_model(cfg, ctx.backend).params,
         )
         if feed.no_signal.steps >= cfg.steps:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
@@ -120,7 +126,8 @@ class GRPOFeed:
         self.ctx = ctx
         self.rewards = rewards
         self.policy = policy
-        self.reference = policy.params
+        # read where beta is not 0
+        self.reference = reference_params(policy, ctx.backend) if cfg.beta else {}
         self.asked, self.held, columns = ProblemPrompts(cfg, ctx.data, policy, rewards).parts()
         rewards.check(columns)
         self._check_answers()

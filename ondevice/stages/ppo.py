@@ -52,7 +52,7 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
-from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.stages.tuning import load_start, reference_params, shares_reference, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import ppo_loss
@@ -63,11 +63,16 @@ HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> StageResult:
-    start = require_generative(load_start(cfg.model, cfg, ctx.backend))
-    policy = with_adapter(start, cfg, ctx)
-    judge = load_reward_model(cfg, ctx.backend)
-    value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
+    policy, judge, value = start_models(cfg, ctx.backend)
+    if not begins_as(judge, policy):
+        ctx.tell(
+            "the reward model is not of the policy's shape: the value model begins from the policy"
+        )
+    policy = with_adapter(policy, cfg, ctx)
+    value = with_adapter(value, cfg, ctx)
+    judge = judge.with_params(reference_params(judge, ctx.backend))
     feed = PPOFeed(cfg, ctx, policy, judge, value)
+    names = list(policy.params)
     loss = partial(
         ppo_loss,
         model=policy.network,
@@ -88,8 +93,11 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
         sample=sampler(policy, ctx),
         beside={"value": value},
         better=BestMetric("score", higher=True),
+        restart=None
+        if shares_reference(policy, ctx.backend)
+        else lambda: _start_params(cfg, ctx.backend),
     )
-    own = {name: params[name] for name in policy.params}
+    own = {name: params[name] for name in names}
     beside = {"value_model": value.with_params(sub(params, "value."))}
     return StageResult(
         policy.with_params(own),
@@ -97,6 +105,20 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
         beside,
         [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"],
     )
+
+
+def start_models(cfg: PPOConfig, backend: Backend) -> tuple[Model, Model, Model]:
+    """The policy, the reward model and the value model that the stage begins from. Raises UserError
+    as `load_reward_model`, and for a policy that writes no text."""
+    policy = require_generative(load_start(cfg.model, cfg, backend))
+    judge = load_reward_model(cfg, backend)
+    return policy, judge, value_model(policy, judge, cfg, backend)
+
+
+def _start_params(cfg: PPOConfig, backend: Backend) -> Params:
+    """The parameters that the stage begins from, where all weights are trained."""
+    policy, _, value = start_models(cfg, backend)
+    return {**policy.params, **{f"value.{name}": p for name, p in value.params.items()}}
 
 
 def load_reward_model(cfg: PPOConfig, backend: Backend) -> Model:
@@ -120,22 +142,23 @@ def load_reward_model(cfg: PPOConfig, backend: Backend) -> Model:
     return judge
 
 
-def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Model:
+def value_model(policy: Model, judge: Model, cfg: PPOConfig, backend: Backend) -> Model:
     """Begun from the reward model where that has the policy's shape and tokenizer, else from the
     policy: a value stands before every token, which only a model that reads from left to right can
     tell."""
+    if begins_as(judge, policy):
+        return judge.with_params(dict(judge.params))
+    return with_head(policy, backend, cfg.seed)
+
+
+def begins_as(judge: Model, policy: Model) -> bool:
+    """Whether the reward model has the policy's shape and tokenizer."""
     wanted = replace(policy.cfg, num_labels=1)
-    if (
+    return (
         isinstance(judge.cfg, type(wanted))
         and shapes(judge.cfg) == shapes(wanted)
         and same_tokenizer(judge, policy)
-    ):
-        return judge.with_params(dict(judge.params))
-    made = with_head(policy, ctx.backend, cfg.seed)
-    ctx.tell(
-        "the reward model is not of the policy's shape: the value model begins from the policy"
     )
-    return made
 
 
 def same_tokenizer(one: Model, other: Model) -> bool:
@@ -155,7 +178,7 @@ class PPOFeed:
         self.judge = judge
         self.by_ids = same_tokenizer(judge, policy)  # else by their text, in the judge's own tokens
         self.policy = policy
-        self.reference = policy.params
+        self.reference = reference_params(policy, ctx.backend)
         room = cfg.max_new_tokens
         wanted = DataSpec.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx.data)

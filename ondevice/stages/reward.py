@@ -19,6 +19,7 @@ from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.shared_prompts import NO_SHARING, judged_batch
 from ondevice.evaluation.reward_model import quality
+from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model
 from ondevice.models.score_head import need_scores, with_head
 from ondevice.runs.context import Context, StageResult
@@ -72,7 +73,9 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         cfg,
         restart=lambda: _start_params(cfg, ctx.backend),
     )
-    marks = quality(params, data.held, Scorer(model, ctx.backend, batch_size=32))
+    marks = quality(
+        cast_once(model, params, ctx.backend), data.held, Scorer(model, ctx.backend, batch_size=32)
+    )
     return StageResult(
         model.with_params(params), {**marks, "simulated": data.simulated}, notes=data.notes
     )

@@ -21,6 +21,7 @@ from ondevice.datasets.spec import REJECTED
 from ondevice.hub import snapshot
 from ondevice.hub.pull import origin
 from ondevice.inference.fixed_prompts import answer
+from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model
 from ondevice.models.save import write
 from ondevice.preferences.sqlite_store import FILE as RATINGS
@@ -226,10 +227,11 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
         if ctx.shared.stop.requested:
             raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:
+            used = model.with_params(cast_once(model, model.params, ctx.backend))
             exam = ctx.shared.exam
             if exam is not None:
-                record["marks"] |= exam(model, ctx.backend, ctx.data.cache)
-            record["answers"] = answer(model, model.params, ctx.backend, ctx.shared.prompts)
+                record["marks"] |= exam(used, ctx.backend, ctx.data.cache)
+            record["answers"] = answer(used, used.params, ctx.backend, ctx.shared.prompts)
     record |= {
         **ctx.spent.mapping(),
         "peak_bytes": ctx.backend.memory().peak,

@@ -15,10 +15,11 @@ from ondevice.config.finetuning import TuningConfig
 from ondevice.data.chat_encoding import with_template_kwargs
 from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.hub import snapshot
+from ondevice.models.compute_type import cast_once
 from ondevice.models.convert import COST
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import load_model
-from ondevice.models.lora import init_lora, is_adapter, matching_modules, scale_of
+from ondevice.models.lora import TRAINED, init_lora, is_adapter, matching_modules, scale_of
 from ondevice.models.model import Adapter, Model, merged
 from ondevice.models.network import supports_packing
 from ondevice.models.shapes import matrices, score_head_shapes
@@ -102,6 +103,32 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
             trained=frozenset(set(new) - scales | set(weights)),
         ),
     )
+
+
+def reference_params(model: Model, backend: Backend) -> Params:
+    """The stage's start for as long as the stage runs: what the trained model's distance to it is
+    measured by. Beside an adapter that is the frozen base without the stage's own adapter, which
+    adds nothing yet. Where all weights are trained it is a copy with matrices in the compute type,
+    or, under float32, the model's own parameters.
+    """
+    if model.adapter is not None:
+        return {name: p for name, p in model.params.items() if not _is_new(name)}
+    if backend.dtype == "float32":
+        return model.params
+    used = dict(cast_once(model, model.params, backend))
+    for name, p in used.items():
+        if p is model.params[name]:
+            used[name] = p * 1  # a copy: the other one is changed in place
+    return used
+
+
+def _is_new(name: str) -> bool:
+    return is_adapter(name) and name.endswith(f".{TRAINED}")
+
+
+def shares_reference(model: Model, backend: Backend) -> bool:
+    """Whether the model's parameters are its reference's too, so that both are to stay."""
+    return model.adapter is not None or backend.dtype == "float32"
 
 
 def _whole_modules(model: Model, cfg: TuningConfig, head: Iterable[str]) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import TrainingConfig
+from ondevice.models.compute_type import cast_once
 from ondevice.models.load import read_trained
 from ondevice.models.model import Model
 from ondevice.models.network import supports_packing
@@ -297,7 +298,7 @@ class _Fit:
         """Measures before the first step, so that the end can tell what the stage achieved."""
         state = self.state
         if isinstance(self.feed, Prefetcher) and state.step < self.cfg.steps:
-            plan = self.feed.plan_step(state.step, self.trainer.params, state.number())
+            plan = self.feed.plan_step(state.step, self._params_for_use, state.number())
             self.rows.choose(state.step, START, plan)
         if self.found is None:
             # of an attempt that was killed before its first checkpoint
@@ -305,11 +306,15 @@ class _Fit:
             state.before = self._measure()
             self.ctx.events.emit("before", 0, **state.before)
 
+    def _params_for_use(self) -> Params:
+        """The parameters as they are, for forwards alone: to be dropped before they change."""
+        return cast_once(self.model, self.trainer.params(), self.backend)
+
     def _measure(self) -> dict[str, float]:
         """What is measured of the parameters as they are."""
 
         def work() -> dict[str, float]:
-            return dict(self.measure(self.trainer.params()))
+            return dict(self.measure(self._params_for_use()))
 
         return self.rows.attempt(self.state.step, MEASUREMENT, work)
 
@@ -337,7 +342,7 @@ class _Fit:
         number = state.number()
 
         def plan() -> StepPlan:
-            return self.feed.plan_step(state.step, self.trainer.params, number)
+            return self.feed.plan_step(state.step, self._params_for_use, number)
 
         work = self.rows.attempt(state.step, ROLLOUT, plan)
         outs, batches, ruined = self._update(work, lr)
@@ -541,7 +546,7 @@ class _Fit:
         if 0 < cfg.patience <= state.since_best and not last:
             state.ended = f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early"
         if self.sample is not None and _due(state.step, cfg.sample_every):
-            self.sample(state.step, self.trainer.params())
+            self.sample(state.step, self._params_for_use())
         if saving or stopping or asked or state.ended:
             state.sound = not state.skipped_in_a_row and (
                 state.measured is None or state.score is not None
