@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE = 4 << 20  # bytes
+_LARGE = 1 << 20  # bytes
 _KEPT = 256 << 20  # bytes that are free at the heap's end before some go back to the system
 
 
