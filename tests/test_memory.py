@@ -14,6 +14,7 @@ import pytest
 
 import models
 import small_stages
+from ondevice.common.errors import UserError
 from ondevice.config.preference import DPOConfig
 from ondevice.data.completion_batches import Row
 from ondevice.models.compute_type import cast_once
@@ -216,3 +217,60 @@ def test_a_reference_stays_while_its_model_is_trained(
         assert np.array_equal(half.numpy(p), before[name])
         assert not np.array_equal(half.numpy(trainer.params()[name]), before[name])
         assert str(p.dtype).endswith("bfloat16" if p.ndim == 2 else "float32")
+
+
+# ---- MLX's bounds on a GPU ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "memory", "cache"),
+    [
+        ({}, 13_600_000_000, 1_600_000_000),
+        ({"ONDEVICE_MLX_MEMORY_MB": "8000"}, 8000 << 20, 1_600_000_000),
+        ({"ONDEVICE_MLX_CACHE_MB": "0"}, 13_600_000_000, 0),
+    ],
+)
+def test_mlx_is_bounded_by_the_working_set(
+    env: dict[str, str], memory: int, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mx = pytest.importorskip("mlx.core")
+    from ondevice_mlx.backend import set_limits
+
+    given: dict[str, int] = {}
+    monkeypatch.setattr(mx, "set_memory_limit", lambda n: given.update(memory=n))
+    monkeypatch.setattr(mx, "set_cache_limit", lambda n: given.update(cache=n))
+    assert set_limits(16_000_000_000, env) == (memory, cache)
+    assert given == {"memory": memory, "cache": cache}
+    set_limits(64_000_000_000, {})
+    assert given["cache"] == 2 << 30
+    with pytest.raises(UserError, match="ONDEVICE_MLX_CACHE_MB"):
+        set_limits(16_000_000_000, {"ONDEVICE_MLX_CACHE_MB": "much"})
+
+
+def test_a_gpu_gets_bounds_and_doctor_tells_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without one, what MLX says of a GPU is made up."""
+    mx = pytest.importorskip("mlx.core")
+    import ondevice_mlx.backend as module
+    from ondevice.seam import doctor
+
+    given: dict[str, int] = {}
+    facts = {"device_name": "Apple M2", "max_recommended_working_set_size": 12 << 30}
+    monkeypatch.setattr(mx, "is_available", lambda device: True)
+    monkeypatch.setattr(mx, "set_default_device", lambda device: None)
+    monkeypatch.setattr(mx, "device_info", lambda: facts)
+    monkeypatch.setattr(mx, "set_memory_limit", lambda n: given.update(memory=n))
+    monkeypatch.setattr(mx, "set_cache_limit", lambda n: given.update(cache=n))
+    monkeypatch.setattr(module, "output_of", lambda *words: "10240\n")
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: 5)
+    monkeypatch.delenv("ONDEVICE_MLX_MEMORY_MB", raising=False)
+    monkeypatch.delenv("ONDEVICE_MLX_CACHE_MB", raising=False)
+    backend = module.make("gpu", "auto")
+    assert given == {"memory": int(0.85 * (12 << 30)), "cache": int(0.1 * (12 << 30))}
+    memory = backend.memory()
+    assert memory.total == 12 << 30 and memory.active == mx.get_active_memory() + 5
+    assert memory.peak >= memory.active
+    assert doctor._gpu(backend.device_facts()) == (
+        "Apple M2, 12.0 GB to work in, at most 10.0 GB wired (iogpu.wired_limit_mb)"
+    )
+    given.clear()
+    assert module.make("cpu", "auto").device_facts() == {} and not given

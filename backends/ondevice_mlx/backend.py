@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.common.physical_memory import physical_memory
+from ondevice.common.processes import output_of
 from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
@@ -21,6 +23,7 @@ from ondevice.seam.protocols import Memory, OptimSettings
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer
 
+_MEMORY_SHARE, _CACHE_SHARE, _MOST_CACHE = 0.85, 0.1, 2 << 30
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 
 
@@ -33,10 +36,38 @@ def make(device: str, dtype: str) -> MLXBackend:
         raise UserError("MLX sees no GPU here", where="device", hint="take --device cpu or auto")
     on_gpu = gpu and device != "cpu"
     mx.set_default_device(mx.gpu if on_gpu else mx.cpu)
+    working_set = _working_set() if on_gpu else 0
+    if working_set:
+        set_limits(working_set, os.environ)
     return MLXBackend(
         "gpu" if on_gpu else "cpu",
         ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype,
     )
+
+
+def set_limits(working_set: int, env: Mapping[str, str]) -> tuple[int, int]:
+    """Bounds what MLX takes of the memory that the GPU may use well, and what it keeps of freed
+    memory; its own bounds lie beyond where a machine begins to swap. Returns both, in bytes.
+
+    `env` may say them in MB: `ONDEVICE_MLX_MEMORY_MB` (otherwise 85 % of the working set) and
+    `ONDEVICE_MLX_CACHE_MB` (otherwise 10 % of it, at most 2 GB). Raises UserError for what is no
+    number.
+    """
+    memory = _megabytes(env, "ONDEVICE_MLX_MEMORY_MB", int(_MEMORY_SHARE * working_set))
+    usual = min(_MOST_CACHE, int(_CACHE_SHARE * working_set))
+    cache = _megabytes(env, "ONDEVICE_MLX_CACHE_MB", usual)
+    mx.set_memory_limit(memory)
+    mx.set_cache_limit(cache)
+    return memory, cache
+
+
+def _megabytes(env: Mapping[str, str], name: str, usual: int) -> int:
+    said = env.get(name)
+    if not said:
+        return usual
+    if not said.isdecimal():
+        raise UserError(f"{said!r} is not a number of megabytes", where=name, hint="such as 8000")
+    return int(said) << 20
 
 
 class MLXBackend:
@@ -133,8 +164,21 @@ class MLXBackend:
     def memory(self) -> Memory:
         total = physical_memory() or 0
         if self.device == "gpu":
-            total = int(mx.device_info()["max_recommended_working_set_size"])
-        return Memory(mx.get_active_memory(), mx.get_peak_memory(), total)
+            total = _working_set() or total
+        # what is kept of freed memory is the process's too
+        active = mx.get_active_memory() + mx.get_cache_memory()
+        return Memory(active, max(active, mx.get_peak_memory()), total)
+
+    def device_facts(self) -> dict[str, str | int]:
+        if self.device != "gpu":
+            return {}
+        facts: dict[str, str | int] = {"chip": str(mx.device_info().get("device_name", "GPU"))}
+        if _working_set():
+            facts["working_set"] = _working_set()
+        wired = _wired_limit()
+        if wired is not None:
+            facts["wired_limit"] = wired
+        return facts
 
     def out_of_memory(self, error: BaseException) -> bool:
         if isinstance(error, MemoryError):  # std::bad_alloc
@@ -148,15 +192,33 @@ class MLXBackend:
         )
         return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
+    def clear_cache(self) -> None:
+        mx.clear_cache()
+
     def free_memory(self) -> None:
         gc.collect()
-        mx.clear_cache()
+        self.clear_cache()
 
     def sync(self) -> None:
         mx.synchronize()
 
     def versions(self) -> dict[str, str]:
         return {"mlx": mx.__version__}
+
+
+def _working_set() -> int:
+    """Bytes that the GPU may use well, 0 where it does not say."""
+    return int(mx.device_info().get("max_recommended_working_set_size", 0))
+
+
+def _wired_limit() -> int | None:
+    """What the system lets a GPU wire in all, in bytes, 0 where it decides by itself; None where it
+    does not tell."""
+    try:
+        said = output_of("sysctl", "-n", "iogpu.wired_limit_mb").strip()
+    except OSError:
+        return None  # no such program
+    return int(said) << 20 if said.isdecimal() else None
 
 
 def _together(metrics: Mapping[str, tuple[mx.array, mx.array]]) -> dict[str, mx.array]:

@@ -202,12 +202,22 @@ class TorchBackend:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return Memory(peak, peak, physical_memory() or 0)
 
+    def device_facts(self) -> dict[str, str | int]:
+        if self.device == "cuda":
+            return {"chip": torch.cuda.get_device_name(self._device)}
+        return {}
+
     def out_of_memory(self, error: BaseException) -> bool:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
         # the CPU's allocator and MPS raise a plain RuntimeError
         texts = ("can't allocate memory", "not enough memory", "out of memory")
         return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+    def clear_cache(self) -> None:
+        # CUDA's own allocator joins blocks of all sizes: emptying it costs more than it gives
+        if self.device == "mps":
+            torch.mps.empty_cache()
 
     def free_memory(self) -> None:
         gc.collect()

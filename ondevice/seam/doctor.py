@@ -40,7 +40,7 @@ def doctor() -> Report:
     """Everything `ondevice doctor` says, as plain JSON values.
 
     Keys: ondevice, python, machine, cores, memory {total, available}, disk {folder, free}, backends
-    (name → version, usable, device, dtype, error), auto {backend, why}, hints, libraries (name →
+    (name → version, usable, device, dtype, gpu, error), auto {backend, why}, hints, libraries (name →
     version or None), hf_token. Sizes are bytes, None where the system does not tell. Loads every
     installed backend, which takes seconds.
     """
@@ -79,6 +79,8 @@ def render(report: Report) -> str:
         else:
             state = f"{found['version']} is installed but cannot be used: {found['error']}"
         lines.append(f"  {name:<12}{state}")
+        if found.get("gpu"):
+            lines.append(f"  {'':<12}{_gpu(found['gpu'])}")
     lines += ["", f"  {'auto':<12}{auto['backend'] or 'nothing'}: {auto['why']}", ""]
     known = (f"{name} {found or '–'}" for name, found in report["libraries"].items())
     lines.append(f"  {'libraries':<12}{', '.join(known)}")
@@ -94,6 +96,7 @@ def _backend(name: str, found: str | None) -> Report:
         "usable": False,
         "device": None,
         "dtype": None,
+        "gpu": {},
         "error": None,
     }
     if found is None:
@@ -104,7 +107,25 @@ def _backend(name: str, found: str | None) -> Report:
         Exception
     ) as problem:  # whatever a broken installation raises is what a person came here to learn
         return {**state, "error": f"{type(problem).__name__}: {problem}".splitlines()[0]}
-    return {**state, "usable": True, "device": backend.device, "dtype": backend.dtype}
+    return {
+        **state,
+        "usable": True,
+        "device": backend.device,
+        "dtype": backend.dtype,
+        "gpu": backend.device_facts(),
+    }
+
+
+def _gpu(facts: Report) -> str:
+    """A GPU's facts in words."""
+    words = [str(facts["chip"])]
+    if "working_set" in facts:
+        words.append(f"{_size(facts['working_set'])} to work in")
+    if facts.get("wired_limit"):
+        words.append(f"at most {_size(facts['wired_limit'])} wired (iogpu.wired_limit_mb)")
+    elif "wired_limit" in facts:
+        words.append("what may be wired is the system's to decide (iogpu.wired_limit_mb is 0)")
+    return ", ".join(words)
 
 
 def _auto(backends: dict[str, Report]) -> Report:

@@ -139,8 +139,17 @@ class Backend(Protocol):
         """What the GPU is called; empty on a CPU."""
         ...
 
+    def device_facts(self) -> dict[str, str | int]:
+        """What `doctor` tells of a GPU: its `chip`, and in bytes the `working_set` that it is to be
+        given at most and the `wired_limit` of the system; without those that are not known."""
+        ...
+
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether the error says that the device or this process has no memory left."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Gives back freed memory that is kept for later, between work of different shapes."""
         ...
 
     def free_memory(self) -> None:

@@ -316,7 +316,10 @@ class _Fit:
         def work() -> dict[str, float]:
             return dict(self.measure(self._params_for_use()))
 
-        return self.rows.attempt(self.state.step, MEASUREMENT, work)
+        self.backend.clear_cache()
+        figures = self.rows.attempt(self.state.step, MEASUREMENT, work)
+        self.backend.clear_cache()
+        return figures
 
     def _changes(self) -> None:
         """What a person has changed since the checkpoint: with other settings the stage may go back
@@ -345,6 +348,8 @@ class _Fit:
             return self.feed.plan_step(state.step, self._params_for_use, number)
 
         work = self.rows.attempt(state.step, ROLLOUT, plan)
+        if not isinstance(self.feed, Prefetcher):
+            self.backend.clear_cache()  # a rollout's shapes are of no use to an update
         outs, batches, ruined = self._update(work, lr)
         skipped = sum(bool(out.pop("skipped")) for out in outs)
         self._suspect(number, batches, nothing=bool(outs) and skipped == len(outs))
