@@ -17,6 +17,7 @@ import mlx.optimizers as optim
 from ondevice.seam.protocols import OptimSettings
 from ondevice.training.muon import MOMENTUM, muon_updates
 
+from . import packed_moments
 from .ops import MLXOps
 
 GROUP_BYTES = 64 << 20  # of parameters that are updated together
@@ -24,7 +25,7 @@ GROUP_BYTES = 64 << 20  # of parameters that are updated together
 
 class Optimizer:
     """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon),
-    float32.
+    float32; under adamw8bit the moments of large tensors are packed.
     """
 
     def __init__(
@@ -32,21 +33,33 @@ class Optimizer:
     ) -> None:
         self.settings, self.ops = settings, ops
         self.muon = [n for n in params if n in settings.muon_names]
-        self.rest = [n for n in params if n not in settings.muon_names]
+        self.packed = [n for n in params if self._is_packed(params[n])]
+        apart = settings.muon_names | set(self.packed)
+        self.rest = [n for n in params if n not in apart]
         self.state: dict[str, mx.array] = {
             f"{n}.momentum": mx.zeros_like(params[n]) for n in self.muon
         }
         for n in self.rest:
             self.state[f"{n}.exp_avg"] = mx.zeros_like(params[n])
             self.state[f"{n}.exp_avg_sq"] = mx.zeros_like(params[n])
+        for n in self.packed:
+            self.state |= packed_moments.empty(n, params[n])
         self.steps = 0
-        self.traces = 0
+        self._traces = 0
+        self._adamw8bit = packed_moments.PackedAdamW(settings, compiled)
         self._adamw: dict[float, Callable[..., Any]] = {}
         for decay in {settings.weight_decay, 0.0}:
             one = self._adamw_of(decay)
             # every tensor of one number of dimensions goes through one trace
             self._adamw[decay] = mx.compile(one, shapeless=True) if compiled else one
         self._muon = mx.compile(self._muon_update) if compiled else self._muon_update
+
+    def _is_packed(self, param: mx.array) -> bool:
+        return self.settings.optimizer == "adamw8bit" and param.size >= packed_moments.LEAST
+
+    @property
+    def traces(self) -> int:
+        return self._traces + self._adamw8bit.traces
 
     def update(
         self, params: dict[str, mx.array], grads: dict[str, mx.array], lr: float
@@ -64,6 +77,7 @@ class Optimizer:
             scale = mx.minimum(1.0, self.settings.clip_norm / (norm + 1e-6))
         rate = mx.array(lr)
         self._update_adamw(params, grads, scale, rate)
+        self._update_packed(params, grads, scale, rate)
         if self.muon:
             self._update_muon(params, grads, scale, rate)
         return value, True
@@ -96,6 +110,21 @@ class Optimizer:
                 ]
             )
 
+    def _update_packed(
+        self,
+        params: dict[str, mx.array],
+        grads: dict[str, mx.array],
+        scale: mx.array,
+        rate: mx.array,
+    ) -> None:
+        step = mx.array(self.steps, mx.float32)
+        for n in self.packed:
+            decay = self.settings.decay(n, params[n].ndim)
+            params[n] = self._adamw8bit.update(
+                n, params[n], grads.pop(n), self.state, scale, rate, decay, step
+            )
+            mx.eval(params[n], [self.state[f"{n}.{key}"] for key in packed_moments.KEYS])
+
     def _adamw_of(self, decay: float) -> Callable[..., Any]:
         """One tensor's update under this decay: (parameter, gradient, both moments, scale of the
         gradient, number of the step, rate) to (parameter, both moments).
@@ -111,7 +140,7 @@ class Optimizer:
             step: mx.array,
             rate: mx.array,
         ) -> tuple[mx.array, mx.array, mx.array]:
-            self.traces += 1
+            self._traces += 1
             library = optim.AdamW(
                 0.0, betas=[s.beta1, s.beta2], eps=s.eps, weight_decay=decay, bias_correction=True
             )
@@ -149,7 +178,7 @@ class Optimizer:
         scale: mx.array,
         rate: mx.array,
     ) -> tuple[list[mx.array], list[mx.array]]:
-        self.traces += 1
+        self._traces += 1
         scaled = [grad * scale for grad in grads]
         buffers = []
         looked = []

@@ -9,18 +9,20 @@ from ondevice.seam.protocols import OptimSettings
 from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import TorchOps
+from .packed_moments import LEAST, PackedMoments
 
 
 class Optimizer:
     """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon),
-    float32.
+    float32; under adamw8bit the moments of large tensors are packed.
     """
 
     def __init__(self, params: dict[str, Tensor], settings: OptimSettings, ops: TorchOps) -> None:
         self.params, self.settings, self.ops = params, settings, ops
         self.muon = [n for n in params if n in settings.muon_names]
         self.momentum = {n: torch.zeros_like(params[n]) for n in self.muon}
-        rest = [n for n in params if n not in settings.muon_names]
+        self.packed = {n: PackedMoments(params[n]) for n in params if self._is_packed(n)}
+        rest = [n for n in params if n not in settings.muon_names and n not in self.packed]
         decays = {n: settings.decay(n, params[n].ndim) for n in rest}
         groups = [
             {"params": [params[n] for n in rest if decays[n] == rate], "weight_decay": rate}
@@ -35,6 +37,9 @@ class Optimizer:
         )
         self.rest = rest
         self.steps = 0
+
+    def _is_packed(self, name: str) -> bool:
+        return self.settings.optimizer == "adamw8bit" and self.params[name].numel() >= LEAST
 
     @torch.no_grad()
     def update(self, lr: float) -> tuple[float, bool]:
@@ -54,6 +59,9 @@ class Optimizer:
             for group in self.adamw.param_groups:
                 group["lr"] = lr
             self.adamw.step()
+        for n, moments in self.packed.items():
+            p = self.params[n]
+            moments.update(p, self.settings, lr, self.settings.decay(n, p.ndim), self.steps)
         if self.muon:
             self._muon(lr * self.settings.muon_ratio)
         return value, True
@@ -69,6 +77,8 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         out = {f"{n}.momentum": b for n, b in self.momentum.items()}
+        for n, moments in self.packed.items():
+            out |= moments.state(n)
         if self.adamw is not None:
             for n in self.rest:
                 held = self.adamw.state.get(self.params[n], {})
@@ -82,6 +92,8 @@ class Optimizer:
         self.steps = steps
         for n in self.muon:
             self.momentum[n].copy_(state[f"{n}.momentum"])
+        for n, moments in self.packed.items():
+            moments.restore(n, state)
         if self.adamw is not None:
             for n in self.rest:
                 p = self.params[n]

@@ -98,8 +98,10 @@ class TrainingConfig(RowsConfig, StageConfig):
     memory, and the result is the same within rounding. auto: as many as suit the machine. Halved
     where memory runs out.
     """
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the blocks' matrices, AdamW for everything else."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW whose moments take one byte a number, so that training all weights takes
+    10 to 11 bytes a parameter in place of 16 to 19. muon: Muon for the blocks' matrices, AdamW for
+    everything else."""
     learning_rate: float = 3e-4
     """Peak rate of AdamW."""
     muon_learning_rate: float = only(
