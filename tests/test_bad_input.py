@@ -281,10 +281,10 @@ CASES = {
         "generate heads hi",
         "heads/config.json: num_attention_heads",
         "0 is",
-        "no whole number above 0",
+        "not a whole number above 0",
     ),
     "worded context": Case(
-        "generate worded hi", "max_position_embeddings", "'many'", "no whole number"
+        "generate worded hi", "max_position_embeddings", "'many'", "not a whole number"
     ),
     "worded epsilon": Case(
         "generate epsilon hi", "epsilon/config.json: rms_norm_eps", "'small'", "is not a number"

@@ -289,6 +289,7 @@ class Device:
     """A backend of which only the memory is asked."""
 
     dtype = "float32"
+    activation_factor = 1.7
 
     def __init__(self, total: int, device: str = "cpu") -> None:
         self.total, self.device = total, device

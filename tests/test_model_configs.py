@@ -580,7 +580,7 @@ def test_a_row_is_long_or_short_by_itself(backend: Backend) -> None:
         ({"rope_type": "yarn"}, "factor is None"),
         ({"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
         ({"rope_type": "linear", "factor": "2"}, "factor is '2'"),
-        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "no list of 4"),
+        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "not a list of 4"),
         ({"rope_type": "default", "mrope_section": [2, 1, 1]}, "mrope_section"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "all of it is here"),
     ],

@@ -22,7 +22,7 @@ from hub_models import write_model, write_ratings
 from hub_server import HubServer
 from ondevice import cli
 from ondevice.common.errors import UserError
-from ondevice.config import hub, use
+from ondevice.config import benchmark, data, evaluation, hub, ratings, runs, use
 from ondevice.config.command_line import Line
 from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping
@@ -34,7 +34,7 @@ from ondevice.seam.select import load_backend
 
 CONFIGS: dict[str, type] = {
     name: cls
-    for module in (use, hub)
+    for module in (use, runs, evaluation, data, ratings, benchmark, hub)
     for name, cls in vars(module).items()
     if inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
 }
@@ -153,7 +153,7 @@ def test_refused_from_every_door(capsys: pytest.CaptureFixture[str]) -> None:
         od.generate(model="m", prompt="Anna", temperature=0, top_k=3)
     with pytest.raises(UserError, match="gold: has no effect: it is for import"):
         od.manage_ratings(
-            cfg=use.RatingsConfig(action="export", ratings="r", gold=True, raters=("ann",))
+            cfg=ratings.RatingsConfig(action="export", ratings="r", gold=True, raters=("ann",))
         )
 
 
@@ -472,9 +472,9 @@ def ready(files: Path) -> Path:
 def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read: set[str] = set()
     recipe = str(ready / "recipe.yaml")
-    cfg = recording(use.RunConfig, read, recipe=recipe, out=str(ready), resume=True)
+    cfg = recording(runs.RunConfig, read, recipe=recipe, out=str(ready), resume=True)
     assert od.run(cfg=cfg) == ready
-    assert {f.name for f in dataclasses.fields(use.RunConfig)} == read
+    assert {f.name for f in dataclasses.fields(runs.RunConfig)} == read
     with pytest.raises(UserError, match="unknown key 'reseume'"):
         od.run(recipe, out=ready, reseume=True)
     assert od.run(ready / "recipe.yaml", out=ready, resume=True) == ready
@@ -505,9 +505,9 @@ def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[
 def test_runs_reads_all_that_it_takes(action: str, ready: Path) -> None:
     read: set[str] = set()
     needed = {} if action == "list" else {"run": ready.name}
-    cfg = recording(use.RunsConfig, read, action=action, folder=str(ready.parent), **needed)
+    cfg = recording(runs.RunsConfig, read, action=action, folder=str(ready.parent), **needed)
     cli._runs(cfg, Line())
-    assert {f.name for f in dataclasses.fields(use.RunsConfig)} - read == (
+    assert {f.name for f in dataclasses.fields(runs.RunsConfig)} - read == (
         {"run"} if action == "list" else set()
     )
 
@@ -551,6 +551,19 @@ def test_a_pull_reads_all_that_it_takes(dataset: bool, server: HubServer, tmp_pa
     assert {f.name for f in dataclasses.fields(hub.PullConfig)} == read
 
 
+def test_a_benchmark_reads_all_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ondevice.benchmark import cases
+    from test_bench_command import TINY
+
+    monkeypatch.setitem(cases.SHAPES, "10M", TINY)
+    for name, value in (("LENGTH", 24), ("PROMPT", 8), ("WRITTEN", 4)):
+        monkeypatch.setattr(cases, name, value)
+    read: set[str] = set()
+    given = {"sizes": ("10M",), "seconds": 0.1, "dtype": "float32"}
+    od.bench(cfg=recording(benchmark.BenchConfig, read, **given, **CPU), tell=lambda _: None)
+    assert {f.name for f in dataclasses.fields(benchmark.BenchConfig)} == read
+
+
 def test_each_command_has_a_place_in_the_tables() -> None:
     """A new config enters `READ`, or stands here with the test that runs it."""
     elsewhere = {
@@ -558,6 +571,7 @@ def test_each_command_has_a_place_in_the_tables() -> None:
         "RunsConfig": test_runs_reads_all_that_it_takes,
         "WorkerConfig": test_a_worker_reads_all_that_it_takes,
         "PullConfig": test_a_pull_reads_all_that_it_takes,
+        "BenchConfig": test_a_benchmark_reads_all_that_it_takes,
     }
     assert {name for name, _, _ in READ} | set(elsewhere) | set(BASES) == set(CONFIGS)
     assert set(TABLE) == {name for name, _ in CASES}
