@@ -15,7 +15,7 @@ from gradients import graded, on_device
 from ondevice.rl.advantages import explained_variance, gae, group_advantages, whiten, without_spread
 from ondevice.seam.protocols import Backend
 from ondevice.stages.ppo import assemble
-from ondevice.training.losses import ppo_objective
+from ondevice.training.policy_losses import ppo_objective
 from test_golden_ppo import CASES, GOLDEN, TOLERANCE, arrays
 
 NAN = float("nan")

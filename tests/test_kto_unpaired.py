@@ -27,7 +27,7 @@ from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.stages.dpo import advice, crossed_rows, pair_batch, sides_of
-from ondevice.training.losses import preference_objective
+from ondevice.training.preference_losses import preference_objective
 from test_losses import CLOSE, graded, on_device, squared
 
 ASKED = [{"role": "user", "content": "Anna"}]

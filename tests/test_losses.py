@@ -25,10 +25,9 @@ from ondevice.seam.protocols import Backend
 from ondevice.stages.dpo import crossed_rows, pair_batch, sides_of
 from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
-from ondevice.training.losses import (
+from ondevice.training.policy_losses import grpo_objective, k3
+from ondevice.training.preference_losses import (
     WITHOUT_REFERENCE,
-    grpo_objective,
-    k3,
     log_sigmoid,
     preference_objective,
     reward_objective,
@@ -643,6 +642,6 @@ def test_every_kind_that_may_be_asked_for_has_a_loss() -> None:
     from typing import get_args
 
     from ondevice.config.preference import PairKind
-    from ondevice.training.losses import PAIR_LOSSES
+    from ondevice.training.preference_losses import PAIR_LOSSES
 
     assert {*PAIR_LOSSES, "kto"} == set(get_args(PairKind)) and DPOConfig().loss_type in PAIR_LOSSES

@@ -42,13 +42,9 @@ from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.stages.dpo import pair_batch, sides_of
 from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
-from ondevice.training.losses import (
-    causal_lm_loss,
-    grpo_loss,
-    ppo_loss,
-    preference_loss,
-    reward_loss,
-)
+from ondevice.training.losses import causal_lm_loss
+from ondevice.training.policy_losses import grpo_loss, ppo_loss
+from ondevice.training.preference_losses import preference_loss, reward_loss
 from ondevice.training.sequence_logprobs import Scorer
 from test_parity import MLX, TORCH, assert_close, everywhere_alive, host, rate
 

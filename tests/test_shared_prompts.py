@@ -29,7 +29,7 @@ from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training import rows_at_once
-from ondevice.training.losses import grpo_loss
+from ondevice.training.policy_losses import grpo_loss
 from ondevice.training.rows_at_once import RowsAtOnce
 from ondevice.training.sequence_logprobs import Scorer
 

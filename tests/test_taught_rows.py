@@ -26,7 +26,7 @@ from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.stages.grpo import GRPOFeed, Updates
-from ondevice.training.losses import grpo_loss
+from ondevice.training.policy_losses import grpo_loss
 
 CFG = models.config("llama")
 REWARDS = np.array([[1.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])

@@ -38,13 +38,9 @@ from ondevice.stages.dpo import pair_batch, sides_of
 from ondevice.stages.init import initial_weights
 from ondevice.stages.reward import score_batch
 from ondevice.training.loop import optim_settings
-from ondevice.training.losses import (
-    causal_lm_loss,
-    grpo_loss,
-    ppo_loss,
-    preference_loss,
-    reward_loss,
-)
+from ondevice.training.losses import causal_lm_loss
+from ondevice.training.policy_losses import grpo_loss, ppo_loss
+from ondevice.training.preference_losses import preference_loss, reward_loss
 from ondevice.training.sequence_logprobs import Scorer
 
 LENGTH = 256  # tokens of a row

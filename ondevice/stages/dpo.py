@@ -5,7 +5,7 @@ model, not two. TRL computes them at every step unless `precompute_ref_log_probs
 laptop the memory of a second model decides.
 
 Chosen: one objective of two sums of log-probabilities for the whole family (`PAIR_LOSSES` in
-`training/losses.py`), so that a further loss is one function of their difference. KTO, which knows
+`training/preference_losses.py`), so that a further loss is one function of their difference. KTO, which knows
 no pairs, takes each prompt with another prompt's completion as its estimate of the distance, as TRL
 does, but over all rows of a step (`Drift`). Left out: a reference that follows the policy (TR-DPO);
 it has to be computed at every step.
@@ -48,7 +48,7 @@ from ondevice.stages.tuning import (
 )
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
-from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
+from ondevice.training.preference_losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import BatchSource, Prefetcher, StepPlan, StepSource
 

@@ -55,7 +55,7 @@ from ondevice.stages.tuning import (
 )
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
-from ondevice.training.losses import grpo_loss
+from ondevice.training.policy_losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import Cut, StepPlan
 

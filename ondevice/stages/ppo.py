@@ -55,7 +55,7 @@ from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, reference_params, shares_reference, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
-from ondevice.training.losses import ppo_loss
+from ondevice.training.policy_losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import Cut, StepPlan, count_targets
 

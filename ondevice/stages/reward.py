@@ -29,7 +29,7 @@ from ondevice.stages.pairs import load_pairs
 from ondevice.stages.tuning import least_prompt_rows, load_start, with_adapter
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
-from ondevice.training.losses import reward_loss
+from ondevice.training.preference_losses import reward_loss
 from ondevice.training.sequence_logprobs import Scorer
 
 
