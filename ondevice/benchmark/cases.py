@@ -37,8 +37,8 @@ from ondevice.seam.protocols import Backend, Trainer
 from ondevice.stages.dpo import pair_batch, sides_of
 from ondevice.stages.init import initial_weights
 from ondevice.stages.reward import score_batch
-from ondevice.training.loop import optim_settings
 from ondevice.training.losses import causal_lm_loss
+from ondevice.training.optimizer_settings import optim_settings
 from ondevice.training.policy_losses import grpo_loss, ppo_loss
 from ondevice.training.preference_losses import preference_loss, reward_loss
 from ondevice.training.sequence_logprobs import Scorer

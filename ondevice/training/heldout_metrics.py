@@ -32,6 +32,10 @@ class BestMetric:
     name: str = "loss"
     higher: bool = False
 
+    def words(self) -> str:
+        """The figure, in words."""
+        return "held-out " + self.name.replace("_", " ")
+
     def than(self, score: float, best: float | None) -> bool:
         """Whether `score` is a finite number better than `best`; None: there is no best one yet."""
         if not math.isfinite(score):

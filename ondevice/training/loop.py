@@ -24,30 +24,27 @@ from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import TrainingConfig
 from ondevice.models.compute_type import cast_once
-from ondevice.models.load import read_trained
 from ondevice.models.model import Model
 from ondevice.models.network import supports_packing
-from ondevice.models.save import write
-from ondevice.models.state_dict import quantised
 from ondevice.models.tables import with_tables
-from ondevice.models.tensor_names import is_block_matrix
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
 from ondevice.runs.recovery import (
     FACTOR,
-    ResultRecord,
     State,
     finite,
     keep_batch,
-    measured_checkpoints,
     sound_checkpoints,
 )
-from ondevice.seam.ops import Loss, Params, sub
-from ondevice.seam.protocols import Backend, OptimSettings, Trainer
+from ondevice.seam.ops import Loss, Params
+from ondevice.seam.protocols import Backend, Trainer
 from ondevice.training.heldout_metrics import LOWEST_LOSS, BestMetric, EvalBatches, heldout_metrics
+from ondevice.training.joined_models import JoinedModels
 from ondevice.training.lr_schedule import learning_rate
 from ondevice.training.no_progress import NoProgress
+from ondevice.training.optimizer_settings import optim_settings
 from ondevice.training.rows_at_once import MEASUREMENT, ROLLOUT, START, RowsAtOnce, of_update
+from ondevice.training.stage_result import StageWeights
 from ondevice.training.step_source import (
     Batches,
     BatchSource,
@@ -60,25 +57,6 @@ from ondevice.training.step_source import (
 
 # after so many steps without a finite gradient the run is beyond mending itself
 SKIPPED_IN_A_ROW = 10
-
-
-def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
-    """The optimizer's settings as a backend takes them. Muon updates the matrices of the blocks."""
-    matrices = []
-    if cfg.optimizer == "muon":
-        for name, array in params.items():
-            if is_block_matrix(name, array.shape):
-                matrices.append(name)
-    return OptimSettings(
-        optimizer=cfg.optimizer,
-        beta1=cfg.beta1,
-        beta2=cfg.beta2,
-        eps=cfg.eps,
-        weight_decay=cfg.weight_decay,
-        clip_norm=cfg.clip_norm,
-        muon_ratio=cfg.muon_learning_rate / cfg.learning_rate,
-        muon_names=frozenset(matrices),
-    )
 
 
 def fit(
@@ -139,61 +117,21 @@ class _Fit:
         self.ctx = ctx
         self.cfg = cfg
         self.sample = sample
-        self.beside = beside
         self.better = better
-        # beside an adapter the weights stay as they are: nothing is gained by loading them again
-        self.restart = restart if model.adapter is None else None
-        self.names = {"model": list(model.params)}
-        for part, other in self.beside.items():
-            self.names[part] = list(other.params)
         self.first_feed = feed.state_dict()
         self.backend: Backend = ctx.backend
+        self.models = JoinedModels(model, beside, restart, ctx.backend)
         # batches that may have ruined the weights, by number
         self.suspects: dict[int, Batches] = {}
         self.no_progress = NoProgress(ctx.warn, cfg.steps)
         self.found = ctx.newest_checkpoint()
         self.rows = RowsAtOnce(ctx, cfg, model)
         self.rows.load(self.found.record if self.found is not None else {}, self._events())
-        self.trained = self._trained_names()
-        self._check_trainable()
         self._check_backend()
         for callback in ctx.callbacks:
             callback.on_train_begin(model, self.found.step if self.found is not None else 0)
         self._load(self.found)
         self._check_finite()
-
-    def _trained_names(self) -> set[str]:
-        """The names of the tensors that are trained."""
-        names = {name for name in self.model.params if self.model.trains(name)}
-        for part, other in self.beside.items():
-            names.update(f"{part}.{name}" for name in other.params if other.trains(name))
-        return names
-
-    def _start_params(self) -> Params:
-        """The parameters of the stage's start, of all models that are trained together."""
-        if self.restart is None:
-            others = {part: other.params for part, other in self.beside.items()}
-            return {**self.model.params, **_prefixed(others)}
-        if not self.model.params:
-            return self.restart()
-        return self._release()
-
-    def _release(self) -> Params:
-        """The parameters of the stage's start, which nobody else holds from then on."""
-        others = {part: other.release() for part, other in self.beside.items()}
-        return {**self.model.release(), **_prefixed(others)}
-
-    def _check_trainable(self) -> None:
-        """Raises UserError for quantised weights that are to be trained."""
-        packed = [*quantised(self.model.params)]
-        for other in self.beside.values():
-            packed += quantised(other.params)
-        if not self.trained or (self.model.adapter is None and packed):
-            raise UserError(
-                "quantised weights cannot be trained",
-                where=str(self.model.folder),
-                hint="take the folder with whole weights",
-            )
 
     def _check_backend(self) -> None:
         """Raises UserError where the checkpoint to go on from has another backend's tensors."""
@@ -226,29 +164,29 @@ class _Fit:
         """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
         start = found or self.ctx.start.continued
         feed_state = self.first_feed
-        if start is not None and self.restart is not None:
-            self._release()
+        if start is not None:
+            self.models.release()
         if found is not None:
             self.state = State.of(found.record)
-            params = self._read(found)
+            params = self.models.read(found)
             feed_state = found.record.get("feed", {})
         elif start is not None:
             first = start.record.get("first", 0) + start.step
             self.state = State(first=first, fingerprint=self.ctx.start.fingerprint)
-            params = self._read(start)
+            params = self.models.read(start)
         else:
             self.state = State(fingerprint=self.ctx.start.fingerprint)
-            params = self._start_params()
+            params = self.models.start()
         self.feed.load_state_dict(feed_state)
-        trained = {name: p for name, p in params.items() if name in self.trained}
-        frozen = {name: p for name, p in params.items() if name not in self.trained}
+        trained = {name: p for name, p in params.items() if name in self.models.trained}
+        frozen = {name: p for name, p in params.items() if name not in self.models.trained}
         self.trainer = self.backend.trainer(
             self.loss,
             trained,
             frozen,
             optim_settings(self.cfg, trained),
             compile=self.cfg.compile,
-            take=start is not None or self.restart is not None,
+            take=start is not None or self.models.restart is not None,
         )
         if start is not None:
             self.trainer.load_state(start.optimizer)
@@ -541,7 +479,7 @@ class _Fit:
         # a person's wish to stop or to save changes no measurement, by which a run may end early
         if saving or _due(state.step, cfg.eval_every):
             score = self._evaluate()
-            note(f"step {state.step}: {self._metric_words()} {score:.4f}")
+            note(f"step {state.step}: {self.better.words()} {score:.4f}")
             if self._note_score(score) and cfg.take_best:
                 saving = True
             # only what is on disk can be the best checkpoint
@@ -573,10 +511,6 @@ class _Fit:
         state.best_score = score
         return True
 
-    def _metric_words(self) -> str:
-        """The figure that decides, in words."""
-        return "held-out " + self.better.name.replace("_", " ")
-
     def _evaluate(self) -> float:
         """The figure that decides, on held-out data; an event tells all of them, and a checkpoint
         holds them.
@@ -592,14 +526,7 @@ class _Fit:
         state = self.state
 
         def fill(folder: Any) -> None:
-            params = self.trainer.params()
-            for part, model in {"model": self.model, **self.beside}.items():
-                (folder / part).mkdir()
-                if part == "model":
-                    own = {name: params[name] for name in self.names[part]}
-                else:
-                    own = sub(params, f"{part}.")
-                write(folder / part, self.backend, model.with_params(own))
+            self.models.write(folder, self.trainer.params())
             self.trainer.save_state(folder / "optimizer.safetensors")
 
         record = {
@@ -625,88 +552,15 @@ class _Fit:
             for callback in self.ctx.callbacks:
                 callback.on_save(saved, last=state.step == self.cfg.steps)
 
-    def _read(self, found: checkpoint.Checkpoint) -> Params:
-        others = {}
-        for part, model in self.beside.items():
-            others[part] = read_trained(found.path / part, model, self.backend)
-        return {**read_trained(found.model, self.model, self.backend), **_prefixed(others)}
-
     def _result(self) -> Params:
-        """The parameters that the stage gives; `ctx.taken` tells whose they are and what was
-        measured of them.
-        """
-        state = self.state
-        if state.measured is None:  # a record that does not hold it
+        """The parameters that the stage gives."""
+        if self.state.measured is None:  # a record that does not hold it
             self._evaluate()
-        self.ctx.taken = self._taken(state.step, state.measured or {})
-        params = None
-        if self.cfg.take_best and state.best_saved_step not in (None, state.step):
-            params = self._best()
-        if self.ctx.taken.value is None:
-            self.ctx.warn(
-                f"the held-out {self.better.name} of the result is not a number", state.step
-            )
+        weights = StageWeights(self.ctx, self.state, self.better, self.models.read)
+        params = weights.choose(self.cfg.take_best)
         if params is None:
             return self.trainer.params()
         return params
-
-    def _taken(self, step: int, figures: Mapping[str, Any]) -> ResultRecord:
-        return ResultRecord(step, figures, self.better.name, self.better.higher, self.state.before)
-
-    def _best(self) -> Params | None:
-        """Those of the best checkpoint or, where that is damaged, of the best one left; None: the
-        last ones are.
-        """
-        state = self.state
-        assert state.best_saved_step is not None
-        path = checkpoint.path_at(self.ctx.folder.checkpoints, state.best_saved_step)
-        reason = checkpoint.find_damage(path)
-        if reason is not None:
-            return self._best_left(path.name, reason)
-        best = checkpoint.load(path)
-        self.ctx.taken = self._taken(best.step, best.record.get("measured") or {})
-        self.ctx.warn(
-            f"the result is the best checkpoint on held-out data, step {best.step}", state.step
-        )
-        return self._read(best)
-
-    def _best_left(self, damaged: str, reason: str) -> Params | None:
-        """The best parameters without those of the best checkpoint, whose name is `damaged`; None:
-        the last ones are. `ctx.taken` tells whose they are.
-        """
-        state = self.state
-        taken = self.ctx.taken
-        assert taken is not None
-        found = None
-        for other in measured_checkpoints(
-            self.ctx.folder.checkpoints, self.better.name, state.step
-        ):
-            figures = other.record["measured"]
-            if other.step == state.step:
-                continue
-            if self.better.than(figures[self.better.name], taken.value):
-                found = other
-                taken = self._taken(other.step, figures)
-        self.ctx.taken = taken
-        word = self._metric_words()
-        said = f"{taken.value:.4f}" if taken.value is not None else "not a number"
-        self.ctx.warn(
-            f"{damaged}, the best on held-out data ({word} {state.best_saved_score:.4f}), is damaged "
-            f"({reason}): the result is step {taken.step} ({word} {said})",
-            state.step,
-        )
-        if found is None:
-            return None
-        return self._read(found)
-
-
-def _prefixed(parts: Mapping[str, Params]) -> Params:
-    """The parameters of several models in one dict, each name after its model's."""
-    joined: Params = {}
-    for part, params in parts.items():
-        for name, array in params.items():
-            joined[f"{part}.{name}"] = array
-    return joined
 
 
 def _mean(outs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -16,8 +16,9 @@ from ondevice.data.chat_encoding import encode_chat
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.seam.protocols import Backend
-from ondevice.training.loop import fit, optim_settings
+from ondevice.training.loop import fit
 from ondevice.training.losses import causal_lm_loss
+from ondevice.training.optimizer_settings import optim_settings
 
 
 class NothingHeldOut:

@@ -21,8 +21,8 @@ from ondevice.data.batches import TextSource
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig, parse_config
 from ondevice.stages.init import initial_weights
-from ondevice.training.loop import optim_settings
 from ondevice.training.losses import causal_lm_loss
+from ondevice.training.optimizer_settings import optim_settings
 
 BLOCKS = Size(4096, 576, 1536, 1, 9, 3)
 SMALL = Size(512, 36, 64, 1, 9, 3)
