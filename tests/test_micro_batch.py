@@ -290,6 +290,7 @@ class Device:
 
     dtype = "float32"
     activation_factor = 1.7
+    activation_factor = 1.7
 
     def __init__(self, total: int, device: str = "cpu") -> None:
         self.total, self.device = total, device
