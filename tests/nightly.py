@@ -62,8 +62,8 @@ NIGHTLY = (
     ),
     Nightly(
         "test_scripts.py",
-        r"\[bench/preference|peer_t|interop|real/(beside|smollm2)",
-        "scripts that measure TRL and transformers: CI runs `bench/train.py` against mlx-lm, and "
+        r"bench/bench|interop|real/(beside|smollm2)",
+        "scripts that measure other libraries at length: CI runs one row of the benchmark, and "
         "compares our numbers with theirs in `test_oracles.py` and `test_trl_oracles.py`",
     ),
     Nightly(

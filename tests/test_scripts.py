@@ -70,6 +70,9 @@ stages:
   grpo: {steps: 1, prompts: 2, group_size: 2, max_new_tokens: 8, eval_every: 0, save_every: 0}
 """
 
+# What has a test file of its own.
+ELSEWHERE = {"gpu_check.py": "test_gpu_check.py"}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -150,9 +153,7 @@ def bench(place: Place) -> None:
     told, document, figures = compared(place, *rows, "ppo", "load", "counts")
     assert "left out: PPO, 4 epochs (torch), beside TRL 1.12; pip install" in told
     for title in ("pre-training, eager", "blocks alone", "chats, one per row", "reward model"):
-        note = next(line for line in document.splitlines() if line.startswith(f"* {title}"))
-        furthest = re.search(r"largest difference (\S+)\)", note)
-        assert furthest and float(furthest.group(1)) < 1e-5, note
+        same_losses(document, title)
     for row in figures["rows"].values():
         for side in (*row["ours"], *row["theirs"]):
             assert side["rate"] > 0 and side["cpu_rate"] > 0 and side["peak"] > 0
@@ -181,6 +182,12 @@ def compared(place: Place, *rows: str) -> tuple[str, str, dict[str, Any]]:
     )
     figures: dict[str, Any] = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     return told, out.read_text(encoding="utf-8"), figures
+
+
+def same_losses(document: str, title: str) -> None:
+    note = next(line for line in document.splitlines() if line.startswith(f"* {title}"))
+    furthest = re.search(r"largest difference (\S+)\)", note)
+    assert furthest and float(furthest.group(1)) < 1e-5, note
 
 
 def peer_trl_ppo(place: Place) -> None:
@@ -264,7 +271,8 @@ def picture(place: Place) -> None:
 
 def house(place: Place) -> None:
     drawn = place.script("house.py")
-    assert "stages" in drawn.splitlines()[1] and drawn.splitlines()[-1].split()[1] == "common"
+    packages = [line.split()[1] for line in drawn.splitlines()[1:]]
+    assert packages[-1] == "common" and packages.index("stages") < packages.index("training")
 
 
 def same_results(place: Place) -> None:
@@ -345,8 +353,19 @@ def test_it_runs(name: str, request: pytest.FixtureRequest) -> None:
             starter = RUN_BY[starter]
         assert starter in SMALL
         return
+    if name in ELSEWHERE:
+        test = (Path(__file__).parent / ELSEWHERE[name]).read_text(encoding="utf-8")
+        assert Path(name).stem in test
+        return
     assert name in SMALL, f"scripts/{name} has no small case in {Path(__file__).name}"
     SMALL[name](request.getfixturevalue("place"))
+
+
+def test_the_benchmark_measures_one_row_on_both_sides(place: Place) -> None:
+    _, document, figures = compared(place, "pretrain:eager")
+    same_losses(document, "pre-training, eager")
+    for side in ("ours", "theirs"):
+        assert all(one["rate"] > 0 for row in figures["rows"].values() for one in row[side])
 
 
 def test_the_peak_of_memory_is_of_the_process_alone() -> None:
@@ -360,7 +379,7 @@ def test_the_peak_of_memory_is_of_the_process_alone() -> None:
 
 
 def test_small_cases_are_of_scripts_that_are_there() -> None:
-    assert all((SCRIPTS / name).is_file() for name in (*SMALL, *RUN_BY))
+    assert all((SCRIPTS / name).is_file() for name in (*SMALL, *RUN_BY, *ELSEWHERE))
 
 
 def test_all_scripts_are_type_checked() -> None:
