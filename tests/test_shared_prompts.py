@@ -112,6 +112,7 @@ def test_gradients_are_those_of_a_row_for_each_answer(
         np.testing.assert_allclose(found[name], slope, rtol=1e-5, atol=1e-5 * top, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral-window", "t5"])
 def test_compiled_they_are_the_same(backend: Backend, family: str) -> None:
     cfg = config(family)
