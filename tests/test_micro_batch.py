@@ -263,6 +263,16 @@ def test_one_row_that_does_not_fit_ends_the_stage_in_one_line(
     assert "--resume" in caught.value.hint and "\n" not in str(caught.value)
 
 
+def test_halving_counts_from_the_rows_there_are(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than a step has are never computed at once: half of them would be no fewer."""
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    Small(backend, 4).install(monkeypatch, ERRORS["torch"])
+    run(files, "sft", tmp_path, "torch", batch_size=8, micro_batch=64)
+    assert halved(tmp_path, "sft") == [(0, "update 0", 4)]
+
+
 def test_out_of_memory_inside_the_update_ends_the_stage_and_keeps_its_checkpoint(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:

@@ -17,6 +17,7 @@ from ondevice.runs.context import Context
 from ondevice.runs.device_batch import choose_decode_batch
 from ondevice.runs.recovery import ResultRecord
 
+SCORED = 64  # rows that are scored at once where no micro-batch is chosen yet
 Floats = NDArray[np.floating[Any]]
 
 
@@ -81,6 +82,16 @@ def held_out(taken: ResultRecord | None) -> dict[str, Any]:
     figures = dict(taken.figures)
     figures.pop("groups", None)  # their place in a file
     return figures
+
+
+def scoring_batch(ctx: Context) -> int:
+    """How many rows are scored at once: a micro-batch; before one is chosen no more than are
+    written at once, so that halving these where memory runs out helps here too.
+    """
+    now = ctx.device_batch
+    if now.micro_batch is not None:
+        return now.micro_batch
+    return min(SCORED, now.decode_batch or SCORED)
 
 
 def decode_batch(ctx: Context, model: Model, context: int) -> int:

@@ -38,6 +38,7 @@ from ondevice.rl.micro_batches import (
     micro_batches,
     prompt_indices,
     repeat_per_token,
+    scoring_batch,
 )
 from ondevice.rl.problem_prompts import ProblemPrompts
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
@@ -220,7 +221,7 @@ class GRPOFeed:
         longest = max(len(prompt) for prompt in prompts)
         context = longest + self.cfg.max_new_tokens
         sampler.batch_size = decode_batch(self.ctx, self.policy, context)
-        self.scorer.batch_size = self.ctx.device_batch.micro_batch or self.scorer.batch_size
+        self.scorer.batch_size = scoring_batch(self.ctx)
 
     def score(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
         """The rewards of `each` completions of every prompt; what goes wrong with one is told as a

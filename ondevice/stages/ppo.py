@@ -45,6 +45,7 @@ from ondevice.rl.micro_batches import (
     length_metrics,
     micro_batches,
     prompt_indices,
+    scoring_batch,
 )
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, mean_kl, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
@@ -230,7 +231,7 @@ class PPOFeed:
         context = longest + self.cfg.max_new_tokens
         self.sampler.batch_size = decode_batch(self.ctx, self.policy, context)
         for scorer in (self.scorer, self.critic, self.marker):
-            scorer.batch_size = self.ctx.device_batch.micro_batch or scorer.batch_size
+            scorer.batch_size = scoring_batch(self.ctx)
 
     def rollout(
         self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float

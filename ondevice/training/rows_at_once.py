@@ -46,6 +46,7 @@ class RowsAtOnce:
             "micro_batch": getattr(cfg, "micro_batch", "auto"),
             "decode_batch": getattr(cfg, "decode_batch", "auto"),
         }
+        self._rows: int | None = None  # of an update: more are never computed at once
         self._recorded: dict[tuple[int, str], DeviceBatch] = {}
 
     # ---- going on -------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class RowsAtOnce:
 
     def choose(self, step: int, during: str, plan: StepPlan) -> None:
         """Chooses the micro-batch by a step's first update, where none is in force."""
+        self._rows = plan.rows
         now = self.ctx.device_batch
         if now.micro_batch is not None:
             return
@@ -153,7 +155,7 @@ class RowsAtOnce:
     def _halve(self, step: int, during: str, said: str) -> None:
         now = self.ctx.device_batch
         before = asdict(now)
-        now.micro_batch = _half(now.micro_batch)
+        now.micro_batch = _half(_smaller(now.micro_batch, self._rows))
         if during in (ROLLOUT, MEASUREMENT):
             now.decode_batch = _half(now.decode_batch)
         if asdict(now) == before:
