@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ondevice.config.load import from_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
 from ondevice.seam.select import load_backend
-from ondevice.stages.fingerprint import compare, fingerprint_of
+from ondevice.stages.fingerprint import check_start, compare, fingerprint_of
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,21 @@ def test_an_edited_reward_file_is_another_run(files: Path, tmp_path: Path) -> No
     moved = tmp_path / "elsewhere.py"
     moved.write_bytes(file.read_bytes())
     assert not refused(edited, of(files, "grpo", tmp_path, reward_file=str(moved)), tmp_path)
+
+
+def test_a_start_that_has_changed_is_not_gone_back_to(files: Path, tmp_path: Path) -> None:
+    """Another process may write to the folder while the stage trains."""
+    model = tmp_path / "model"
+    shutil.copytree(files / "policy", model)
+    fields = small_stages.settings(files, "dpo", tmp_path, "torch", model=str(model))
+    cfg = from_mapping(STAGES["dpo"], fields)
+    before = fingerprint_of(cfg, CorpusConfig(), RunFolder(tmp_path).stage("dpo"), False)
+    check_start(cfg, before)
+    with (model / "model.safetensors").open("ab") as weights:
+        weights.write(b"more")
+    with pytest.raises(UserError, match="has changed since the stage began") as caught:
+        check_start(cfg, before)
+    assert caught.value.where == str(model)
 
 
 @pytest.mark.parametrize("decides", [{"patience": 2}, {"take_best": True}])

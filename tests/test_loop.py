@@ -106,6 +106,7 @@ class Stage:
         self.folder: StageFolder = RunFolder(path).create().stage("pretrain").create()
         self.said: list[str] = []
         self.restart: Callable[[], Params] | None = None
+        self.check: Callable[[], None] = lambda: None
 
     def fit(
         self,
@@ -135,7 +136,7 @@ class Stage:
                 self.backend,
                 events,
                 shared=RunSettings(stop, say=self.said.append),
-                start=StageStart(resume),
+                start=StageStart(resume, check=self.check),
                 changed=changed or {},
             )
             params = fit(self.model, scripted_loss, script, script, ctx, cfg, restart=self.restart)

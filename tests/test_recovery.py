@@ -194,6 +194,18 @@ def test_a_start_that_the_loop_took_is_loaded_again_to_go_back_to_it(
     assert [e["checkpoint"] for e in stage.events("resume")] == [None]
 
 
+def test_a_start_that_has_changed_is_not_loaded_again(
+    stage: Stage,
+) -> None:
+    def check() -> None:
+        raise UserError("has changed since the stage began", where="model")
+
+    stage.check = check
+    stage.restart = lambda: pytest.fail("it is another one")
+    with pytest.raises(UserError, match="has changed since the stage began"):
+        stage.fit(Scripted(factors={**FACTORS, 0: RUINS}))
+
+
 def test_ten_steps_without_a_finite_gradient_go_back_to_before_what_led_there(stage: Stage) -> None:
     """The weights may be finite and too large for anything: it is the update before the ten that is
     left out, and no checkpoint of good weights makes room for those of the ten."""

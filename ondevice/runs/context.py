@@ -72,11 +72,13 @@ class RunSettings:
 @dataclass(frozen=True)
 class StageStart:
     """How a stage begins. `resume`: from its newest checkpoint, where it has one; `continued`: the
-    finished stage's state from which this one goes on."""
+    finished stage's state from which this one goes on; `check` raises UserError where the models
+    that it began from have changed since."""
 
     resume: bool = False
     fingerprint: dict[str, Any] = field(default_factory=dict)
     continued: checkpoint.Checkpoint | None = None
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass

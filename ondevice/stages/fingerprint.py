@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,20 @@ def fingerprint_of(
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
+
+
+def check_start(cfg: StageConfig, fingerprint: Mapping[str, Any]) -> None:
+    """Raises UserError where a model that the stage began from is another one by now: another
+    process may have written to its folder.
+    """
+    for name in ("model", "reward_model"):
+        folder = getattr(cfg, name, "")
+        if folder and model_digest(Path(folder)) != fingerprint.get(name):
+            raise UserError(
+                "has changed since the stage began, which was to go back to it",
+                where=str(folder),
+                hint="put it back as it was and give --resume, or begin anew with another --out",
+            )
 
 
 def model_digest(folder: Path) -> str:

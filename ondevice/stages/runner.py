@@ -8,6 +8,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from ondevice.stages.continued import state_of
 from ondevice.stages.fingerprint import (
     changed_rates,
     changed_steps,
+    check_start,
     compare,
     complete,
     fingerprint_of,
@@ -74,7 +76,8 @@ def run_stage(
     cfg.check()
     folder, resume = run.stage(name), cfg.resume and not redo
     fingerprint = fingerprint_of(cfg, shared.corpus, folder, resume)
-    start = StageStart(resume, fingerprint, state_of(name, cfg))
+    check = partial(check_start, cfg, fingerprint)
+    start = StageStart(resume, fingerprint, state_of(name, cfg), check)
     # before the folder: where it is refused, none is made
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     with folder.locked():

@@ -120,7 +120,7 @@ class _Fit:
         self.better = better
         self.first_feed = feed.state_dict()
         self.backend: Backend = ctx.backend
-        self.models = JoinedModels(model, beside, restart, ctx.backend)
+        self.models = JoinedModels(model, beside, _checked(restart, ctx), ctx.backend)
         # batches that may have ruined the weights, by number
         self.suspects: dict[int, Batches] = {}
         self.no_progress = NoProgress(ctx.warn, cfg.steps)
@@ -561,6 +561,18 @@ class _Fit:
         if params is None:
             return self.trainer.params()
         return params
+
+
+def _checked(restart: Callable[[], Params] | None, ctx: Context) -> Callable[[], Params] | None:
+    """`restart`, after a look whether the start is still what the stage began from."""
+    if restart is None:
+        return None
+
+    def again() -> Params:
+        ctx.start.check()
+        return restart()
+
+    return again
 
 
 def _mean(outs: Sequence[Mapping[str, float]]) -> dict[str, float]:
