@@ -296,7 +296,13 @@ def marked_run(folder: Path, value: str) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("value", MIXTURES)
+@pytest.mark.parametrize(
+    "value",
+    [
+        *MIXTURES[:2],
+        *(pytest.param(value, marks=pytest.mark.slow) for value in MIXTURES[2:]),
+    ],
+)
 def test_no_place_of_this_machine_is_pushed(
     server: HubServer, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,13 @@ ODD: list[Callable[[Path], None]] = [
 ]
 
 
-@pytest.mark.parametrize("make", ODD, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(pytest.param(make, id=make.__name__) for make in ODD[:2]),
+        *(pytest.param(make, id=make.__name__, marks=pytest.mark.slow) for make in ODD[2:]),
+    ],
+)
 def test_an_odd_run_is_listed_and_hides_no_other(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
