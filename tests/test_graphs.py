@@ -135,7 +135,7 @@ from ondevice.models.kv_cache import Cache
 from ondevice.models.network import network
 from ondevice.models.tables import placed, with_tables
 from ondevice.seam.select import load_backend
-from ondevice.training import losses
+from ondevice.training import losses, policy_losses, preference_losses
 
 torch._dynamo.config.trace_numpy = False
 backend = load_backend("torch", device="cpu", dtype="float32")
@@ -191,27 +191,27 @@ member = np.zeros((4, k), np.float32)
 member[batch["index"] // 12, np.arange(k)] = 1
 half = np.full(k, 0.5, np.float32)
 batch |= {"member": member, "pairs": np.ones(2, np.float32), "ref_logps": np.zeros(4, np.float32)}
-for kind in sorted({*losses.PAIR_LOSSES, "kto"}):
-    dpo = partial(losses.preference_loss, model=net, kind=kind, beta=0.1)
+for kind in sorted({*preference_losses.PAIR_LOSSES, "kto"}):
+    dpo = partial(preference_losses.preference_loss, model=net, kind=kind, beta=0.1)
     drift = {"drift": np.float32(0.1)} if kind == "kto" else {}
     learn(f"dpo {kind}", dpo, params_of(cfg), on(net, batch | drift))
 rollout = batch | {
     "advantages": half, "old_logps": half, "ref_logps": half, "scale": half,
     "returns": half, "old_values": half,
 }
-grpo = partial(losses.grpo_loss, model=net, clip_low=0.2, clip_high=0.2, beta=0.1)
+grpo = partial(policy_losses.grpo_loss, model=net, clip_low=0.2, clip_high=0.2, beta=0.1)
 learn("grpo", grpo, params_of(cfg), on(net, rollout))
 judge = t.config_of("qwen3", num_labels=1)
 read = np.arange(4, dtype=np.int32) * 12 + 11
 pairs = {n: batch[n] for n in ("ids", "positions", "pairs")} | {
     "read": read, "margin": np.zeros(2, np.float32), "denominator": np.float32(2),
 }
-reward = partial(losses.reward_loss, model=network(judge), checkpoint=True)
+reward = partial(preference_losses.reward_loss, model=network(judge), checkpoint=True)
 learn("reward", reward, params_of(judge), on(net, pairs))
 both = params_of(cfg) | {f"value.{n}": p for n, p in params_of(judge).items()}
 chats = {f"sft.{n}": x for n, x in models.batch(cfg, 2, 16, segments=True).items()}
 ppo = partial(
-    losses.ppo_loss, model=net, clip=0.2, value_clip=0.2, value_coef=0.1, sft_coef=0.5
+    policy_losses.ppo_loss, model=net, clip=0.2, value_clip=0.2, value_coef=0.1, sft_coef=0.5
 )
 learn("ppo", ppo, both, on(net, rollout | chats))
 print("all", flush=True)
