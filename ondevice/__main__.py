@@ -8,6 +8,6 @@ from ondevice.common.launch import leave_working_folder
 
 leave_working_folder()  # `-m` searches it first, and a person's folder may hold a `yaml.py`
 
-from ondevice.cli import main  # noqa: E402
+from ondevice.cli import command  # noqa: E402
 
-sys.exit(main())
+sys.exit(command())

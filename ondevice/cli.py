@@ -20,12 +20,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import allocator
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.config.command_line import Line, make_config, take_apart
 from ondevice.config.verbs import VERBS, Verb, usage
 from ondevice.reports.report import report_text
 
 TRACEBACK = "--traceback"
+
+
+def command() -> int:
+    """The command `ondevice` as a program of its own: `main` with its words."""
+    verb = VERBS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if verb is not None and (verb.group == "Train" or verb.name == "bench"):
+        allocator.restart()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

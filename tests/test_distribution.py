@@ -35,7 +35,7 @@ def needed(extra: str) -> set[str]:
 
 def test_the_name_is_ours_and_the_command_stays() -> None:
     assert PYPROJECT["name"] == DISTRIBUTION == "ondevice-trainer"
-    assert PYPROJECT["scripts"] == {"ondevice": "ondevice.cli:main"}
+    assert PYPROJECT["scripts"] == {"ondevice": "ondevice.cli:command"}
 
 
 def test_dev_refers_to_this_distribution_and_to_every_extra_that_fits_any_machine() -> None:

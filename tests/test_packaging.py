@@ -109,7 +109,7 @@ def test_the_wheel_has_our_name_and_its_command(built: dict[str, Path]) -> None:
         }
     assert "\nName: ondevice-trainer\n" in texts["METADATA"]
     assert "\nProvides-Extra: rewards\n" in texts["METADATA"]
-    assert "ondevice = ondevice.cli:main" in texts["entry_points.txt"]
+    assert "ondevice = ondevice.cli:command" in texts["entry_points.txt"]
 
 
 def test_the_sdist_can_be_tested(built: dict[str, Path]) -> None:

@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-import sys
+
+from ondevice.common import allocator
 
 # Read when torch is loaded: threads that wait for each other sleep instead of spinning. Beside any
 # other busy program a spinning pair takes five to ten times as long as a sleeping one, and as many
@@ -12,21 +13,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE = 1 << 20  # bytes
-_KEPT = 256 << 20  # bytes that are free at the heap's end before some go back to the system
 
 
-def _large_tensors_apart() -> None:
-    """Has the C library give back the memory of each large tensor as it is freed. Left alone it soon
-    keeps them in its heap, whose holes fit no other tensor: a training took twice the memory that
-    it held."""
-    chosen = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    if sys.platform != "linux" or any(name in os.environ for name in chosen):
+def _set_allocator() -> None:
+    """In a process that was not started with our settings, as a Python prompt: as much of them as
+    can be had now. Left alone the C library raises the bound of what is large with what it sees."""
+    if not allocator.settings(os.environ):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_MMAP_THRESHOLD, allocator.LARGE)
+        mallopt(_M_TRIM_THRESHOLD, allocator.KEPT)
 
 
-_large_tensors_apart()
+_set_allocator()

@@ -15,6 +15,8 @@ from job import Job
 from meter import MARK
 from rows import Peer
 
+from ondevice.common import allocator
+
 HERE = Path(__file__).parent
 Result = dict[str, Any]
 
@@ -41,7 +43,7 @@ class Runner:
         argument = job if isinstance(job, str) else job.to_json()
         done = subprocess.run(
             [sys.executable, str(HERE / f"{script}.py"), argument],
-            env=self._environment(folder),
+            env=self._environment(script, folder),
             capture_output=True,
             text=True,
         )
@@ -51,13 +53,16 @@ class Runner:
         result: Result = json.loads(found[-1].removeprefix(MARK))
         return result
 
-    def _environment(self, folder: str) -> dict[str, str]:
+    def _environment(self, script: str, folder: str) -> dict[str, str]:
         paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
         if folder:
             paths.insert(0, str(self.folders[folder]))
         threads = str(self.threads)
+        # as our command starts itself; a peer has what its users have
+        ours = allocator.settings(os.environ) if script.startswith("ours") else {}
         return {
             **os.environ,
+            **ours,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
