@@ -15,6 +15,7 @@ from ondevice.common.kept import Kept
 from ondevice.models.lora import add_adapters
 from ondevice.seam.ops import CONSTANTS
 
+from . import few_passes
 from .quant import QuantizedLinear, dequantize
 from .recompute import product, recomputed, with_recipe
 
@@ -67,7 +68,9 @@ class TorchOps:
     ) -> Tensor:
         def norm(x: Tensor, weight: Tensor) -> Tensor:
             weight = weight.float() + shift if shift else weight.float()
-            return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+            if _is_compiled():
+                return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+            return few_passes.rms_norm(x.float(), weight, eps).to(x.dtype)
 
         return with_recipe(norm, x, params[f"{name}.weight"])
 
@@ -79,6 +82,8 @@ class TorchOps:
 
     # blocks
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if not _is_compiled():
+            return few_passes.rotated(x.float(), cos, sin).to(x.dtype)
         a, b = x.float().chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
@@ -164,7 +169,9 @@ class TorchOps:
         return torch.logsumexp(x, axis)
 
     def log_likelihood(self, x: Tensor, targets: Tensor) -> Tensor:
-        return -F.cross_entropy(x, targets.long(), reduction="none")
+        if _is_compiled() or x.dtype != torch.float32:
+            return -F.cross_entropy(x, targets.long(), reduction="none")
+        return few_passes.log_likelihood(x, targets.long())
 
     def exp(self, x: Tensor) -> Tensor:
         return torch.exp(x)
@@ -262,6 +269,11 @@ class TorchOps:
             return tuple(torch.cat(column) for column in zip(*out, strict=True))
 
         return run
+
+
+def _is_compiled() -> bool:
+    """Whether a compiler, which joins operations by itself, sees what is done."""
+    return torch.compiler.is_compiling()
 
 
 def _after_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:
