@@ -71,6 +71,7 @@ def test_checkpoints_arrive_in_their_order(server: HubServer, stage: StageFolder
     assert checkpoint.steps(stage.path / "push") == []
 
 
+@pytest.mark.slow
 def test_what_did_not_arrive_stays_and_comes_first(server: HubServer, stage: StageFolder) -> None:
     background.keep(stage, saved(stage, 10))
     server.ask_for("POST", "/commit/", "status", status=500, times=99)
@@ -85,6 +86,7 @@ def test_what_did_not_arrive_stays_and_comes_first(server: HubServer, stage: Sta
     assert len(server.uploaded) == 2
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_run_again_comes_by_the_same_steps(
     server: HubServer, stage: StageFolder
 ) -> None:

@@ -212,6 +212,7 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
     assert "step 3: memory ran out" in first["message"] and "micro_batch 4" in first["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "first", "killed"), [("sft", 4, 7), ("grpo", 9, 13)])
 def test_killed_between_a_halving_and_the_next_save_the_curve_is_the_same_bits(
     files: Path,

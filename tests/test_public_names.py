@@ -299,8 +299,8 @@ def marked_run(folder: Path, value: str) -> RunFolder:
 @pytest.mark.parametrize(
     "value",
     [
-        *MIXTURES[:2],
-        *(pytest.param(value, marks=pytest.mark.slow) for value in MIXTURES[2:]),
+        *MIXTURES[:1],
+        *(pytest.param(value, marks=pytest.mark.slow) for value in MIXTURES[1:]),
     ],
 )
 def test_no_place_of_this_machine_is_pushed(
@@ -397,6 +397,7 @@ def test_a_folder_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     assert "whose base is a folder" in refused(folder)
 
 
+@pytest.mark.slow
 def test_tokens_and_classes_that_look_like_paths_stay(server: HubServer, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     for name, more in (

@@ -221,6 +221,7 @@ def test_other_bytes_than_the_commit_states(server: HubServer, tmp_path: Path, p
     assert (tmp_path / "out" / path).read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

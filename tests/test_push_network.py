@@ -55,6 +55,7 @@ def test_a_commit_lands_once_whatever_happens_to_its_reply(
     assert len(server.uploaded) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/whoami-v2", "/repos/create", "/revision/", "/tree/"])
 @pytest.mark.parametrize(
     "fields", [{"kind": "drop"}, {"kind": "status", "status": 502}, {"kind": "half"}]
@@ -141,6 +142,7 @@ def test_a_commit_on_top_of_the_one_that_was_lost(server: HubServer, tmp_path: P
     assert done["commit"] == repo.commits[-2].id and repo.commits[-1].title == "theirs"
 
 
+@pytest.mark.slow
 def test_what_was_given_up_goes_on_without_sending_again(server: HubServer, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     server.ask_for("POST", "/commit/", "status", status=500, times=99)
@@ -165,6 +167,7 @@ def test_resume_of_a_push_that_landed(server: HubServer, tmp_path: Path) -> None
     assert done["commit"] == once(server).commits[-1].id
 
 
+@pytest.mark.slow
 def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     model = run.path / "sft" / "model"
@@ -192,6 +195,7 @@ def interrupted(server: HubServer, path: Path, **fields: Any) -> None:
     server.trouble.clear()
 
 
+@pytest.mark.slow
 def test_a_resume_takes_the_flags_of_the_push_and_refuses_others_by_name(
     server: HubServer, tmp_path: Path
 ) -> None:
@@ -218,6 +222,7 @@ def test_a_resume_takes_the_flags_of_the_push_and_refuses_others_by_name(
     assert set(server.repo("me/m").tags) == {"v1"} and not server.repo("me/m").private
 
 
+@pytest.mark.slow
 def test_a_resume_of_all_stages_or_ratings_takes_their_flags(
     server: HubServer, tmp_path: Path
 ) -> None:
@@ -233,6 +238,7 @@ def test_a_resume_of_all_stages_or_ratings_takes_their_flags(
     push(run.path, "", resume=True, stage=newest)
 
 
+@pytest.mark.slow
 def test_a_record_that_does_not_say_what_was_asked_for_refuses_the_flag(
     server: HubServer, tmp_path: Path
 ) -> None:

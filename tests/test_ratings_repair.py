@@ -293,6 +293,7 @@ def test_other_files_in_the_places_of_copies_stay(file: Path) -> None:
     assert [place.read_text() for place in places(file)] == ["a thesis"] * COPIES
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_old_copy(file: Path) -> None:
     with Ratings.open(file) as ratings:
         assert keep_copy(ratings) is not None

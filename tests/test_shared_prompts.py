@@ -319,7 +319,7 @@ def steps_of(files: Path, stage: str, out: Path, backend: str, **changes: Any) -
         ("reward", {"batch_size": 7, "center": 0.1}),
     ],
 )
-@pytest.mark.parametrize("micro_batch", [3, 64])
+@pytest.mark.parametrize("micro_batch", [3, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_stage_learns_the_same(
     files: Path,
     tmp_path: Path,

@@ -25,7 +25,7 @@ from ondevice_tui.proposals import proposal
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.widgets.curve import Curve
 from ondevice_tui.widgets.rows import Rows
-from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_done, write_stage
+from tui_runs import SIZES, WIDE, a_run, app_on, shown, until, until_shown, write_done, write_stage
 
 ROAD = [name for name in STAGES if name != "classify"]  # a run without a classifier
 Script = Callable[[OndeviceApp, Pilot[Any]], Awaitable[None]]
@@ -490,6 +490,7 @@ def test_a_started_process_is_detached(tmp_path: Path) -> None:
     assert "ondevice" in child.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_complete_stage_is_proposed_anew_with_the_votes_that_are_there(tmp_path: Path) -> None:
     """In a run of its own, whose ratings.db does not exist: the votes are those of the run that was
     looked at.
@@ -508,7 +509,7 @@ def test_a_complete_stage_is_proposed_anew_with_the_votes_that_are_there(tmp_pat
         app.screen._take_recipe("tiny")
         await until_shown(pilot, "ratings.db", "ready")
 
-    play(tmp_path, script, SIZES[1])
+    play(tmp_path, script, WIDE)
 
 
 def test_the_start_of_rating_is_the_screen_where_people_rate(tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def test_the_form_says_how_often_the_data_is_gone_through(tmp_path: Path) -> Non
     play(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         model, out = tmp_path / "model", str(tmp_path / "new")

@@ -80,7 +80,7 @@ def told(push: push_process.Push, *events: dict[str, Any] | str) -> None:
             log.write((event if isinstance(event, str) else json.dumps(event)) + "\n")
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 36)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((120, 36), marks=pytest.mark.slow)])
 def test_everything_is_seen_before_it_is_sent(
     tmp_path: Path, asked: list[Any], begun: list[Any], size: tuple[int, int]
 ) -> None:
@@ -134,6 +134,7 @@ def test_everything_is_seen_before_it_is_sent(
     play(tmp_path, script, size)
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_chosen(tmp_path: Path, asked: list[Any], begun: list[Any]) -> None:
     run = write_run(tmp_path / "first")
     write_ratings(run.path)
@@ -166,6 +167,7 @@ def test_what_is_sent_is_chosen(tmp_path: Path, asked: list[Any], begun: list[An
     play(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_without_a_login_nothing_is_sent(
     tmp_path: Path, begun: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +191,7 @@ def test_without_a_login_nothing_is_sent(
     play(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "first")
 
@@ -230,6 +233,7 @@ def test_a_push_that_failed_is_gone_on_with(
     play(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_nothing_to_send(tmp_path: Path, asked: list[Any]) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("p")

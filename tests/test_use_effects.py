@@ -551,6 +551,7 @@ def test_a_pull_reads_all_that_it_takes(dataset: bool, server: HubServer, tmp_pa
     assert {f.name for f in dataclasses.fields(hub.PullConfig)} == read
 
 
+@pytest.mark.slow
 def test_a_benchmark_reads_all_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     from ondevice.benchmark import cases
     from test_bench_command import TINY

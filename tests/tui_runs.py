@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from textual.pilot import Pilot
 
 from ondevice.config.recipe import load_recipe
@@ -21,7 +22,9 @@ from ondevice.stages.pipeline import recipe_text
 from ondevice_tui.app import OndeviceApp
 
 START = 1_700_000_000.0
-SIZES = [(80, 24), (120, 36)]
+WIDE = (120, 36)
+# the fast tests take one size: what differs is the layout alone
+SIZES = [(80, 24), pytest.param(WIDE, marks=pytest.mark.slow)]
 
 
 class Clock:
