@@ -4,6 +4,7 @@ weights are those of all completions.
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import small_stages
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.models.network import network
+from ondevice.rewards.scorer import Scores
 from ondevice.rl.advantages import group_advantages
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.events import read
@@ -49,7 +51,29 @@ def updates(cfg: GRPOConfig) -> Updates:
     old = [np.full(len(one.ids), -4.0, np.float32) for one in rollout()]
     feed.cfg, feed.reference, feed.prompt_rows = cfg, {}, NO_SHARING
     feed.scorer = SimpleNamespace(network=network(CFG), logprobs=lambda *_: old)  # type: ignore[assignment]
-    return feed.updates({}, rollout(), group_advantages(REWARDS, "group").reshape(-1))
+    logps = feed._logps({}, rollout())
+    return feed.updates(rollout(), group_advantages(REWARDS, "group").reshape(-1), logps)
+
+
+def test_rewards_are_found_while_the_device_reads() -> None:
+    read = threading.Event()
+
+    def logprobs(*_: Any) -> str:
+        read.set()
+        return "read"
+
+    def judge(*_: Any) -> Scores:
+        assert read.wait(30), "the device waits for the rewards"
+        return Scores(REWARDS.reshape(-1), {}, [], ["one is odd"])
+
+    told: list[str] = []
+    feed = GRPOFeed.__new__(GRPOFeed)
+    feed.cfg, feed.reference = GRPOConfig(beta=0.1, updates=2), {}
+    feed.scorer = SimpleNamespace(logprobs=logprobs)  # type: ignore[assignment]
+    feed.ctx = SimpleNamespace(warn=told.append)  # type: ignore[assignment]
+    feed._judge = judge  # type: ignore[method-assign]
+    scores, logps = feed._judged_and_read({}, [], rollout())
+    assert logps == {"old_logps": "read", "ref_logps": "read"} and told == scores.warnings
 
 
 def learned_from(backend: Backend, cfg: GRPOConfig, batches: Any) -> tuple[float, Any]:

@@ -17,6 +17,7 @@ exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -182,11 +183,11 @@ class GRPOFeed:
         ids = [prompt.ids for prompt in asked]
         self._set_rows_at_once(self.sampler, ids)
         sampled = self.sampler.draw(now, ids, cfg.group_size, stage="grpo", step=number)
-        scores = self.score(asked, sampled, cfg.group_size)
+        scores, logps = self._judged_and_read(now, asked, sampled)
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
         advantages = group_advantages(totals, scale).reshape(-1)
-        updates = self.updates(now, sampled, advantages)
+        updates = self.updates(sampled, advantages, logps)
         # from here on nothing is asked of the device: what is told is told once
         self.no_signal.look(
             step + 1, scores.by_name, scores.total, advantages, self._learned(sampled)
@@ -223,10 +224,44 @@ class GRPOFeed:
         sampler.batch_size = decode_batch(self.ctx, self.policy, context)
         self.scorer.batch_size = scoring_batch(self.ctx)
 
+    def _judged_and_read(
+        self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled]
+    ) -> tuple[Scores, dict[str, list[Floats]]]:
+        """The rewards, and the log-probabilities that the updates need beside their own. Rewards
+        are the processor's, or another process's: they are found while the device reads.
+        """
+        each = self.cfg.group_size
+        if self.cfg.updates == 1 and not self.cfg.beta:
+            return self.score(asked, sampled, each), {}
+        with ThreadPoolExecutor(1, "rewards") as beside:
+            judging = beside.submit(self._judge, asked, sampled, each)
+            logps = self._logps(params, sampled)
+            return self._told(judging.result()), logps
+
+    def _logps(self, params: Params, sampled: Sequence[Sampled]) -> dict[str, list[Floats]]:
+        """By the policy as it is, where it changes between updates; by the reference, where the
+        distance to it counts.
+        """
+        rows = rows_of(sampled)
+        found = {}
+        if self.cfg.updates > 1:  # else they are the training forward's own, and cost nothing
+            found["old_logps"] = self.scorer.logprobs(params, rows)
+        if self.cfg.beta:
+            found["ref_logps"] = self.scorer.logprobs(self.reference, rows)
+        return found
+
     def score(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
         """The rewards of `each` completions of every prompt; what goes wrong with one is told as a
         warning.
         """
+        return self._told(self._judge(asked, sampled, each))
+
+    def _told(self, scores: Scores) -> Scores:
+        for warning in scores.warnings:
+            self.ctx.warn(warning)
+        return scores
+
+    def _judge(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
         of: list[Prompt] = []
         names: set[str] = set()
         for prompt in asked:
@@ -238,32 +273,30 @@ class GRPOFeed:
         columns["completion_ids"] = [one.ids for one in sampled]
         columns["truncated"] = [not one.stopped for one in sampled]
         columns["max_new_tokens"] = self.cfg.max_new_tokens
-        scores = self.rewards.score(
+        return self.rewards.score(
             [prompt.text for prompt in of],
             [one.text for one in sampled],
             columns,
             [thought_opening(prompt.ids, self.sampler.tokenizer) for prompt in of],
         )
-        for warning in scores.warnings:
-            self.ctx.warn(warning)
-        return scores
 
-    def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> Updates:
+    def updates(
+        self,
+        sampled: Sequence[Sampled],
+        advantages: Floats,
+        logps: Mapping[str, Sequence[Floats]],
+    ) -> Updates:
         """The step's updates, which all learn from the same completions: from those that add to the
-        gradient.
+        gradient. `logps`: `_logps`'.
         """
         cfg = self.cfg
-        rows = rows_of(sampled)
         learned = self._learned(sampled)
         scale, denominator = loss_scales(cfg, sampled, learned)
         tokens = {
             "advantages": repeat_per_token(advantages, sampled),
             "scale": repeat_per_token(scale, sampled),
+            **logps,
         }
-        if cfg.updates > 1:  # else they are the training forward's own, and cost nothing
-            tokens["old_logps"] = self.scorer.logprobs(params, rows)
-        if cfg.beta:
-            tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
         start = self.scorer.network.decoder_start_token_id
 
         def cut(chosen: Sequence[int], micro_batch: int | None) -> list[Batch]:
