@@ -41,6 +41,17 @@ def test_a_program_starts_itself_anew_once_and_keeps_its_number_and_words(tmp_pa
     assert out.splitlines() == ["began", "began", last]
 
 
+@ON_GLIBC
+def test_a_program_with_other_words_than_it_was_started_with_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in allocator.CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("it began as another program"))
+    monkeypatch.setattr(sys, "argv", ["ondevice", "sft", "of another process"])
+    allocator.restart()
+
+
 @pytest.mark.parametrize("name", allocator.CHOSEN)
 def test_what_a_person_has_chosen_stays(name: str) -> None:
     assert allocator.settings({name: "1"}) == {}

@@ -37,12 +37,15 @@ def settings(given: Mapping[str, str]) -> dict[str, str]:
 
 def restart() -> None:
     """Starts this Python program once more with those settings, in this very process: its number,
-    terminal and files stay. Returns where there is nothing to set.
+    terminal and files stay. Returns where there is nothing to set, and in a program that was started
+    with other words than it has now: it would begin as another.
 
     To be called before anything else is done or imported.
     """
     wanted = settings(os.environ)
-    if wanted and sys.executable:
+    words = sys.argv[1:]
+    begun_so = sys.orig_argv[len(sys.orig_argv) - len(words) :] == words
+    if wanted and sys.executable and begun_so:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
 
 
