@@ -138,4 +138,4 @@ def test_the_cache_has_few_sizes(backend: Backend) -> None:
 
     generator._step = stepped
     generator.run(model.params, RAGGED[:2])
-    assert rooms == {256, 512, 768}
+    assert rooms == {*range(64, 513, 64), 768}

@@ -105,6 +105,10 @@ class TorchOps:
             return _after_prefix(
                 q, k, v, scale, prefix_mask(q.shape[2], k.shape[2], window, prefix)
             )
+        one = q.shape[2] == 1 and bias is None and self._is_read_at_once()
+        if lengths is not None and one:
+            k, v, lengths = _as_far_as_rows_go(k, v, lengths, window)
+            causal = causal and lengths is not None
         plain = (
             segments is None
             and lengths is None
@@ -136,6 +140,10 @@ class TorchOps:
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+
+    def _is_read_at_once(self) -> bool:
+        """Whether the host may look at a number without waiting for the device, or for a trace."""
+        return self.device.type == "cpu" and not _is_compiled()
 
     def cache_write(self, cache: Tensor, new: Tensor, at: Tensor) -> Tensor:
         # in place: decoding records no gradient, and the caller only uses what is returned
@@ -274,6 +282,18 @@ class TorchOps:
 def _is_compiled() -> bool:
     """Whether a compiler, which joins operations by itself, sees what is done."""
     return torch.compiler.is_compiling()
+
+
+def _as_far_as_rows_go(
+    k: Tensor, v: Tensor, lengths: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values (B, H, T, C) without the places that no row has come to, and the rows'
+    lengths; None where all of what is left is every row's."""
+    longest = int(lengths.max())
+    k, v = k[:, :, :longest], v[:, :, :longest]
+    if not window and int(lengths.min()) == longest:
+        return k, v, None
+    return k, v, lengths
 
 
 def _after_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:

@@ -32,7 +32,16 @@ from ondevice.models.tables import placed
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend
 
-BLOCK = 256  # the cache grows by this many tokens
+SMALL = 512
+"""Places of a cache that is small: for each step all of them are read, also those that hold nothing
+yet, and each size is a trace for a compiler."""
+BLOCKS = (64, 256)
+"""By how many places a small cache grows, and a larger one."""
+
+
+def places(needed: int) -> int:
+    """Of a cache that has room for `needed` tokens."""
+    return round_up(needed, BLOCKS[0] if needed <= SMALL else BLOCKS[1])
 
 
 class Generator:
@@ -258,7 +267,7 @@ class Generator:
     def _room(self, length: int) -> int:
         """Places of a cache that has room for a prompt of `length` tokens and for a look."""
         taken = self.network.prompt_width(bucket(length, finer=2))
-        return round_up(max(taken, self.network.prompt_width(length) + LOOK + 1), BLOCK)
+        return places(max(taken, self.network.prompt_width(length) + LOOK + 1))
 
     def _take(
         self,
@@ -299,7 +308,7 @@ class Generator:
         if needed <= room:
             return cache
         ops = self.backend.ops
-        more = ops.zeros((b, h, round_up(needed - room, BLOCK), c), self.backend.dtype)
+        more = ops.zeros((b, h, places(needed) - room, c), self.backend.dtype)
         keys = [ops.concat([x, more], 2) for x in cache.keys]
         values = [ops.concat([x, more], 2) for x in cache.values]
         return Cache(keys, values, cache.lengths, cache.fixed)
