@@ -36,6 +36,28 @@ class Row(NamedTuple):
         return len(self.prompt) + len(self.completion)
 
 
+class Prompts(NamedTuple):
+    """The different prompts of some rows, in the order in which they come, and which of them each
+    row has.
+    """
+
+    ids: list[Ids]
+    of: NDArray[np.int32]
+
+
+def different_prompts(rows: Sequence[Row]) -> Prompts:
+    found: dict[bytes, int] = {}
+    ids: list[Ids] = []
+    of = np.zeros(len(rows), np.int32)
+    for r, row in enumerate(rows):
+        key = np.asarray(row.prompt, np.int32).tobytes()
+        if key not in found:
+            found[key] = len(ids)
+            ids.append(row.prompt)
+        of[r] = found[key]
+    return Prompts(ids, of)
+
+
 def context_length(prompt: Any, completion: Any, start: int | None) -> Any:
     """Tokens of a context that a prompt and its completion take, numbers or arrays of them: both
     together, or, where the completion is written after `start` and the prompt read beside it, the
@@ -77,23 +99,23 @@ def completion_batch(
         targets.append(text[len(prompt) :])
         index.append(np.arange(len(prompt) - 1, len(text) - 1, dtype=np.int32) + r * width)
     batch |= {"ids": ids, "positions": row_positions(size, width)}
-    return batch | target_arrays(targets, index, size, size * width, tokens)
+    room = eighths(sum(map(len, targets)), size * width)
+    return batch | target_arrays(targets, index, size, room, tokens)
 
 
 def target_arrays(
     targets: Sequence[NDArray[np.int32]],
     index: Sequence[NDArray[np.int32]],
     size: int,
-    places: int,
+    room: int,
     tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
 ) -> Batch:
-    """What a batch of `size` rows and so many places learns: targets, index, weights (K,), member
-    (R, K), from each row's targets and the places that predict them; `tokens` as for
+    """What a batch of `size` rows with room for so many targets learns: targets, index, weights
+    (K,), member (R, K), from each row's targets and the places that predict them; `tokens` as for
     `completion_batch`.
     """
     counts = np.array([len(t) for t in targets])
     total = int(counts.sum())
-    room = eighths(total, places)
     batch = pad_targets(np.concatenate(targets), np.concatenate(index), room)
     batch["member"] = np.zeros((size, room), np.float32)
     batch["member"][np.repeat(np.arange(len(targets)), counts), np.arange(total)] = 1.0

@@ -1,8 +1,9 @@
 """Which answers have the same prompt, so that a batch holds it once, and how rows are cut then.
 
-A batch either has a row for each answer with its prompt, or prompts and answers apart; what is
-learned is the same. Rows are counted in answers both ways. Sharing is chosen where it takes fewer
-places: a group's answers that a micro-batch splits have their prompt in each part.
+A batch either has a row for each answer with its prompt, or prompts and answers apart, or, where
+rows are ragged, all tokens without padding (`data/padding_free.py`); what is learned is the same.
+Rows are counted in answers each way. Of these ways the one is chosen that takes the least time: a
+group's answers that a micro-batch splits have their prompt in each part.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.data.completion_batches import (
-    Ids,
     Row,
     completion_batch,
+    different_prompts,
     group_by_length,
     prompt_and_completion,
     row_positions,
@@ -24,32 +25,13 @@ from ondevice.data.completion_batches import (
     target_arrays,
     text_batch,
 )
-from ondevice.data.packing import Batch, bucket
+from ondevice.data.packing import Batch, bucket, eighths
+from ondevice.data.padding_free import SCORES, Layout, attention_scores, layout, padding_free_batch
 
 NO_SHARING = 0
 """`prompt_rows` where each answer is to have its prompt in its own row."""
-
-
-class Prompts(NamedTuple):
-    """The different prompts of some rows, in the order in which they come, and which of them each
-    row has.
-    """
-
-    ids: list[Ids]
-    of: NDArray[np.int32]
-
-
-def different_prompts(rows: Sequence[Row]) -> Prompts:
-    found: dict[bytes, int] = {}
-    ids: list[Ids] = []
-    of = np.zeros(len(rows), np.int32)
-    for r, row in enumerate(rows):
-        key = np.asarray(row.prompt, np.int32).tobytes()
-        if key not in found:
-            found[key] = len(ids)
-            ids.append(row.prompt)
-        of[r] = found[key]
-    return Prompts(ids, of)
+HARDLY = 0.9
+"""A way that takes so much of another's time takes hardly less."""
 
 
 def answer_batch(
@@ -63,8 +45,12 @@ def answer_batch(
     with each prompt once: `prompt_rows` rows of prompts at least. Its ids and positions (N, A) are
     then the answers' without their last tokens, and beside them stand prompt_ids, prompt_positions
     (R, P), prompt_lengths (R,) and prompt_of (N,), the row of each answer's prompt; `index` counts
-    the places of all prompts and then those of all answers. What is written after `start` has the
+    the places of all prompts and then those of all answers. Ragged rows have no padding, and are
+    laid out as `padding_free_batch` says. What is written after `start` has the
     sources (R, S) once and source_of (N,)."""
+    unpadded = unpadded_layout(rows, size, start, prompt_rows)
+    if unpadded is not None:
+        return padding_free_batch(rows, unpadded, tokens)
     room = prompt_room(rows, size, start, prompt_rows)
     if not room:
         return completion_batch(rows, size, tokens, start)
@@ -95,7 +81,8 @@ def answer_batch(
         "prompt_lengths": lengths,
         "prompt_of": of,
     }
-    return batch | target_arrays(targets, index, size, size * (own + 1), tokens)
+    learned = eighths(sum(map(len, targets)), size * (own + 1))
+    return batch | target_arrays(targets, index, size, learned, tokens)
 
 
 def judged_batch(
@@ -106,7 +93,9 @@ def judged_batch(
     token."""
     # so that the last token of each is read, and predicts one
     longer = [Row(row.prompt, np.append(row.completion, 0)) for row in rows]
-    if not prompt_room(longer, size, None, prompt_rows):
+    if not unpadded_layout(longer, size, None, prompt_rows) and not prompt_room(
+        longer, size, None, prompt_rows
+    ):
         return text_batch([prompt_and_completion(row) for row in rows], size, reads)
     batch = answer_batch(longer, size, prompt_rows=prompt_rows)
     read = np.zeros(size, np.int32)
@@ -152,36 +141,78 @@ def _longest(rows: Sequence[Row], start: int | None) -> _Longest:
     return _Longest(prompt, bucket(longest - 1, finer=2), both)
 
 
-def places(rows: Sequence[Row], size: int, start: int | None, prompt_rows: int) -> int:
-    """The tokens, padding included, that the device computes of a batch of `size` answers."""
+def unpadded_layout(
+    rows: Sequence[Row], size: int, start: int | None, prompt_rows: int
+) -> Layout | None:
+    """How a batch of `size` answers is laid out without padding; None where that takes no less time,
+    or where each answer is to have its row.
+    """
+    if prompt_rows == NO_SHARING or start is not None:
+        return None
+    found = layout(rows, size, prompt_rows)
+    if found.cost < _padded_cost(rows, size, start, prompt_rows):
+        return found
+    return None
+
+
+def room_for(rows: Sequence[Row], most: int, start: int | None, prompt_rows: int) -> int:
+    """For how many rows a batch of at most `most` of these has room: one of few numbers, and one of
+    fewer where rows that are not there cost attention alone.
+    """
+    found = min(bucket(len(rows), 1, finer=2), most)
+    if unpadded_layout(rows, max(found, len(rows)), start, prompt_rows) is not None:
+        return min(bucket(len(rows), 1, finer=0), most)
+    return found
+
+
+def _padded_cost(rows: Sequence[Row], size: int, start: int | None, prompt_rows: int) -> float:
+    """Places that a batch of `size` answers takes with padding, and its attention as so many more."""
     longest = _longest(rows, start)
     room = prompt_room(rows, size, start, prompt_rows)
     if room:
-        return room * longest.prompt + size * longest.completion
-    return size * longest.both
+        places = room * longest.prompt + size * longest.completion
+        scores = attention_scores(size, longest.completion, room, longest.prompt)
+    else:
+        places = size * longest.both
+        scores = attention_scores(size, longest.both)
+    return places + scores / SCORES
+
+
+def cost(rows: Sequence[Row], size: int, start: int | None, prompt_rows: int) -> float:
+    """What the device computes of a batch of `size` answers, in places of a row."""
+    unpadded = unpadded_layout(rows, size, start, prompt_rows)
+    if unpadded is not None:
+        return unpadded.cost
+    return _padded_cost(rows, size, start, prompt_rows)
 
 
 def cut_rows(
     rows: Sequence[Row], size: int, start: int | None = None, prompt_rows: int = 1
 ) -> list[NDArray[np.int64]]:
     """The numbers of the rows of each batch of at most `size`: like lengths together, or, where
-    prompts are shared and that takes no more places, like prompts together.
+    prompts are shared and that takes no longer, like prompts together. These come as they stand
+    where that takes hardly longer: batches are then alike, and a compiler sees few shapes.
     """
     found = list(group_by_length([row.length for row in rows], size))
     if prompt_rows == NO_SHARING or len(found) < 2:
         return found
-    order = _by_prompt(rows, np.concatenate(found))
-    together = [order[first : first + size] for first in range(0, len(order), size)]
+    by_prompt = _cut(_by_prompt(rows, np.concatenate(found)), size)
+    standing = _cut(np.argsort(different_prompts(rows).of, kind="stable"), size)
 
-    def cost(parts: list[NDArray[np.int64]]) -> int:
-        total = 0
-        for part in parts:
-            total += places([rows[i] for i in part], size, start, prompt_rows)
-        return total
+    def total(parts: list[NDArray[np.int64]]) -> float:
+        return sum(cost([rows[i] for i in part], size, start, prompt_rows) for part in parts)
 
-    if cost(together) <= cost(found):
-        return together
+    least = total(found)
+    together = total(by_prompt)
+    if HARDLY * total(standing) <= min(least, together):
+        return standing
+    if together <= least:
+        return by_prompt
     return found
+
+
+def _cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [order[first : first + size] for first in range(0, len(order), size)]
 
 
 def _by_prompt(rows: Sequence[Row], by_length: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ondevice.models import rope
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.kv_cache import Cache
+from ondevice.models.padding_free import PaddingFree, padding_free
 from ondevice.models.shared_prompts import SharedPrompts, in_one_row, shared_prompts
 from ondevice.models.tables import tables_of
 from ondevice.seam.head import Head
@@ -85,11 +86,14 @@ class Decoder:
         """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone,
         which saves the last block most of its work. `batch`: ids (B, T), positions (B, T), segments
         (B, T) where attention is to stay inside each example. Where answers share their prompts
-        (`shared_prompts.py`), ids and positions are the answers', and all tokens are one row."""
+        (`shared_prompts.py`), ids and positions are the answers', and all tokens are one row; so
+        they are where nothing is padded (`padding_free.py`)."""
         ids = batch["ids"]
         positions = batch["positions"]
+        apart: SharedPrompts | PaddingFree | None = padding_free(batch)
         shared = shared_prompts(batch)
         if shared is not None:
+            apart = shared
             ids = in_one_row(ops, batch, "ids")
             positions = in_one_row(ops, batch, "positions")
         tables = tables_of(self, ops, batch)
@@ -103,7 +107,7 @@ class Decoder:
                 wanted = at
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
             # gradient of zero
-            body = partial(self._block, ops, self.cfg.window(i), segments, shared, turns[i], wanted)
+            body = partial(self._block, ops, self.cfg.window(i), segments, apart, turns[i], wanted)
             if checkpoint:
                 x = ops.checkpoint(body)(block, x)
             else:
@@ -216,7 +220,7 @@ class Decoder:
         ops: Ops,
         window: int,
         segments: Array | None,
-        shared: SharedPrompts | None,
+        apart: SharedPrompts | PaddingFree | None,
         turn: RotaryTables | None,
         at: Array | None,
         block: Params,
@@ -224,8 +228,8 @@ class Decoder:
     ) -> Array:
         q, k, v = self._qkv(ops, block, x, turn)
         scale = self.cfg.attention_scale
-        if shared is not None:
-            a = shared.attention(ops, q, k, v, scale=scale, window=window)
+        if apart is not None:
+            a = apart.attention(ops, q, k, v, scale=scale, window=window)
         else:
             a = ops.attention(q, k, v, scale=scale, window=window, segments=segments)
         return self._after_attention(ops, block, x, a, at)

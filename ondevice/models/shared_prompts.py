@@ -34,16 +34,12 @@ class SharedPrompts:
         read_q, written_q = self._parts(q)
         read_k, written_k = self._parts(k)
         read_v, written_v = self._parts(v)
-        read = ops.attention(read_q, read_k, read_v, scale=scale, window=window)
-        written = ops.attention(
-            written_q,
-            ops.concat([rows_of(ops, read_k, self.of), written_k], 2),
-            ops.concat([rows_of(ops, read_v, self.of), written_v], 2),
-            scale=scale,
-            window=window,
-            prefix=ops.take(self.lengths, self.of),
+        read = (read_q, read_k, read_v)
+        written = (written_q, written_k, written_v)
+        parts = attention_after_prompts(
+            ops, read, written, self.lengths, self.of, scale=scale, window=window
         )
-        return ops.concat([_in_one_row(read), _in_one_row(written)], 2)
+        return ops.concat([_in_one_row(part) for part in parts], 2)
 
     def _parts(self, x: Array) -> tuple[Array, Array]:
         """(R, H, P, C) of the prompts and (N, H, A, C) of the answers."""
@@ -55,9 +51,37 @@ class SharedPrompts:
         return read, written
 
 
+def attention_after_prompts(
+    ops: Ops,
+    read: tuple[Array, ...],
+    written: tuple[Array, ...],
+    lengths: Array,
+    of: Array,
+    *,
+    scale: float,
+    window: int,
+) -> list[Array]:
+    """(R, H, P, C) of prompts and (N, H, A, C) of answers, from queries, keys and values of both.
+    Each answer sees its prompt, number `of` (N,) of them, of which `lengths` (R,) tokens are there.
+    """
+    _, keys, values = read
+    asked, own_keys, own_values = written
+    return [
+        ops.attention(*read, scale=scale, window=window),
+        ops.attention(
+            asked,
+            ops.concat([rows_of(ops, keys, of), own_keys], 2),
+            ops.concat([rows_of(ops, values, of), own_values], 2),
+            scale=scale,
+            window=window,
+            prefix=ops.take(lengths, of),
+        ),
+    ]
+
+
 def shared_prompts(batch: Mapping[str, Array]) -> SharedPrompts | None:
     """Where prompts and answers of a batch stand; None: its rows hold whole texts."""
-    if "prompt_of" not in batch:
+    if "prompt_ids" not in batch:
         return None
     rows, width = batch["prompt_ids"].shape
     answers, room = batch["ids"].shape

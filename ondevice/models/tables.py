@@ -72,8 +72,11 @@ def tables_of(network: HasTables, ops: Ops, batch: Mapping[str, Array]) -> Mappi
 def _width(batch: Mapping[str, Any]) -> int:
     """Places of the longest text of a batch, or more where its positions go further."""
     width: int = max(1, batch["ids"].shape[-1])
-    if "prompt_ids" in batch:  # an answer's positions go on from those of its prompt
-        width += batch["prompt_ids"].shape[-1]
+    if "places" in batch:  # rows stand one after another
+        width = batch["places"].shape[-1]
+    for prompts in ("prompt_ids", "prompt_places"):
+        if prompts in batch:  # an answer's positions go on from those of its prompt
+            width += batch[prompts].shape[-1]
     if "source_ids" in batch:
         width = max(width, batch["source_ids"].shape[-1])
     positions = batch.get("positions")

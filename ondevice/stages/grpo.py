@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ondevice.config.preference import GRPOConfig
-from ondevice.data.packing import Batch, bucket
+from ondevice.data.packing import Batch
+from ondevice.data.shared_prompts import room_for
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
@@ -301,8 +302,10 @@ class GRPOFeed:
 
         def cut(chosen: Sequence[int], micro_batch: int | None) -> list[Batch]:
             batches: list[Batch] = []
-            # few numbers of rows, for each is a shape
-            size = min(bucket(len(chosen), 1, finer=2), len(sampled), micro_batch or len(sampled))
+            most = min(len(sampled), micro_batch or len(sampled))
+            size = most
+            if chosen:
+                size = room_for([rows[i] for i in chosen], most, start, self.prompt_rows)
             parts = micro_batches(sampled, chosen, size, tokens, start, self.prompt_rows)
             for batch, _ in parts:
                 batch["denominator"] = np.asarray(denominator, np.float32)

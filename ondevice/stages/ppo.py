@@ -30,6 +30,7 @@ from ondevice.data.batches import ChatSource
 from ondevice.data.completion_batches import Row, prompt_and_completion
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import completion_row
+from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.prompts import Prompt, prompts, thought_opening
 from ondevice.datasets.spec import DataSpec
@@ -290,9 +291,11 @@ class PPOFeed:
         """The `chosen` completions in batches of `micro_batch`, with their common denominator, and
         the chats of the update of this number.
         """
-        start = self.scorer.network.decoder_start_token_id
+        network = self.scorer.network
+        start = network.decoder_start_token_id
+        prompt_rows = 1 if network.shares_prompts else NO_SHARING
         size = min(micro_batch or len(chosen), len(chosen))
-        made = micro_batches(sampled, chosen, size, found.tokens, start)
+        made = micro_batches(sampled, chosen, size, found.tokens, start, prompt_rows)
         batches = [batch for batch, _ in made]
         total = np.asarray(count_targets(batches), np.float32)
         for batch in batches:
