@@ -134,6 +134,7 @@ def test_a_home_that_is_nobodys_is_a_path_like_any() -> None:
 ONE_USER = {
     "silu": "a fused kernel",
     "largest": "one call in both libraries, many times cheaper than a sort",
+    "add_product": "one kernel in both libraries, where a product and a sum are two",
     "product": "its backward pass computes its input again, which no other operation can",
     "log": "nothing else is made of the other operations for it",
     "sort": "what `largest` gives of a part, of a whole distribution",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from conftest import BACKENDS
 from device import backend_of
+from ondevice.models.windowed import windowed_attention
 from ondevice.seam.ops import Ops
 from ondevice.seam.protocols import Backend
 
@@ -102,6 +104,11 @@ CASES: dict[str, Case] = {
         lambda o, x, y: o.gated(o.silu, x, y),
         (X, X[::-1].copy()),
         lambda x, y: x / (1 + np.exp(-x)) * y,
+    ),
+    "add_product": (
+        lambda o, y, x, w: o.add_product(y, x, w),
+        (X[..., :6], Y, W),
+        lambda y, x, w: y + x @ w.T,
     ),
     "product": (lambda o, x, w: o.product(x, w), (TABLE, W), lambda x, w: x @ w.T),
     "gelu": (
@@ -288,6 +295,58 @@ def test_attention(backend: Backend, which: str, heads: tuple[int, int]) -> None
     np.testing.assert_allclose(
         backend.numpy(got), attention(q, k, v, scale=0.3, **asked), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("places", [3, 6, 7, 9, 12, 13])
+def test_attention_within_a_window_by_blocks(backend: Backend, places: int) -> None:
+    """Texts shorter than three blocks, of whole blocks, and with a rest of one place; their
+    gradients too."""
+    rng = np.random.default_rng(8)
+    shapes = {"q": 4, "k": 2, "v": 2}
+    arrays = {
+        n: rng.standard_normal((2, h, places, 8)).astype(np.float32) for n, h in shapes.items()
+    }
+    ops = backend.ops
+
+    def value(how: Any) -> Any:
+        return lambda p: ops.sum(ops.tanh(how(p["q"], p["k"], p["v"], scale=0.3, window=3)))
+
+    blocks: Any = partial(windowed_attention, ops)
+
+    placed = {n: backend.array(x) for n, x in arrays.items()}
+    got = windowed_attention(ops, placed["q"], placed["k"], placed["v"], scale=0.3, window=3)
+    want = attention(arrays["q"], arrays["k"], arrays["v"], scale=0.3, window=3)
+    np.testing.assert_allclose(backend.numpy(got), want, rtol=1e-5, atol=1e-5)
+    slopes = gradient(backend, value(ops.attention), arrays)
+    found = gradient(backend, value(blocks), arrays)
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(found[name], slope, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("places", [129, 192, 530])
+def test_mlx_computes_causal_attention_by_blocks_on_a_cpu(places: int) -> None:
+    """Whole blocks and a rest of one, as the operation of MLX has it; gradients too."""
+    mx = pytest.importorskip("mlx.core")
+    from ondevice_mlx.ops import causal_by_blocks
+
+    rng = np.random.default_rng(8)
+    shapes = {"q": 4, "k": 2, "v": 2}
+    arrays = [mx.array(rng.standard_normal((2, h, places, 8))) for h in shapes.values()]
+    arrays = [x.astype(mx.float32) for x in arrays]
+
+    def whole(q: Any, k: Any, v: Any, scale: float) -> Any:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+
+    found = []
+    for how in (whole, causal_by_blocks):
+
+        def value(q: Any, k: Any, v: Any, how: Any = how) -> Any:
+            return mx.sum(mx.tanh(how(q, k, v, 0.3)))
+
+        found.append([np.array(x) for x in mx.grad(value, argnums=(0, 1, 2))(*arrays)])
+        found[-1].append(np.array(how(*arrays, 0.3)))
+    for want, got in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_of_padding_alone_has_finite_gradients(backend: Backend) -> None:

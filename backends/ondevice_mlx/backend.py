@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ondevice.common.allocator import give_back
 from ondevice.common.errors import UserError
 from ondevice.common.physical_memory import physical_memory
 from ondevice.common.processes import output_of
@@ -194,6 +195,10 @@ class MLXBackend:
 
     def clear_cache(self) -> None:
         mx.clear_cache()
+        if (
+            self.device == "cpu"
+        ):  # where MLX has its arrays from the C library, which keeps them too
+            give_back()
 
     def free_memory(self) -> None:
         gc.collect()

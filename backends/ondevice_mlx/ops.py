@@ -25,6 +25,10 @@ DTYPES = {
     "bool": mx.bool_,
 }
 Params = dict[str, mx.array]
+_BLOCK, _BLOCKS = (
+    64,
+    8,
+)  # queries that are computed at once on a CPU, at least, and how often, at most
 
 
 class MLXOps:
@@ -87,21 +91,9 @@ class MLXOps:
 
     # blocks
     def rope(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        if x.shape[2] == 1:
-            return self._rope_of_one(x, cos, sin)
-        a, b = mx.split(x.astype(mx.float32), 2, -1)
-        return mx.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
-    def _rope_of_one(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        """`rope` of a token a row as products and one sum, which a compiler makes one kernel of:
-        nothing is put together of two halves."""
-        b, h, t, c = x.shape
-        halves = x.reshape(b, h, t, 2, c // 2)
-        # the same for all layers: a compiler makes it once
-        turned = mx.stack([-sin, sin], -2)
-        y = halves.astype(mx.float32) * cos[..., None, :]
-        y = y + halves[..., ::-1, :].astype(mx.float32) * turned
-        return y.astype(x.dtype).reshape(b, h, t, c)
+        if x.shape[2] == 1:  # of a token that is written, which has no gradient
+            return rotated(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     def attention(
         self,
@@ -118,6 +110,8 @@ class MLXOps:
         prefix: mx.array | None = None,
     ) -> mx.array:
         mask: Any
+        if window >= k.shape[2]:
+            window = 0  # it reaches over all keys
         if prefix is not None:
             mask = prefix_mask(q.shape[2], k.shape[2], window, prefix)
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
@@ -129,6 +123,8 @@ class MLXOps:
             mask = attention_mask(queries, keys, causal, window, segments, lengths)
         if bias is not None:
             mask = bias if mask is None else mx.where(mask, bias, -mx.inf)
+        if isinstance(mask, str) and q.shape[2] == k.shape[2] > 2 * _BLOCK and _on_cpu():
+            return causal_by_blocks(q, k, v, scale)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
     def cache_write(self, cache: mx.array, new: mx.array, at: mx.array) -> mx.array:
@@ -155,6 +151,12 @@ class MLXOps:
 
     def product(self, x: mx.array, weight: mx.array) -> mx.array:
         return x @ weight.T
+
+    def add_product(self, y: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+        outputs, inputs = weight.shape
+        # as matrices: of a batch of them the gradient would be one for each, and their sum
+        flat = mx.addmm(y.reshape(-1, outputs), x.reshape(-1, inputs), weight.T)
+        return flat.reshape(y.shape)
 
     def gated(
         self, activation: Callable[[mx.array], mx.array], gate: mx.array, x: mx.array
@@ -296,6 +298,50 @@ def _apart(block: Params) -> tuple[Params, Params]:
     """(packed weights, whose arrays are of whole numbers; all others)."""
     packed = {n: p for n, p in block.items() if p.dtype == mx.uint32}
     return packed, {n: p for n, p in block.items() if n not in packed}
+
+
+def rotated(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """`rope` as products and one sum, which a compiler makes one kernel of: nothing is put together
+    of two halves."""
+    b, h, t, c = x.shape
+    halves = x.reshape(b, h, t, 2, c // 2)
+    # the same for all layers: a compiler makes it once
+    turned = mx.stack([-sin, sin], -2)
+    y = halves.astype(mx.float32) * cos[..., None, :]
+    y = y + halves[..., ::-1, :].astype(mx.float32) * turned
+    return y.astype(x.dtype).reshape(b, h, t, c)
+
+
+_rotated = mx.custom_function(rotated)
+
+
+@_rotated.vjp
+def _rotated_back(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
+    """Its gradient is the rotation back, of which a compiler makes one kernel too; that of the
+    halves' order would be several. The tables are constants."""
+    _, cos, sin = primals
+    return _rotated(cotangent, cos, -sin), mx.zeros_like(cos), mx.zeros_like(sin)
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device().type == mx.cpu)
+
+
+def causal_by_blocks(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Causal attention as a CPU does it soonest: it computes all scores and throws away those of
+    later keys, so a block of queries is given the keys up to its own end alone. A GPU has a kernel
+    that skips them."""
+    places = q.shape[2]
+    size = max(_BLOCK, -(-places // _BLOCKS))
+    parts = []
+    for start in range(0, places, size):
+        end = min(start + size, places)
+        parts.append(
+            mx.fast.scaled_dot_product_attention(
+                q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=scale, mask="causal"
+            )
+        )
+    return mx.concatenate(parts, 2)
 
 
 def prefix_mask(t_q: int, t_k: int, window: int, prefix: mx.array) -> mx.array:

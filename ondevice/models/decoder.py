@@ -17,6 +17,7 @@ from ondevice.models.kv_cache import Cache
 from ondevice.models.padding_free import PaddingFree, padding_free
 from ondevice.models.shared_prompts import SharedPrompts, in_one_row, shared_prompts
 from ondevice.models.tables import tables_of
+from ondevice.models.windowed import windowed_attention
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, HostArray, Ops, Params
 
@@ -140,7 +141,9 @@ class Decoder:
             q, k, v = self._qkv(ops, block, x, turns[i])
             keys.append(k)
             values.append(v)
-            a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i))
+            a = windowed_attention(
+                ops, q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i)
+            )
             if block is blocks[-1]:
                 x = self._after_attention(ops, block, x, a, at)
             else:
@@ -230,8 +233,10 @@ class Decoder:
         scale = self.cfg.attention_scale
         if apart is not None:
             a = apart.attention(ops, q, k, v, scale=scale, window=window)
-        else:
+        elif segments is not None:
             a = ops.attention(q, k, v, scale=scale, window=window, segments=segments)
+        else:
+            a = windowed_attention(ops, q, k, v, scale=scale, window=window)
         return self._after_attention(ops, block, x, a, at)
 
     def _qkv(

@@ -51,8 +51,9 @@ def add_adapters(ops: Ops, params: Params, name: str, x: Array, y: Array) -> Arr
         if key.startswith(before):
             adapter = key[len(before) :]
             low = ops.product(x, ops.weight(params, key))
-            high = low @ ops.weight(params, f"{name}.lora_B.{adapter}").swapaxes(0, 1)
-            y = y + high * ops.weight(params, f"{name}.lora_scale.{adapter}")
+            # of the few numbers between both matrices, not of the many after them
+            low = low * ops.weight(params, f"{name}.lora_scale.{adapter}")
+            y = ops.add_product(y, low, ops.weight(params, f"{name}.lora_B.{adapter}"))
     return y
 
 
