@@ -72,3 +72,29 @@ def test_commands_that_train_start_anew(
     monkeypatch.setattr(sys, "argv", ["ondevice", *words])
     assert cli.command() == 0
     assert len(done) == restarts and capsys.readouterr().out
+
+
+HOLES = """
+import resource
+from ondevice.common import allocator
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+parts = [bytes(64 << 10) for _ in range(2000)]
+last = bytes(64 << 10)
+del parts
+before = held()
+allocator.give_back()
+print(before - held())
+"""
+
+
+@ON_GLIBC
+def test_what_is_free_below_what_is_in_use_goes_back() -> None:
+    given = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES], env=given, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 64 << 20

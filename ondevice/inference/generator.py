@@ -121,6 +121,8 @@ class Generator:
         `at_once`: as soon as it is there."""
         if asked:
             Slots(self, params, asked, together, tell).run(1 if at_once else LOOK, int(at_once))
+            # its keys and values are of no use to what comes next
+            self.backend.clear_cache()
 
     def limit(self, length: int) -> int:
         """How many tokens may be written after a prompt of so many."""
