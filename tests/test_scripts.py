@@ -35,6 +35,7 @@ RUN_BY = {
     "bench/count_mlx.py": "bench/count_decoding.py",
     "bench/count_torch.py": "bench/count_decoding.py",
     "bench/count_traces.py": "bench/counts.py",
+    "bench/count_training.py": "bench/counts.py",
     "bench/counts.py": "bench/bench.py",
     "bench/decoding.py": "bench/ours_decode.py",
     "bench/document.py": "bench/bench.py",
@@ -149,7 +150,7 @@ def missing(variable: str, package: str) -> str:
 def bench(place: Place) -> None:
     shown = subprocess.run([SCRIPTS / "bench" / "all", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "counts" in shown.stdout, shown.stderr
-    rows = ("pretrain:eager", "pretrain:blocks", "sft:one", "reward", "chat", "lora")
+    rows = ("pretrain:eager", "pretrain:blocks", "sft:one", "reward", "chat", "lora", "qlora")
     told, document, figures = compared(place, *rows, "ppo", "load", "counts")
     assert "left out: PPO, 4 epochs (torch), beside TRL 1.12; pip install" in told
     for title in ("pre-training, eager", "blocks alone", "chats, one per row", "reward model"):
@@ -165,6 +166,8 @@ def bench(place: Place) -> None:
     for one in figures["decoding"]["figures"]:
         per_layer, outside = one["kernels"]
         assert per_layer > 9 and outside > 0 and one["reads"][1] >= 1
+    for one in figures["training"]["figures"]:
+        assert one["kernels"][0] > 9 and one["nodes"][0] >= one["kernels"][0]
     assert all(one["traces"] > 0 for one in figures["traces"]["figures"])
     assert all(one["per_parameter"] > 0 for one in figures["slopes"]["figures"])
     # where others use the machine no speed is told, and what was measured before stays

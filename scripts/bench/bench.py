@@ -3,7 +3,8 @@
 Groups of rows: {groups}.
 GROUP:WORDS takes those rows of a group that have these words in their title (pretrain:eager).
 More that is not about speed: load (memory of a loaded model), and counts, which are decoding (graph
-nodes, casts, reads per token), traces (of a compiler) and slopes (how the peak of an update grows).
+nodes, casts, reads per token), training (the same of a step with LoRA), traces (of a compiler) and
+slopes (how the peak of an update grows).
 None named: all of them.
 """
 
@@ -28,7 +29,7 @@ from rows import GROUPS, ROWS  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "speed.md"
 BACKENDS = ("torch", "mlx")
-COUNTS = ("decoding", "traces", "slopes")
+COUNTS = ("decoding", "training", "traces", "slopes")
 OTHERS = ("load", "counts", *COUNTS)
 LIBRARIES = ("torch", "transformers", "trl", "mlx", "mlx-lm")
 PEERS = {"trl112": "trl==1.12.0", "mlx_lm_lora": "mlx-lm-lora"}
@@ -80,6 +81,10 @@ def sections(measurement: Measurement, chosen: set[str]) -> Any:
         chosen = chosen | set(COUNTS)
     if "decoding" in chosen:
         yield "decoding", counts.decoding(measurement)
+    if "training" in chosen:
+        found = counts.training(measurement)
+        if found:
+            yield "training", found
     if "traces" in chosen:
         yield "traces", counts.traces(measurement)
     if "slopes" in chosen:

@@ -24,6 +24,7 @@ VIEWS = {
     "AsStrided",
     "Broadcast",
     "BroadcastAxes",
+    "CustomTransforms",
     "Depends",
     "ExpandDims",
     "Flatten",

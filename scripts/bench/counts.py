@@ -8,7 +8,7 @@ from typing import Any
 
 from job import Job
 from measure import Measurement
-from rows import DECODERS, Row
+from rows import DECODERS, MLX_LM, Row
 
 # what a stage of ours does in these steps: its name, the job, the script that says what it is
 TRACED = (
@@ -36,6 +36,26 @@ def decoding(measurement: Measurement) -> list[dict[str, Any]]:
                 counted = measurement.runner.run("count_decoding", job)
                 print(f"decoding, {backend} {dtype}, {side}: {counted}", file=sys.stderr)
                 found.append({"backend": backend, "dtype": dtype, "side": side, **counted})
+    return found
+
+
+def training(measurement: Measurement) -> list[dict[str, Any]]:
+    """Of a step with LoRA on a 4-bit base, on MLX alone: torch has nothing that it is beside."""
+    found: list[dict[str, Any]] = []
+    if "mlx" not in measurement.backends:
+        return found
+    sides = ["ours"]
+    missing = measurement.runner.missing(MLX_LM)
+    if missing:
+        print(f"left out: counts of {MLX_LM.name}; {missing}", file=sys.stderr)
+    else:
+        sides.append(MLX_LM.name)
+    for dtype in measurement.dtypes:
+        for side in sides:
+            job = Job(side, "quantised", "", "mlx", measurement.device, dtype)
+            counted = measurement.runner.run("count_training", job)
+            print(f"training, {dtype}, {side}: {counted}", file=sys.stderr)
+            found.append({"backend": "mlx", "dtype": dtype, "side": side, **counted})
     return found
 
 

@@ -62,6 +62,7 @@ def text(figures: Figures) -> str:
     for name, section in (
         ("loading", loading),
         ("decoding", decoding),
+        ("training", training),
         ("traces", traces),
         ("slopes", slopes),
     ):
@@ -175,11 +176,30 @@ def decoding(found: Sequence[Figures], machine: str) -> list[str]:
     return ["\n## What a decoded token costs\n", f"{machine}\n", about, markdown(table)]
 
 
-def traces(found: Sequence[Figures], machine: str) -> list[str]:
-    table = [["backend", "stage", "traces", "graph breaks", "functions given up"]]
+def training(found: Sequence[Figures], machine: str) -> list[str]:
+    names = ("nodes", "casts", "kernels")
+    table = [["backend", "type", "side", *names]]
     for one in found:
+        cells = ["{:.1f} + {:.1f}".format(*one[name]) for name in names]
+        table.append([one["backend"], one["dtype"], one["side"], *cells])
+    about = (
+        "Losses and gradients of a step with LoRA on a base of 4 bits, per layer + outside of the "
+        "layers, counted as those of decoding; a fast operation's gradients are one kernel.\n"
+    )
+    return [
+        "\n## What a step with LoRA on a 4-bit base costs\n",
+        f"{machine}\n",
+        about,
+        markdown(table),
+    ]
+
+
+def traces(found: Sequence[Figures], machine: str) -> list[str]:
+    table = [["backend", "stage", "traces", "of these", "graph breaks", "functions given up"]]
+    for one in found:
+        parts = [f"{kind} {count}" for kind, count in sorted(one.get("of", {}).items())]
         cells = [str(one.get(name, "")) for name in ("traces", "breaks", "given_up")]
-        table.append([one["backend"], one["stage"], *cells])
+        table.append([one["backend"], one["stage"], cells[0], ", ".join(parts), *cells[1:]])
     about = (
         "Twelve steps of each stage on a model of a few thousand weights, everything compiled that is "
         "compiled on a GPU. A function that torch has traced too often runs eagerly from then on.\n"

@@ -34,6 +34,7 @@ class Size:
     new_tokens: int = 64  # of each completion, which nothing stops earlier
     generated: int = 256  # prompts of the row whose completions have geometric lengths
     dtype: str = "float32"  # of the file of weights
+    bits: int = 0  # of a weight in the quantised folder beside it; 0: there is none
 
     @property
     def episodes(self) -> int:
@@ -76,6 +77,8 @@ SIZES = {
     "long": replace(_5M, prompt_tokens=400, pair_length=640, pairs=4),
     "smollm2": _SMOLLM2,
     "vocabulary": replace(_5M, vocab_size=152_000, rows=1, length=2048, chats=1, chat_tokens=1900),
+    # wide enough for groups of 64 in every matrix
+    "quantised": replace(_SMOLLM2, vocab_size=4096, num_hidden_layers=6, dtype="float32", bits=4),
     "empty": _TINY,  # what a process holds in which next to no model is loaded
     "traced": replace(_5M, hidden_size=32, intermediate_size=64, num_hidden_layers=2),
 }
@@ -85,9 +88,11 @@ SMALL = {
     "long": replace(_TINY, prompt_tokens=24),
     "smollm2": replace(_TINY, length=128, chat_tokens=24, dtype="bfloat16"),
     "vocabulary": replace(_TINY, vocab_size=2048, rows=1, length=128, chats=1, chat_tokens=64),
+    "quantised": replace(_TINY, hidden_size=64, length=128, chat_tokens=24, bits=4),
     "empty": _TINY,
     "traced": _TINY,
 }
+GROUP_SIZE = 64  # values of a quantised row that have a scale in common
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,11 @@ class Job:
     @property
     def model(self) -> Path:
         return self.file("model")
+
+    @property
+    def quantised(self) -> Path:
+        """Our folder of the same weights in few bits."""
+        return self.file("quantised")
 
     def file(self, name: str) -> Path:
         return Path(self.work) / self.size / name

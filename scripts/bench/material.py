@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from job import Job, Size
+from job import GROUP_SIZE, Job, Size
 
 from ondevice.config.stages import InitConfig
 from ondevice.data.batches import TextSource
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
+from ondevice.models.convert import quantize
 from ondevice.models.load import load_model
 from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
@@ -66,6 +67,8 @@ def prepare(job: Job, model: Path | None = None) -> None:
         job.model.symlink_to(model.absolute(), target_is_directory=True)
     else:
         _random_model(job, documents)
+    if job.shape.bits:
+        quantize(job.model, job.quantised, job.shape.bits, GROUP_SIZE)
     tokenizer = load_model(job.model, load_backend(job.backend, "cpu")).tokenizer
     _write_rows(job, tokenizer, documents)
     _write_chats(job, tokenizer, "chats.jsonl", 2 * job.steps * job.shape.chats)

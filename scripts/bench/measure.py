@@ -114,7 +114,7 @@ def agreement(row: Row, ours: Result, peer: Result) -> str:
         return f"{same} of {len(ours['ids'])} completions are the same tokens"
     if row.group in ("ppo", "grpo", "sums"):
         return _counted(ours, peer, "tokens of completions, each side's own text")
-    packed = row.what in ("lora", "vocabulary", "chats-packed")
+    packed = row.what in ("lora", "quantised", "vocabulary", "chats-packed")
     if packed or (row.backend == "mlx" and row.group == "dpo"):
         return _own_batches(ours, peer)
     first = list(zip(ours["losses"][:3], peer["losses"][:3], strict=True))

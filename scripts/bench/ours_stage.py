@@ -51,6 +51,7 @@ def stage(job: Job) -> Callable[[Context], Any]:
     name = job.what.partition("-")[0]
     makers = {
         "lora": _chats,
+        "quantised": _chats,
         "vocabulary": _chats,
         "reward": _pairs,
         "dpo": _pairs,
@@ -64,14 +65,17 @@ def stage(job: Job) -> Callable[[Context], Any]:
 def _chats(job: Job) -> Callable[[Context], Any]:
     """Chats as a person tunes on them: the stage's defaults, but for what the job says."""
     shape = job.shape
-    adapter: dict[str, Any] = {"adapter": "lora"} if job.what == "lora" else {}
+    settings = shared(job)
+    if job.what in ("lora", "quantised"):
+        settings["adapter"] = "lora"
+    if job.what == "quantised":
+        settings["model"] = str(job.quantised)
     cfg = SFTConfig(
-        **shared(job),
+        **settings,
         data=str(job.file("chats.jsonl")),
         validation=str(job.file("held_chats.jsonl")),
         sequence_length=shape.length,
         **batch_settings(shape.rows),
-        **adapter,
     )
     return lambda ctx: sft.run(cfg, ctx)
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn
 import mlx.optimizers as optim
 import numpy as np
 from decoding import stop_ids
-from job import Job
+from job import GROUP_SIZE, Job
 from meter import Meter, peak_rss, print_result, resident, use_mlx_device
 from mlx_lm import batch_generate
 from mlx_lm.generate import generate_step
@@ -63,7 +64,10 @@ def tune(job: Job, model: Any, tokenizer: Any) -> None:
         model.freeze()
         for layer in model.layers:
             layer.unfreeze()
-    if job.what == "lora":
+    if job.what == "quantised":
+        library: Any = mlx.nn
+        library.quantize(model, GROUP_SIZE, job.shape.bits)
+    if job.what in ("lora", "quantised"):
         adapt(model)
     shape = job.shape
     first, more = None, {}

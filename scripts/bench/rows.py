@@ -168,6 +168,15 @@ ROWS = (
     ),
     _memory("lora", "SFT with LoRA, 4,096 tokens per step", "torch", TRL_SFT, "lora", "smollm2"),
     _memory("lora", "SFT with LoRA, 4,096 tokens per step", "mlx", MLX_LM, "lora", "smollm2"),
+    Row(
+        "qlora",
+        "SFT with LoRA on a 4-bit base, 4,096 tokens per step",
+        "mlx",
+        MLX_LM,
+        "quantised",
+        "quantised",
+        steps=5,
+    ),
     _memory("sums", "GRPO of smollm2.md", "torch", None, "sums", "smollm2"),
     _memory("sums", "GRPO of smollm2.md", "mlx", None, "sums", "smollm2"),
     _memory(
