@@ -22,7 +22,7 @@ from ondevice.common.files import whole_folder
 from ondevice.config.earlier import upgraded
 from ondevice.config.recipe import load_recipe
 from ondevice.models.model import Model
-from ondevice.runs import checkpoint
+from ondevice.runs import checkpoint, device_batch
 from ondevice.runs.device_batch import choose_decode_batch, choose_micro_batch
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend, Memory
@@ -305,7 +305,6 @@ class Device:
 
     dtype = "float32"
     activation_factor = 1.7
-    activation_factor = 1.7
 
     def __init__(self, total: int, device: str = "cpu") -> None:
         self.total, self.device = total, device
@@ -328,7 +327,7 @@ def test_the_micro_batch_follows_from_the_memory_and_the_shapes() -> None:
     def chosen(model: Model, total: int, device: str = "cpu", checkpointing: bool = False) -> int:
         return choose_micro_batch(
             model,
-            Device(total, device),  # type: ignore[arg-type]
+            Device(total, device),
             24,
             24 * 512,
             checkpointing=checkpointing,
@@ -347,7 +346,7 @@ def test_micro_batches_of_a_step_are_of_about_one_size() -> None:
     for tokens in (100, 300, 1000, 3000):
         size = choose_micro_batch(
             model,
-            Device(8 << 30),  # type: ignore[arg-type]
+            Device(8 << 30),
             rows,
             rows * tokens,
             checkpointing=False,
@@ -357,17 +356,15 @@ def test_micro_batches_of_a_step_are_of_about_one_size() -> None:
 
 def test_what_is_written_at_once_has_room_for_its_cache() -> None:
     model = model_of(hidden_size=512, num_hidden_layers=8)
-    short = choose_decode_batch(model, Device(8 << 30), 100)  # type: ignore[arg-type]
-    long = choose_decode_batch(model, Device(8 << 30), 100_000)  # type: ignore[arg-type]
+    short = choose_decode_batch(model, Device(8 << 30), 100)
+    long = choose_decode_batch(model, Device(8 << 30), 100_000)
     assert short == 256 and 1 <= long < 32
 
 
 def test_auto_is_chosen_once_told_and_kept_by_a_resume(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ondevice.training import rows_at_once
-
-    monkeypatch.setattr(rows_at_once, "choose_micro_batch", lambda *args, **kwargs: 3)
+    monkeypatch.setattr(device_batch, "choose_micro_batch", lambda *args, **kwargs: 3)
     run(files, "sft", tmp_path, "torch", steps=2)
     assert halved(tmp_path, "sft") == [(0, "start", 3)]
     assert "the gradient of 3 of 7 rows is computed at once" in capsys.readouterr().err
@@ -375,7 +372,7 @@ def test_auto_is_chosen_once_told_and_kept_by_a_resume(
     assert record["device_batch"]["micro_batch"] == 3
     shutil.rmtree(tmp_path / "sft" / "model")
     (tmp_path / "sft" / "done.json").unlink()
-    monkeypatch.setattr(rows_at_once, "choose_micro_batch", lambda *args, **kwargs: 5)
+    monkeypatch.setattr(device_batch, "choose_micro_batch", lambda *args, **kwargs: 5)
     run(files, "sft", tmp_path, "torch", steps=4, resume=True)
     assert halved(tmp_path, "sft") == [(0, "start", 3)]  # no new choice
 

@@ -19,10 +19,10 @@ from ondevice.config.stages import InitConfig
 from ondevice.models.config_fields import HARMLESS, Fields
 from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.initial_config import model_config
 from ondevice.models.registry import parse_config
 from ondevice.models.state_dict import transposed
 from ondevice.seam.protocols import Backend
-from ondevice.stages.init import model_config
 
 KINDS = (
     "Llama",

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,11 @@ from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
 from ondevice.models.score_head import scalar_head
 from ondevice.models.tables import with_tables
+from ondevice.runs import device_batch
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
-from ondevice.training import rows_at_once
 from ondevice.training.policy_losses import grpo_loss
-from ondevice.training.rows_at_once import RowsAtOnce
 from ondevice.training.sequence_logprobs import Scorer
 
 FAMILIES = [*models.FAMILIES, *models.SEQ2SEQ]
@@ -258,10 +256,9 @@ def test_a_micro_batch_has_room_for_the_prompt_in_each_part(
     def chosen(model: Any, backend: Any, count: int, tokens: int, *, checkpointing: bool) -> int:
         return max(1, min(count, 600 * count // tokens))
 
-    monkeypatch.setattr(rows_at_once, "choose_micro_batch", chosen)
-    sizes = RowsAtOnce.__new__(RowsAtOnce)
-    sizes.ctx, sizes.cfg, sizes.model = SimpleNamespace(backend=None), None, None  # type: ignore[assignment]
-    found = sizes._fitting(len(rows), cut)
+    monkeypatch.setattr(device_batch, "choose_micro_batch", chosen)
+    nothing: Any = None
+    found = device_batch.fitting_micro_batch(nothing, nothing, len(rows), cut, checkpointing=False)
     assert found == 2
     tokens = [batch["ids"].size + batch["prompt_ids"].size for batch in cut(found)]
     assert tokens == [576] * 4

@@ -54,10 +54,11 @@ def _jsonl(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
                 _refuse_utf16(raw, file)
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.strip():
-                yield _json_row(raw), f"{file}:{number}"
+                yield json_row(raw), f"{file}:{number}"
 
 
-def _json_row(raw: bytes) -> Row | BadRecord:
+def json_row(raw: bytes) -> Row | BadRecord:
+    """The object of one line of JSONL."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

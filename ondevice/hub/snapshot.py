@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ondevice.common.errors import UserError
 from ondevice.hub.client import Hub, NoReply, Offline
 
 WANTED = ("*.json", "*.safetensors", "*.jinja")
+WITHOUT_WEIGHTS = ("*.json", "*.jinja")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _CACHED = re.compile(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})")
 
 
-def resolve(name: str | Path, revision: str | None = None) -> Path:
+def resolve(name: str | Path, revision: str | None = None, wanted: Sequence[str] = WANTED) -> Path:
     """The folder that `name` means: itself where it is one or cannot be a name on the Hub, else the
-    snapshot in the cache, fetched where that is possible: of this revision, or the newest. Raises
-    UserError for a model that is neither here nor there."""
+    snapshot in the cache, fetched where that is possible: of this revision, or the newest; the
+    files that `wanted` means are there then. Raises UserError for a model that is neither here nor
+    there."""
     path = Path(name)
     if path.exists() or not is_name(str(name)):
         return path
-    return fetched(str(name), revision)
+    return fetched(str(name), revision, wanted)
 
 
 def is_name(text: str) -> bool:
@@ -34,12 +37,12 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def fetched(name: str, revision: str | None = None) -> Path:
+def fetched(name: str, revision: str | None = None, wanted: Sequence[str] = WANTED) -> Path:
     """The snapshot of a revision, or the newest; offline (HF_HUB_OFFLINE, or no network) the one
     that the cache has. Raises UserError."""
     of, option = (f" at {revision}", f" --revision {revision}") if revision else ("", "")
     try:
-        return Hub(bars=True).snapshot(name, WANTED, revision)
+        return Hub(bars=True).snapshot(name, wanted, revision)
     except (Offline, NoReply) as trouble:
         if isinstance(trouble, Offline):
             why = "HF_HUB_OFFLINE is set"

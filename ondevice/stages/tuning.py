@@ -7,10 +7,10 @@ adds nothing, so that the model with it is the reference to the last bit until t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
-from ondevice.common.errors import UserError, nearest
+from ondevice.common.errors import UserError
 from ondevice.config.finetuning import TuningConfig
 from ondevice.data.chat_encoding import with_template_kwargs
 from ondevice.data.shared_prompts import NO_SHARING
@@ -19,12 +19,13 @@ from ondevice.models.compute_type import cast_once
 from ondevice.models.convert import COST
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import load_model
-from ondevice.models.lora import TRAINED, init_lora, is_adapter, matching_modules, scale_of
+from ondevice.models.lora import TRAINED, init_lora, is_adapter, scale_of
+from ondevice.models.lora_targets import chosen_modules, target_shapes
 from ondevice.models.model import Adapter, Model, merged
 from ondevice.models.network import supports_packing
 from ondevice.models.shapes import matrices, score_head_shapes
 from ondevice.models.state_dict import quantised
-from ondevice.models.tensor_names import is_block_matrix, is_embedding, is_router
+from ondevice.models.tensor_names import is_embedding
 from ondevice.runs.context import Context
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
@@ -80,7 +81,7 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
         return model
     head = score_head_shapes(model.cfg)
     whole = _whole_modules(model, cfg, head)
-    shapes = _target_shapes(model, cfg, whole)
+    shapes = target_shapes(model.cfg, cfg.lora_targets, whole)
     if not shapes and not whole:
         raise UserError(
             "the model has no matrix that could get an adapter",
@@ -136,7 +137,7 @@ def _whole_modules(model: Model, cfg: TuningConfig, head: Iterable[str]) -> list
     and those of the score head, whose tensors are `head`. Raises UserError for weights that cannot
     be trained.
     """
-    whole = _chosen(matrices(model.cfg, every=True), cfg.lora_whole, "lora_whole")
+    whole = chosen_modules(matrices(model.cfg, every=True), cfg.lora_whole, "lora_whole")
     for name in head:
         if name.endswith(".weight"):
             whole.append(name.removesuffix(".weight"))
@@ -158,24 +159,6 @@ def _whole_modules(model: Model, cfg: TuningConfig, head: Iterable[str]) -> list
     return whole
 
 
-def _target_shapes(
-    model: Model, cfg: TuningConfig, whole: Sequence[str]
-) -> dict[str, tuple[int, int]]:
-    """Shapes of the matrices that get an adapter, by module: those that the settings name, else
-    every matrix of a block except a router's. Modules that are trained whole get none.
-    """
-    known = matrices(model.cfg)
-    if cfg.lora_targets:
-        targets = _chosen(known, cfg.lora_targets, "lora_targets")
-    else:
-        targets = [name for name in known if _is_usual_target(name, known[name])]
-    return {name: known[name] for name in targets if name not in whole}
-
-
-def _is_usual_target(name: str, shape: tuple[int, int]) -> bool:
-    return is_block_matrix(f"{name}.weight", shape) and not is_router(name)
-
-
 def result(model: Model, cfg: object, ctx: Context) -> Model:
     """What the stage leaves: the model as it is, or, where `merge` asks for it, with its adapters
     in its weights.
@@ -194,14 +177,3 @@ def result(model: Model, cfg: object, ctx: Context) -> Model:
     if quantised(model.params):
         ctx.warn(COST)
     return merged_model
-
-
-def _chosen(names: dict[str, tuple[int, int]], patterns: tuple[str, ...], where: str) -> list[str]:
-    """The modules that the patterns mean. Raises UserError for a pattern that means none."""
-    for pattern in patterns:
-        if not matching_modules(names, [pattern]):
-            ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
-            raise UserError(
-                f"the model has no matrix {pattern!r}", where=where, hint=nearest(pattern, ends)
-            )
-    return matching_modules(names, patterns)

@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ondevice.common.errors import UserError
 from ondevice.config.earlier import upgraded
 from ondevice.config.stages import StageConfig
 from ondevice.models.model import Model
 from ondevice.runs.context import Context
-from ondevice.runs.device_batch import DeviceBatch, choose_micro_batch
-from ondevice.training.step_source import Cut, StepPlan
+from ondevice.runs.device_batch import DeviceBatch, fitting_micro_batch
+from ondevice.training.step_source import StepPlan
 
 T = TypeVar("T")
 EVENT = "device_batch"
@@ -108,37 +106,19 @@ class RowsAtOnce:
         if now.micro_batch is not None:
             return
         cut = plan.every_row or plan.updates[0]
-        now.micro_batch = self._fitting(plan.rows, cut)
+        now.micro_batch = fitting_micro_batch(
+            self.model,
+            self.ctx.backend,
+            plan.rows,
+            cut,
+            checkpointing=getattr(self.cfg, "checkpointing", False),
+        )
         self._tell(step, during)
         if now.micro_batch < plan.rows:
             self.ctx.tell(
                 f"the gradient of {now.micro_batch} of {plan.rows} rows is computed "
                 "at once, which suits this machine's memory (--micro-batch N for another number)"
             )
-
-    def _fitting(self, rows: int, cut: Cut) -> int:
-        """How many of an update's `rows` to compute at once. Where rows share prompts, fewer of
-        them may hold more tokens for each.
-        """
-        batches = cut(None)
-        tokens = sum(_count_tokens(batch) for batch in batches)
-        found = self._chosen(rows, tokens)
-        shared = any("prompt_of" in batch or "source_of" in batch for batch in batches)
-        while shared and 1 < found < rows:
-            fewer = self._chosen(found, max(_count_tokens(batch) for batch in cut(found)))
-            if fewer == found:
-                break
-            found = fewer
-        return found
-
-    def _chosen(self, rows: int, tokens: int) -> int:
-        return choose_micro_batch(
-            self.model,
-            self.ctx.backend,
-            rows,
-            max(tokens, 1),
-            checkpointing=getattr(self.cfg, "checkpointing", False),
-        )
 
     def _follow(self, step: int, during: str) -> None:
         """Makes the change that an earlier process has made at this place."""
@@ -175,15 +155,6 @@ class RowsAtOnce:
 
     def _tell(self, step: int, during: str) -> None:
         self.ctx.events.emit(EVENT, step, during=during, **asdict(self.ctx.device_batch))
-
-
-def _count_tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """Places of all rows that the batch holds, those of chats and of sources beside them too."""
-    return sum(
-        int(values.size)
-        for name, values in batch.items()
-        if name.split(".")[-1] in ("ids", "source_ids", "prompt_ids")
-    )
 
 
 def _smaller(now: int | None, recorded: int | None) -> int | None:

@@ -18,9 +18,10 @@ from material import init_config, sentences
 from meter import print_result
 
 from ondevice.data.tokenizer_training import train_tokenizer
+from ondevice.models.initial_config import model_config
 from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
-from ondevice.stages.init import initial_weights, model_config
+from ondevice.stages.init import initial_weights
 
 LAYERS = (2, 6)
 TOKENS = (16, 48)

@@ -17,10 +17,11 @@ from ondevice.data.batches import TextSource
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.models.convert import quantize
+from ondevice.models.initial_config import model_config
 from ondevice.models.load import load_model
 from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
-from ondevice.stages.init import initial_weights, model_config
+from ondevice.stages.init import initial_weights
 
 HELD_CHATS = 4
 TRAINED_WORDS = 4096  # tokens that the invented language fills; a model may have more rows
