@@ -21,6 +21,7 @@ from ondevice.seam.external_library import Library
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 
+from .costs import COSTS
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer
 
@@ -73,12 +74,10 @@ def _megabytes(env: Mapping[str, str], name: str, usual: int) -> int:
 
 class MLXBackend:
     name = "mlx"
-    # 1.5 and more of what SmolLM2's blocks read and write, attention's scores among it (CPU,
-    # float32)
-    activation_factor = 1.7
 
     def __init__(self, device: str, dtype: str) -> None:
         self.device, self.dtype = device, dtype
+        self.activation_factor = COSTS.activation_factor(device)
         self.ops = MLXOps(dtype)
 
     # files

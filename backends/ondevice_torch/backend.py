@@ -21,6 +21,7 @@ from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 
 from .compiled import Compiled
+from .costs import COSTS
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
 
@@ -53,9 +54,7 @@ class TorchBackend:
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self.device, self.dtype = device, device.type, dtype
         self.ops = TorchOps(device, dtype)
-        # Of what SmolLM2's blocks read and write, at rows of 256 tokens (float32): 0.75 is kept; on
-        # a CPU the C library's heap holds twice as much (`common/allocator.py`).
-        self.activation_factor = 1.9 if device.type == "cpu" else 0.9
+        self.activation_factor = COSTS.activation_factor(self.device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if dtype == "bfloat16" else "highest")
 

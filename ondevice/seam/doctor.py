@@ -9,17 +9,14 @@ from __future__ import annotations
 import ctypes.util
 import os
 import platform
-import re
 import shutil
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ondevice.common.distribution import install_hint, own_version
 from ondevice.common.errors import UserError
-from ondevice.common.physical_memory import physical_memory
-from ondevice.common.processes import output_of
+from ondevice.common.physical_memory import available_memory, cores, physical_memory
 from ondevice.seam.select import available, choose, load_backend
 
 Report = dict[str, Any]
@@ -49,8 +46,8 @@ def doctor() -> Report:
         "ondevice": own_version(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": _cores(),
-        "memory": {"total": physical_memory(), "available": memory_available()},
+        "cores": cores(),
+        "memory": {"total": physical_memory(), "available": available_memory()},
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "backends": backends,
         "auto": _auto(backends),
@@ -179,32 +176,6 @@ def _openblas_loaded() -> bool:
     """
     maps = Path("/proc/self/maps")
     return maps.is_file() and "/libopenblas" in maps.read_text()
-
-
-def _cores() -> int:
-    """The cores this process may use: fewer than the machine's in a container or under taskset."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory_available() -> int | None:
-    """What can be had without swapping: Linux's own estimate; on macOS free, inactive and
-    speculative pages.
-    """
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-        return None
-    if not shutil.which("vm_stat"):
-        return None
-    text = output_of("vm_stat")
-    pages = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)", text, re.MULTILINE)
-    if pages:
-        return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def _token_present() -> bool:

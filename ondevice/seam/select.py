@@ -14,6 +14,7 @@ import platform
 
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
+from ondevice.seam.costs import Costs
 from ondevice.seam.protocols import Backend
 
 _MODULES = {"mlx": ("ondevice_mlx", "mlx"), "torch": ("ondevice_torch", "torch")}
@@ -55,3 +56,9 @@ def load_backend(name: str = "auto", device: str = "auto", dtype: str = "auto") 
     module = importlib.import_module(f"{_MODULES[choose(name)][0]}.backend")
     backend: Backend = module.make(device, dtype)
     return backend
+
+
+def costs_of(name: str = "auto") -> Costs:
+    """What the backend takes; its array library is not imported. Raises UserError as `choose`."""
+    costs: Costs = importlib.import_module(f"{_MODULES[choose(name)][0]}.costs").COSTS
+    return costs

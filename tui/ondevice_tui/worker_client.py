@@ -189,10 +189,10 @@ def memory_warning(folder: str) -> str:
     """Why a second model might not fit into this machine's memory; empty where it does or nothing
     is known.
     """
-    from ondevice.seam.doctor import memory_available
+    from ondevice.common.physical_memory import available_memory
 
     # a cache, and the array library itself
-    free, needs = (memory_available(), 2 * weight_bytes(folder) + (500 << 20))
+    free, needs = (available_memory(), 2 * weight_bytes(folder) + (500 << 20))
     if free is None or needs <= free:
         return ""
     return f"{needs / 2**30:.1f} GB are wanted for this model, {free / 2**30:.1f} GB are free"

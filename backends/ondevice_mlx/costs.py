@@ -1,0 +1,23 @@
+"""What MLX takes, measured by `scripts/plan_accuracy.py`; imports nothing of it. Read beside
+`ondevice_torch/costs.py`.
+"""
+
+from ondevice.seam.costs import Costs
+
+COSTS = Costs(
+    # 1.5 and more of what SmolLM2's blocks read and write, attention's scores among it (CPU,
+    # float32)
+    activations=1.7,
+    activations_cpu=1.7,
+    process=130 << 20,
+    begun=60 << 20,
+    kept=1.2,
+    scores=2.0,
+    logits=3.0,
+    update=0.7,
+    saving=0.2,
+    passes=4.0,
+    calls=100,
+    read_calls=40,
+    step_calls=100,
+)

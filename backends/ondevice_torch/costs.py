@@ -1,0 +1,23 @@
+"""What torch takes, measured by `scripts/plan_accuracy.py`; imports nothing of it. Read beside
+`ondevice_mlx/costs.py`.
+"""
+
+from ondevice.seam.costs import Costs
+
+COSTS = Costs(
+    # Of what SmolLM2's blocks read and write, at rows of 256 tokens (float32): 0.75 is kept; on a
+    # CPU the C library's heap holds twice as much (`common/allocator.py`).
+    activations=0.9,
+    activations_cpu=1.9,
+    process=260 << 20,
+    begun=60 << 20,
+    kept=0.85,
+    scores=0.0,
+    logits=3.0,
+    update=0.7,
+    saving=1.0,
+    passes=4.0,
+    calls=150,
+    read_calls=60,
+    step_calls=150,
+)

@@ -1,0 +1,45 @@
+"""What an array library takes beside what follows from a model's shapes: constants that each backend
+has measured and says in its `costs.py`, which imports no array library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Costs:
+    """`activations`, `activations_cpu`: bytes that the backward pass keeps for a token, on a GPU and on
+    a CPU, as a multiple of those that go into and come out of the blocks' matrices, attention's scores
+    of a few hundred tokens among them. `process`: bytes of a process with the library loaded, before it reads a model. `begun`: bytes
+    that the first step takes beside all that is counted here (code, threads, buffers).
+
+    For each token and block the backward pass keeps `kept` times the bytes that go into and come out
+    of the block's matrices, and `scores` times those of one float for every head and every token that
+    is attended to (0: they are computed again). A chunk of logits takes `logits` times its bytes.
+    Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
+    checkpoint takes `saving` times the bytes of what is written at once.
+
+    `passes`: how often a forward and backward pass reads or writes what goes into and comes out of
+    the matrices, beside the products themselves. `calls`, `read_calls`: operations of a block that
+    are started one by one, with and without a backward pass; `step_calls`: those of a step beside
+    its blocks.
+    """
+
+    activations: float
+    activations_cpu: float
+    process: int
+    begun: int
+    kept: float
+    scores: float
+    logits: float
+    update: float
+    saving: float
+    passes: float
+    calls: int
+    read_calls: int
+    step_calls: int
+
+    def activation_factor(self, device: str) -> float:
+        """`activations` of this device."""
+        return self.activations_cpu if device == "cpu" else self.activations
