@@ -63,6 +63,7 @@ __all__ = [
     "label",
     "manage_ratings",
     "merge",
+    "plan",
     "ppo",
     "pretrain",
     "pull",
@@ -186,6 +187,36 @@ def grpo(
     from ondevice.config.preference import GRPOConfig
 
     return _stage("grpo", cfg, GRPOConfig, {"model": str(model), "data": data, **fields})
+
+
+def plan(
+    what: str | Path = "minute",
+    model: str | Path = "",
+    data: str | Path = "",
+    *,
+    cfg: RunConfig | StageConfig | None = None,
+    sets: Sequence[str] = (),
+    measure: bool = True,
+    tell: Callable[[str], None] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """What a recipe (fields of `RunConfig`) or a stage (its own fields) takes before it runs:
+    {"machine", "stages": [{"stage", "memory", "seconds", "fits", "change", …}], "seconds", "disk",
+    "fits"}. `measure`: this machine, where it was not before, which takes some seconds once. See
+    `ondevice.planning.command`."""
+    from ondevice.config.recipe import STAGES
+    from ondevice.config.runs import RunConfig
+    from ondevice.planning.command import plan as function
+
+    given = dict(fields)
+    if model:
+        given["model"] = str(model)
+    if data:
+        given["data"] = str(data)
+    cls: type = STAGES.get(str(what), RunConfig)
+    if cls is RunConfig and cfg is None:
+        given["recipe"] = str(what)
+    return function(str(what), _made(cls, given, cfg), sets, measure=measure, tell=tell)
 
 
 def batches(

@@ -23,10 +23,12 @@ from typing import Any
 from ondevice.common import allocator
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.config.command_line import Line, make_config, take_apart
+from ondevice.config.recipe import STAGES
 from ondevice.config.verbs import VERBS, Verb, usage
 from ondevice.reports.report import report_text
 
 TRACEBACK = "--traceback"
+NO_TIME = "--no-time"  # of a plan: this machine is not measured
 
 
 def command() -> int:
@@ -119,6 +121,9 @@ def _command(argv: list[str]) -> int:
     if verb is None:
         kind = "flag" if argv[0].startswith("-") else "command"
         raise UserError(f"unknown {kind} {argv[0]!r}", hint=nearest(argv[0], VERBS))
+    if verb.name == "plan" and not {"-h", "--help"} & set(argv):
+        _plan(verb, argv[1:])
+        return 0
     cls = _load(verb.config) if verb.config else None
     line = take_apart(verb, cls, argv[1:])
     if line.help:
@@ -179,6 +184,9 @@ def print_help(verb: Verb, cls: type | None) -> None:
         )
     if verb.json:
         options.append("--json            print the result as JSON")
+    if verb.name == "plan":
+        options.append(f"{NO_TIME}         do not measure this machine where it was not before")
+        options.append("STAGE MODEL DATA  one stage, with the options of its own command")
     options.append(f"{TRACEBACK}       where an error was raised, before its one line")
     print("\nalso:\n  " + "\n  ".join(options))
 
@@ -215,6 +223,21 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         elif verb.render and not line.json:
             result = _load(verb.render)(result)
         _print(result, line)
+
+
+def _plan(verb: Verb, argv: list[str]) -> None:
+    """`plan` takes the words of the stage that it names, else those of `run`."""
+    words = [word for word in argv if word != NO_TIME]
+    stage = words[0] if words and words[0] in STAGES else ""
+    if stage == "rate":
+        raise UserError("rating takes neither memory nor time", where="plan")
+    own = VERBS[stage or "run"]
+    cls = _load(own.config)
+    line = take_apart(own, cls, words[1:] if stage else words)
+    config = make_config(own, cls, line)
+    what = stage or config.recipe
+    result = _api("plan")(what, cfg=config, sets=tuple(line.sets), measure=NO_TIME not in argv)
+    _print(result if line.json else _load(verb.render)(result), line)
 
 
 def _runs(config: Any, line: Line) -> None:

@@ -36,6 +36,9 @@ for name in (
 # What the app remembers of a person's choices neither comes into a test nor out of it.
 _CONFIG = tempfile.TemporaryDirectory(prefix="ondevice-config-")
 os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
+# Nor does what was measured of this machine: plans in tests have no times, unless a test gives some.
+_CACHE = tempfile.TemporaryDirectory(prefix="ondevice-cache-")
+os.environ["ONDEVICE_CACHE"] = _CACHE.name
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so is all that this starts in
 # turn: what a test starts is to hear it.

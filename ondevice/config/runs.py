@@ -7,6 +7,7 @@ from typing import Literal
 
 from ondevice.common.errors import UserError
 from ondevice.config.effects import only, refuse_idle
+from ondevice.config.sizes import parse_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,15 @@ class RunConfig:
     """The way through preference fine-tuning: a reward model and ppo, or dpo instead of both.
     Unset: the recipe's.
     """
+    memory: str = ""
+    """Memory that a stage may take at most, such as 8GB. Empty: what this machine has left now,
+    less a margin for other programs."""
+    anyway: bool = False
+    """Start although the plan says that memory or disk do not suffice."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
+        parse_memory(self.memory)
         if self.seed is not None and self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
         if (self.resume or self.redo) and not self.out:

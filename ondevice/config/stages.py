@@ -15,6 +15,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
 from ondevice.config.rows import RowsConfig
+from ondevice.config.sizes import parse_memory
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
 RowsAtOnce = Literal["auto"] | int
@@ -37,6 +38,11 @@ class StageConfig:
     """Decides initial weights, the order of the data and every draw."""
     resume: bool = False
     """Go on from the newest complete checkpoint of this run."""
+    memory: str = ""
+    """Memory that the stage may take at most, such as 8GB. Empty: what this machine has left now,
+    less a margin for other programs."""
+    anyway: bool = False
+    """Start although the plan says that memory or disk do not suffice."""
 
     gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
     without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why
@@ -47,6 +53,7 @@ class StageConfig:
         beside the others.
         """
         self._at_least(0, "seed")
+        parse_memory(self.memory)
         refuse_idle(self)
 
     def _at_least(self, low: float, *names: str) -> None:

@@ -232,6 +232,16 @@ _TABLE = (
         render="ondevice.exports.export:render",
     ),
     Verb(
+        "plan",
+        "Look",
+        "what a recipe or a stage takes before it runs: plan RECIPE, plan STAGE MODEL DATA",
+        f"{_RUNS}:RunConfig",
+        ("recipe",),
+        "plan",
+        sets=False,
+        render="ondevice.planning.report:render",
+    ),
+    Verb(
         "data",
         "Look",
         "data show FILE --model MODEL: examples as the model will see them, and counts",

@@ -16,6 +16,7 @@ from ondevice.common.clock import ticks
 from ondevice.common.progress import Progress
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.recipe import ExamConfig
 from ondevice.data.context import DataContext
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
@@ -59,13 +60,15 @@ Exam = Callable[[Model, Backend, Path], Mapping[str, Any]]
 @dataclass(frozen=True)
 class RunSettings:
     """What a stage shares with the other stages of its run. `corpus` is what `builtin` means;
-    `prompts` are asked and `exam` is taken at a stage's end; `say` tells a person."""
+    `prompts` are asked and `exam`, of `exam_settings`, is taken at a stage's end; `say` tells a
+    person."""
 
     stop: StopRequest
     _: KW_ONLY
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     prompts: tuple[str, ...] = ()
     exam: Exam | None = None
+    exam_settings: ExamConfig | None = None
     say: Callable[[str], None] = to_stderr
 
 

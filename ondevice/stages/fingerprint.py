@@ -32,6 +32,8 @@ from ondevice.training.lr_schedule import same_so_far
 _NO_MATTER = {
     "out",
     "resume",
+    "memory",
+    "anyway",
     "backend",
     "device",
     "dtype",

@@ -16,12 +16,13 @@ from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import dump_yaml
 from ondevice.config.preference import RaterConfig
-from ondevice.config.recipe import Recipe, load_recipe, recipe_for
+from ondevice.config.recipe import ExamConfig, Recipe, load_recipe, recipe_for
 from ondevice.config.runs import RunConfig
 from ondevice.config.stages import StageConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import EvalSuite, builtin_exam, measure
 from ondevice.models.model import Model
+from ondevice.planning.start import refuse_recipe
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
 from ondevice.runs.context import Exam, RunSettings
@@ -51,13 +52,21 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
         backend=cfg.backend,
         device=cfg.device,
         dtype=cfg.dtype,
+        memory=cfg.memory or None,
+        anyway=cfg.anyway or None,
     )
     _check_redo(recipe, cfg.redo)
     start = _start_model(recipe, name)
     folder = _run_folder(recipe, cfg)
+    if not _goes_on(cfg):
+        refuse_recipe(recipe, folder.path)
     stop = StopRequest()
     shared = RunSettings(
-        stop, corpus=recipe.corpus, prompts=recipe.prompts, exam=_recipe_exam(recipe)
+        stop,
+        corpus=recipe.corpus,
+        prompts=recipe.prompts,
+        exam=_recipe_exam(recipe),
+        exam_settings=recipe.exam,
     )
     to_stderr(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
     with stop:
@@ -214,7 +223,7 @@ def _settings_of_one(cfg: StageConfig, stop: StopRequest) -> RunSettings:
     if cfg.gives == "policy":
         exam = _exam_on(builtin_exam(corpus, getattr(cfg, "sequence_length", 128)))
     prompts = load_recipe("minute").prompts
-    return RunSettings(stop, corpus=corpus, prompts=prompts, exam=exam)
+    return RunSettings(stop, corpus=corpus, prompts=prompts, exam=exam, exam_settings=ExamConfig())
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -25,6 +25,8 @@ from ondevice.inference.fixed_prompts import answer
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model
 from ondevice.models.save import write
+from ondevice.planning.plan import StagePlan
+from ondevice.planning.start import plan_at_start
 from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.publishing.background import FOLDER as PUSH
 from ondevice.publishing.background import BackgroundPusher
@@ -34,6 +36,7 @@ from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.recovery import FOLDER as RUINED
+from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.stages.continued import state_of
 from ondevice.stages.fingerprint import (
@@ -89,12 +92,26 @@ def run_stage(
         if not resume:
             refuse_unfinished(folder, caller.restart_hint)
             _clear(folder, shared.say)
+        plan = _plan(cfg, folder, backend, shared)
         shared.stop.begin(folder)
         with EventWriter(folder.events) as events:
             ctx = Context(folder, backend, events, shared=shared, start=start)
             if isinstance(cfg, TrainingConfig) and cfg.push_every:
                 ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-            return _guarded(ctx, cfg, caller)
+            return _guarded(ctx, cfg, caller, plan)
+
+
+def _plan(
+    cfg: StageConfig, folder: StageFolder, backend: Backend, shared: RunSettings
+) -> StagePlan | None:
+    """Tells what the stage will take. Raises UserError where it does not fit."""
+    exam = shared.exam_settings if shared.exam is not None else None
+    planned = plan_at_start(cfg, folder, backend, shared.corpus, exam)
+    if planned is None:
+        return None
+    plan, told = planned
+    shared.say(f"{folder.name}: {told}")
+    return plan
 
 
 def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
@@ -141,7 +158,7 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
         ) from error
 
 
-def _guarded(ctx: Context, cfg: StageConfig, caller: Caller) -> Path:
+def _guarded(ctx: Context, cfg: StageConfig, caller: Caller, plan: StagePlan | None) -> Path:
     fingerprint = ctx.start.fingerprint
     events, newest = ctx.events, ctx.newest_checkpoint()
     if newest is not None:
@@ -166,6 +183,7 @@ def _guarded(ctx: Context, cfg: StageConfig, caller: Caller) -> Path:
         steps=getattr(cfg, "steps", 0),
         config=to_mapping(cfg),
         versions=ctx.versions(),
+        plan=None if plan is None else plan.mapping(),
     )
     try:
         return _work(ctx, cfg)

@@ -1,0 +1,241 @@
+"""This machine's speeds: measured once, kept in the user's cache, checked before they are believed.
+
+A file for each machine, backend, device, compute type, version and power state: what was measured on
+the mains says nothing of a laptop on its battery. `measure.py` measures, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import processes
+from ondevice.common.distribution import own_version
+from ondevice.common.errors import UserError
+from ondevice.common.file_lock import lock
+from ondevice.common.files import digest, write_file
+from ondevice.common.physical_memory import cores, physical_memory
+from ondevice.common.processor import processor_name
+from ondevice.seam.select import available, choose
+
+FORMAT = 1
+FOLDER = "ONDEVICE_CACHE"
+"""Variable that names another folder than ~/.cache/ondevice."""
+PATIENCE_S = 60.0  # for another process that measures
+_LEAST, _MOST = 1e-12, 1e18  # within which any speed and time here lies
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """`products`: (width, floating-point operations a second) of products of square matrices of
+    some hundred rows; `bytes_per_second` that are read and written number by number; `call`: seconds
+    that starting an operation takes. `learning`, `reading`, `writing`: what a step of a model takes
+    over the sum of these. `tokenizer`: bytes of text that are encoded a second.
+    """
+
+    products: tuple[tuple[float, float], ...]
+    bytes_per_second: float
+    call: float
+    tokenizer: float
+    learning: float = 1.0
+    reading: float = 1.0
+    writing: float = 1.0
+
+    def product(self, width: float) -> float:
+        """Operations a second at this width; between two that were measured, on the line through
+        them in logarithms."""
+        points = self.products
+        if width <= points[0][0]:
+            return points[0][1]
+        for (low, slow), (high, fast) in zip(points, points[1:], strict=False):
+            if width <= high:
+                part = math.log(width / low) / math.log(high / low)
+                return float(slow * (fast / slow) ** part)
+        return points[-1][1]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured, and `key`: on what. `device`, `dtype` are what auto became there;
+    `device_memory`: bytes that the device has, `process`: of a process with the library loaded."""
+
+    key: Mapping[str, str]
+    device: str
+    dtype: str
+    device_memory: int
+    process: int
+    speeds: Speeds
+
+
+def folder() -> Path:
+    """The user's cache folder for it."""
+    named = os.environ.get(FOLDER)
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "ondevice"
+
+
+def key_of(backend: str, device: str, dtype: str) -> dict[str, str]:
+    """All that the speeds follow from. Raises UserError for a backend that is not here."""
+    name = choose(backend)
+    return {
+        "processor": processor_name(),
+        "cores": str(cores()),
+        "memory": str(physical_memory()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": " ".join(f"{name}={os.environ.get(name, '')}" for name in _THREADS),
+        "preloaded": os.environ.get("LD_PRELOAD", ""),
+        "backend": name,
+        "library": str(available()[name]),
+        "device": device,
+        "dtype": dtype,
+        "ondevice": own_version(),
+        "power": power_state(),
+    }
+
+
+def power_state() -> str:
+    """mains or battery, with low-power where the system saves energy; unknown elsewhere."""
+    if sys.platform == "darwin":
+        return _power_of_mac()
+    supplies = Path("/sys/class/power_supply")
+    found = "unknown"
+    for supply in sorted(supplies.glob("*")) if supplies.is_dir() else ():
+        try:
+            if (supply / "online").read_text().strip() == "1":
+                return "mains"
+            found = "battery"
+        except OSError:
+            continue  # a battery says something else
+    return found
+
+
+def _power_of_mac() -> str:
+    try:
+        drawn = processes.output_of("pmset", "-g", "batt")
+        saved = processes.output_of("pmset", "-g")
+    except OSError:
+        return "unknown"
+    state = "battery" if "Battery Power" in drawn else "mains"
+    if re.search(r"^\s*lowpowermode\s+1", saved, re.MULTILINE):
+        state += " low-power"
+    return state
+
+
+def place_of(key: Mapping[str, str]) -> Path:
+    return folder() / f"calibration-{digest(dict(key))}.json"
+
+
+def load(backend: str, device: str, dtype: str, tell: Tell | None = None) -> Calibration | None:
+    """What was measured here before; None where nothing was. A file that cannot be believed is told
+    of, and counts as none."""
+    key = key_of(backend, device, dtype)
+    file = place_of(key)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        text, why = "", str(error)
+    else:
+        why = ""
+    try:
+        return parse(json.loads(text), key)
+    except (ValueError, TypeError, LookupError) as error:
+        if tell is not None:
+            tell(f"{file} is not used, for it {why or error}: this machine is measured anew")
+        return None
+
+
+def parse(raw: Any, key: Mapping[str, str]) -> Calibration:
+    """Raises ValueError, saying what is wrong, for anything but a whole calibration of `key`."""
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ValueError("is not a calibration of this version")
+    if raw.get("key") != dict(key):
+        raise ValueError("is of another machine")
+    given = raw["speeds"]
+    points = [(_figure(width), _figure(speed)) for width, speed in given["products"]]
+    if not points or points != sorted(points) or len({width for width, _ in points}) < len(points):
+        raise ValueError("has no speeds of products in their order")
+    others = {f.name: _figure(given[f.name]) for f in fields(Speeds) if f.name != "products"}
+    return Calibration(
+        dict(key),
+        str(raw["device"]),
+        str(raw["dtype"]),
+        int(raw["device_memory"]),
+        int(_figure(raw["process"])),
+        Speeds(tuple(points), **others),
+    )
+
+
+def _figure(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"has {value!r} for a number")
+    if not _LEAST < value < _MOST:
+        raise ValueError(f"has {value!r}, which no machine has")
+    return float(value)
+
+
+def save(found: Calibration) -> Path:
+    """Whole or not there, whoever else writes it. Raises UserError on a full disk."""
+    file = place_of(found.key)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, json.dumps({"format": FORMAT, **asdict(found)}, indent=1) + "\n")
+    return file
+
+
+def calibrated(backend: str, device: str, dtype: str, tell: Tell) -> Calibration:
+    """What was measured before, else what is measured now, in a process of its own: some ten
+    seconds, once. Of several processes that ask at once one measures. Raises UserError where it
+    cannot be measured."""
+    found = load(backend, device, dtype, tell)
+    if found is not None:
+        return found
+    key = key_of(backend, device, dtype)
+    folder().mkdir(parents=True, exist_ok=True)
+    place = place_of(key).with_suffix(".lock")
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not lock(descriptor, patience_s=PATIENCE_S):
+            raise UserError(
+                "another process measures this machine and does not end", where=str(place)
+            )
+        found = load(backend, device, dtype)  # another process may have measured meanwhile
+        if found is not None:
+            return found
+        tell(f"measuring how fast {key['backend']} is on this machine, once: some ten seconds")
+        found = _measured(key, backend, device, dtype)
+        save(found)
+        return found
+    finally:
+        os.close(descriptor)
+
+
+def _measured(key: Mapping[str, str], backend: str, device: str, dtype: str) -> Calibration:
+    words = processes.command("ondevice.planning.measure", backend, device, dtype)
+    process = processes.start(
+        words, processes.Access.OWN, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    said, complaint = process.communicate()
+    try:
+        return parse({**json.loads(said), "format": FORMAT, "key": dict(key)}, key)
+    except (ValueError, TypeError, LookupError) as error:
+        last = complaint.decode(errors="replace").strip().splitlines()[-1:]
+        raise UserError(
+            f"this machine could not be measured: {' '.join(last) or error}",
+            where="calibration",
+            hint="ondevice doctor says what is wrong with a backend; --no-time plans without",
+        ) from error

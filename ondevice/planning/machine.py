@@ -1,0 +1,126 @@
+"""The machine as a plan sees it: backend, device, what memory and disk it has left."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ondevice.common.physical_memory import available_memory, physical_memory
+from ondevice.config.sizes import parse_memory
+from ondevice.planning.calibration import Calibration, Speeds
+from ondevice.seam.costs import Costs
+from ondevice.seam.protocols import Backend, Memory
+from ondevice.seam.select import choose, costs_of
+
+LEAST_MARGIN, MOST_MARGIN = 512 << 20, 2 << 30
+"""Bytes of the memory that are left to other programs: a tenth of it, within these."""
+GPU_SHARE = 0.9
+"""Of a GPU's memory that a stage may take."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`memory_total`: bytes of the device; `budget`: bytes that a stage may take, None: not known;
+    `limited`: a person has named it. `process`: bytes that a process takes before it reads a model,
+    0 where the budget is a GPU's own memory. `speeds` None: not calibrated.
+    """
+
+    backend: str
+    device: str
+    dtype: str
+    memory_total: int
+    budget: int | None
+    process: int
+    costs: Costs
+    limited: bool = False
+    speeds: Speeds | None = None
+
+    @property
+    def activation_factor(self) -> float:
+        return self.costs.activation_factor
+
+    def memory(self) -> Memory:
+        """What a backend says of its memory while nothing is in it."""
+        return Memory(0, 0, self.memory_total)
+
+
+def planned_machine(
+    backend: str, device: str, dtype: str, memory: str = "", found: Calibration | None = None
+) -> Machine:
+    """This machine for settings as they are given; what `auto` becomes is as it was when it was
+    calibrated. Loads no array library. Raises UserError for a backend that is not here."""
+    name = choose(backend)
+    if found is not None:
+        device, dtype = found.device, found.dtype
+    if device == "auto":
+        apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+        device = "gpu" if apple else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    total = found.device_memory if found is not None else physical_memory() or 0
+    costs = costs_of(name)
+    own = _own_memory(device)
+    return Machine(
+        name,
+        device,
+        dtype,
+        total,
+        _budget(memory, total, own),
+        0 if own else (found.process if found is not None else costs.process),
+        costs,
+        bool(memory),
+        found.speeds if found is not None else None,
+    )
+
+
+def machine_of(backend: Backend, memory: str = "", found: Calibration | None = None) -> Machine:
+    """The machine of a backend that is loaded: what the process holds already is not needed anew."""
+    total = backend.memory().total
+    own = _own_memory(backend.device)
+    return Machine(
+        backend.name,
+        backend.device,
+        backend.dtype,
+        total,
+        _budget(memory, total, own),
+        0,
+        costs_of(backend.name),
+        bool(memory),
+        found.speeds if found is not None else None,
+    )
+
+
+def _own_memory(device: str) -> bool:
+    """Whether the device has a memory apart from the machine's."""
+    return device == "cuda"
+
+
+def _budget(memory: str, total: int, own: bool) -> int | None:
+    """Bytes that a stage may take: those that a person names, else what is there now, less a margin
+    that leaves the machine usable. Swap counts as not there. Of memory that a GPU shares with the
+    machine no more than it can use well."""
+    named = parse_memory(memory)
+    if named is not None:
+        return named
+    if own:
+        return int(GPU_SHARE * total) or None
+    available = available_memory()
+    if available is None:
+        return None
+    physical = physical_memory() or available
+    margin = min(MOST_MARGIN, max(LEAST_MARGIN, physical // 10))
+    room = max(0, available - margin)
+    return min(room, total) if 0 < total < physical else room
+
+
+def free_disk(folder: Path) -> int | None:
+    """Bytes that are free where the folder is or will be; None where the system does not tell."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None

@@ -1,0 +1,162 @@
+"""Bytes that a stage takes at its peak, above the process before it reads a model.
+
+Weights, gradients and the optimizer's moments stand from the first step on. On top of them comes,
+one after the other, what the largest micro-batch keeps for its backward pass, what an update needs,
+what is written at a save, the keys and values of rows that are decoded: the largest of these counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from ondevice.config.stages import StageConfig, TrainingConfig
+from ondevice.planning.dimensions import Dimensions
+from ondevice.planning.trained import Trained
+from ondevice.planning.work import Decode, Pass, Work
+from ondevice.seam.costs import Costs
+from ondevice.training.logprobs import CHUNK_ELEMENTS, KEEP_ELEMENTS
+
+_FLOAT = 4
+_BLOCK = 256  # tokens by which a cache of keys and values grows
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """`weights` of all models, `gradients`, `moments` of the optimizer, `learning`: what a
+    micro-batch keeps, `update`, `saving`, `writing`: the cache of rows that are decoded, `reading`:
+    a batch without a backward pass, `data`, `begun`: what the library takes once.
+    """
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    moments: float = 0.0
+    learning: float = 0.0
+    update: float = 0.0
+    saving: float = 0.0
+    writing: float = 0.0
+    reading: float = 0.0
+    data: float = 0.0
+    begun: float = 0.0
+
+    @property
+    def grown(self) -> float:
+        """At the peak."""
+        largest = max(
+            self.learning,
+            self.gradients + self.update,
+            self.saving,
+            self.writing,
+            self.reading,
+        )
+        return self.weights + self.moments + self.data + self.begun + largest
+
+    def mapping(self) -> dict[str, int]:
+        return {name: round(value) for name, value in asdict(self).items()}
+
+
+def bytes_of_stage(
+    cfg: StageConfig,
+    trained: Trained,
+    dims: Dimensions,
+    work: Work,
+    measured: Work,
+    *,
+    costs: Costs,
+    dtype: str,
+    cache_bytes: int,
+) -> Bytes:
+    """`cache_bytes`: of the keys and values of one token."""
+    size = 2 if dtype == "bfloat16" else _FLOAT
+    checkpointing = getattr(cfg, "checkpointing", False)
+    writing = 0.0
+    for decode in (*work.decodes, *measured.decodes):
+        writing = max(writing, decode_bytes(decode, dims, costs, cache_bytes))
+    reading = 0.0
+    for one in (*work.read, *work.judged, *measured.read, *measured.judged):
+        reading = max(reading, read_bytes(one, dims, costs, size))
+    found = Bytes(weights=trained.weight_bytes, begun=costs.begun, writing=writing, reading=reading)
+    if not isinstance(cfg, TrainingConfig):
+        return found
+    learning = 0.0
+    for one in work.learned:
+        learning = max(learning, learn_bytes(one, dims, costs, size, checkpointing))
+    gradients = float(_FLOAT * trained.numbers)
+    if work.micro_batch is not None and sum(one.times for one in work.learned) > work.updates:
+        learning += gradients  # those of the micro-batches before
+    moments = moment_bytes(cfg, trained)
+    return replace(
+        found,
+        gradients=gradients,
+        moments=moments,
+        learning=learning,
+        update=costs.update * trained.numbers,
+        saving=costs.saving * max(moments, _FLOAT * trained.numbers),
+    )
+
+
+def moment_bytes(cfg: TrainingConfig, trained: Trained) -> float:
+    """Of the optimizer's state: two floats a number in AdamW, two bytes and a scale for each 256 of
+    them in 8 bits, one float in Muon for the blocks' matrices."""
+    if cfg.optimizer == "adamw8bit":
+        return trained.numbers * (2 + 2 * _FLOAT / 256)
+    if cfg.optimizer == "muon":
+        return _FLOAT * trained.matrices + 2 * _FLOAT * (trained.numbers - trained.matrices)
+    return float(2 * _FLOAT * trained.numbers)
+
+
+def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpointing: bool) -> float:
+    """What a batch keeps until its backward pass is through."""
+    kept = []
+    for block in dims.blocks:
+        places, attended = one.places, one.attended
+        if block.source:
+            places, attended = one.sources, one.source_width
+        scores = costs.scores * _FLOAT * dims.heads * attended
+        kept.append(places * (costs.kept * size * block.inside + scores))
+    if checkpointing and kept:
+        stream = size * dims.hidden * (one.places + one.sources)
+        inside = max(kept) + stream * len(kept)
+    else:
+        inside = sum(kept)
+    return inside + logit_bytes(one, dims, costs)
+
+
+def logit_bytes(one: Pass, dims: Dimensions, costs: Costs) -> float:
+    """Of the scores over the vocabulary, which are computed in chunks where they are many."""
+    if dims.labels:
+        return 0.0
+    elements = one.targets * dims.vocabulary
+    if elements > KEEP_ELEMENTS:
+        elements = min(elements, max(64 * dims.vocabulary, CHUNK_ELEMENTS))
+    return costs.logits * _FLOAT * elements
+
+
+def read_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int) -> float:
+    """What a batch takes that only goes forward: one block at a time."""
+    largest = max((block.inside for block in dims.blocks), default=0.0)
+    places = max(one.places, one.sources)
+    return places * size * largest + logit_bytes(one, dims, costs)
+
+
+def decode_bytes(decode: Decode, dims: Dimensions, costs: Costs, cache_bytes: int) -> float:
+    """Keys and values of the rows, which are copied as the cache grows, and their logits."""
+    context = -(-decode.longest // _BLOCK) * _BLOCK
+    logits = costs.logits * _FLOAT * decode.at_once * dims.vocabulary
+    return 2.0 * decode.at_once * context * cache_bytes + logits
+
+
+def checkpoint_bytes(cfg: StageConfig, trained: Trained) -> float:
+    """Of one checkpoint on the disk: what is trained, and the optimizer's state."""
+    if not isinstance(cfg, TrainingConfig):
+        return 0.0
+    return _FLOAT * trained.numbers + moment_bytes(cfg, trained)
+
+
+def disk_bytes(cfg: StageConfig, trained: Trained, result: float) -> float:
+    """That a stage leaves and needs at most on the disk: the checkpoints that are kept, the best one,
+    one that is being written, and its result."""
+    if not isinstance(cfg, TrainingConfig):
+        return result
+    saves = cfg.steps // cfg.save_every if cfg.save_every else 0
+    kept = min(cfg.keep + 2, saves + 2)
+    return kept * checkpoint_bytes(cfg, trained) + result

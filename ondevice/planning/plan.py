@@ -1,0 +1,312 @@
+"""What each stage takes: put together from the model's facts, the data's facts and the machine's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.finetuning import SFTConfig
+from ondevice.config.preference import RaterConfig, SampleConfig
+from ondevice.config.recipe import ExamConfig
+from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
+from ondevice.data.completion_batches import Row
+from ondevice.datasets.spec import builtin_in
+from ondevice.models.initial_config import model_config
+from ondevice.models.model import Model
+from ondevice.planning.data_facts import unknown_prompts
+from ondevice.planning.dimensions import Dimensions, dimensions
+from ondevice.planning.memory import Bytes, bytes_of_stage, checkpoint_bytes, disk_bytes
+from ondevice.planning.model_facts import ModelFacts
+from ondevice.planning.seconds import read_seconds, step_seconds
+from ondevice.planning.source_facts import DataFacts
+from ondevice.planning.stage_facts import (
+    Surroundings,
+    after,
+    data_of,
+    judge,
+    prepared,
+    stand_in,
+    start_model,
+)
+from ondevice.planning.trained import Trained, trained_by
+from ondevice.planning.work import (
+    Decode,
+    Step,
+    Work,
+    completion_length,
+    decode_of,
+    once_before,
+    training_work,
+)
+from ondevice.preferences.distinct import TRIES
+from ondevice.runs.device_batch import cache_bytes
+
+_FLOAT = 4
+_STOPPED = 12  # tokens that an answer has beyond what it says, where answers are read
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes. `rows`, `tokens` of the data, `times` that they are gone through: None
+    where they are not known before the stage reads them; `exact`: they were counted, not taken from
+    a sample. `memory` bytes at the peak, `grown` of them above the process before it reads a model;
+    `seconds` None: this machine is not calibrated. `disk` bytes that it needs. `written`: its time
+    follows from how long answers are, of which only the most is known.
+    """
+
+    stage: str
+    trained: int
+    frozen: int
+    unit: str
+    rows: float | None
+    tokens: float | None
+    exact: bool
+    times: float | None
+    steps: int
+    tokens_per_step: float
+    micro_batch: int | None
+    checkpointing: bool
+    memory: float
+    grown: float
+    seconds: float | None
+    seconds_per_step: float | None
+    disk: float
+    data: str = ""
+    written: bool = False
+    bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def mapping(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def plan_stage(name: str, cfg: StageConfig, around: Surroundings) -> tuple[StagePlan, Surroundings]:
+    """(what the stage takes, the surroundings of the stage after it). Raises UserError for a model
+    or data that the stage could not begin with either."""
+    if isinstance(cfg, InitConfig):
+        return _init(name, cfg, around)
+    if isinstance(cfg, RaterConfig):
+        return _nothing(name), around
+    facts = prepared(cfg, start_model(cfg, around))
+    found = data_of(cfg, facts, around)
+    trained = trained_by(cfg, facts, around.machine.dtype, judge(cfg, around))
+    planned = _Planned(name, cfg, around, facts, found, trained)
+    plan = planned.sample() if isinstance(cfg, SampleConfig) else planned.training()
+    return plan, after(cfg, facts, found, around)
+
+
+@dataclass
+class _Planned:
+    """A stage that has a model and data."""
+
+    name: str
+    cfg: StageConfig
+    around: Surroundings
+    facts: ModelFacts
+    data: DataFacts
+    trained: Trained
+
+    def __post_init__(self) -> None:
+        self.machine = self.around.machine
+        self.dims: Dimensions = dimensions(self.facts.cfg)
+        self.step = Step(self.facts.model, self.data, self.machine, self.facts.answer)
+
+    def training(self) -> StagePlan:
+        cfg = self.cfg
+        assert isinstance(cfg, TrainingConfig)
+        work, measured = training_work(cfg, self.step)
+        per_step = self._seconds(work, cfg)
+        seconds = None
+        if per_step is not None:
+            seconds = per_step * cfg.steps + self._beside(cfg, work, measured)
+        used = self._bytes(work, measured)
+        by_tokens = self.data.unit == "tokens"
+        per = work.tokens if by_tokens else work.rows
+        all_of = self.data.tokens if by_tokens else self.data.rows
+        times = per * cfg.steps / all_of if all_of else None
+        if isinstance(cfg, SFTConfig) and self.data.tokens:
+            read = sum(one.places * one.times for one in work.learned)
+            times = read * cfg.steps / self.data.tokens
+        return self._plan(work, cfg.steps, used, seconds, per_step, times)
+
+    def sample(self) -> StagePlan:
+        cfg = self.cfg
+        assert isinstance(cfg, SampleConfig)
+        each = TRIES if cfg.other else cfg.responses * TRIES - 2
+        asked = self.data.examples or unknown_prompts()
+        written = completion_length(cfg.max_new_tokens, self.facts.answer)
+        rows = [Row(prompt, [1] * max(1, round(written))) for prompt in asked for _ in range(each)]
+        one = decode_of(cfg, self.step, rows, each)
+        count = self.data.rows or float(len(asked))
+        models = 2 if cfg.other else 1
+        share = count / len(asked) * models
+        decode = replace(
+            one,
+            rows=max(one.at_once, round(one.rows * share)),
+            prompts=max(1, round(one.prompts * share)),
+        )
+        work = Work(decodes=[decode], tokens=decode.rows * decode.written, rows=count)
+        seconds = self._seconds(work, None)
+        used = self._bytes(replace(work, decodes=[one]), Work())
+        return self._plan(work, 1, used, seconds, seconds, 1.0)
+
+    def _plan(
+        self,
+        work: Work,
+        steps: int,
+        used: Bytes,
+        seconds: float | None,
+        per_step: float | None,
+        times: float | None,
+    ) -> StagePlan:
+        cfg = self.cfg
+        result = _FLOAT * (self.facts.parameters if not self.trained.low else self.trained.numbers)
+        if isinstance(cfg, SampleConfig):
+            result = 0
+        return StagePlan(
+            self.name,
+            self.trained.numbers,
+            self.trained.frozen,
+            self.data.unit,
+            self.data.rows,
+            self.data.tokens,
+            self.data.exact,
+            times,
+            steps,
+            work.tokens,
+            work.micro_batch,
+            bool(getattr(cfg, "checkpointing", False)),
+            self.machine.process + used.grown,
+            used.grown,
+            seconds,
+            per_step,
+            disk_bytes(cfg, self.trained, float(result)),
+            self.data.told(),
+            bool(work.decodes) and self.facts.answer is None,
+            used.mapping(),
+        )
+
+    def _bytes(self, work: Work, measured: Work) -> Bytes:
+        return bytes_of_stage(
+            self.cfg,
+            self.trained,
+            self.dims,
+            work,
+            measured,
+            costs=self.machine.costs,
+            dtype=self.machine.dtype,
+            cache_bytes=cache_bytes(self.facts.model, self.machine.dtype),
+        )
+
+    def _seconds(self, work: Work, cfg: TrainingConfig | None) -> float | None:
+        if self.machine.speeds is None:
+            return None
+        return step_seconds(
+            work,
+            cfg,
+            self.trained,
+            self.dims,
+            costs=self.machine.costs,
+            speeds=self.machine.speeds,
+            size=2 if self.machine.dtype == "bfloat16" else _FLOAT,
+        )
+
+    def _beside(self, cfg: TrainingConfig, work: Work, measured: Work) -> float:
+        """Seconds beside the steps: reading the data, what is scored once, measurements, saves, the
+        exam."""
+        speeds, costs = self.machine.speeds, self.machine.costs
+        assert speeds is not None
+        seconds = self.data.text_bytes / speeds.tokenizer
+        for one in once_before(cfg, work, self.data):
+            seconds += one.times * read_seconds(one, self.dims, costs, speeds)
+        one_measurement = self._seconds(measured, None) or 0.0
+        seconds += one_measurement * measurements(cfg)
+        saves = 1 + (cfg.steps // cfg.save_every if cfg.save_every else 0)
+        written = saves * checkpoint_bytes(cfg, self.trained) + _FLOAT * self.facts.parameters
+        seconds += 3 * written / speeds.bytes_per_second
+        if self.around.exam is not None and cfg.gives == "policy":
+            seconds += self._exam(self.around.exam)
+        return seconds
+
+    def _exam(self, exam: ExamConfig) -> float:
+        """Of the built-in corpus's questions at a stage's end."""
+        corpus, model = self.around.corpus, self.facts.model
+        if (
+            model.tokenizer.chat_template is None
+            or model.network.decoder_start_token_id is not None
+        ):
+            return 0.0
+        questions = round(corpus.chat_count * corpus.heldout_share)
+        rows = questions + exam.problems * (1 + exam.passes) + exam.duels
+        answer = self.facts.answer or 24.0
+        decode = Decode(rows, answer + _STOPPED / 2, min(rows, 256), rows, 24.0, 64)
+        return self._seconds(Work(decodes=[decode]), None) or 0.0
+
+
+def measurements(cfg: TrainingConfig) -> int:
+    """How often a stage measures: before the first step, every so often, at each save, at the end."""
+    points = {cfg.steps}
+    for every in (cfg.eval_every, cfg.save_every):
+        if every:
+            points |= set(range(every, cfg.steps + 1, every))
+    return 1 + len(points)
+
+
+def _nothing(name: str) -> StagePlan:
+    """Of a stage that takes nothing worth a word."""
+    return StagePlan(
+        name, 0, 0, "pairs", None, None, False, None, 0, 0.0, None, False, 0.0, 0.0, 0.0, 0.0, 0.0
+    )
+
+
+def _init(name: str, cfg: InitConfig, around: Surroundings) -> tuple[StagePlan, Surroundings]:
+    tokenizer = stand_in(cfg, around.corpus)
+    shape = model_config(cfg, tokenizer)
+    if not cfg.tokenizer and tokenizer.vocab_size < cfg.vocab_size:
+        shape = replace(
+            shape, vocab_size=cfg.vocab_size
+        )  # of all the text there will be more words
+    facts = ModelFacts(Model(shape, {}, tokenizer, Path(name)))
+    grown = float(_FLOAT * facts.parameters + around.machine.costs.begun)
+    seconds = None
+    if around.machine.speeds is not None:
+        seconds = 1e-8 * facts.parameters + 1.0
+    plan = StagePlan(
+        name,
+        0,
+        facts.parameters,
+        "tokens",
+        None,
+        None,
+        False,
+        None,
+        0,
+        0.0,
+        None,
+        False,
+        around.machine.process + grown,
+        grown,
+        seconds,
+        None,
+        float(_FLOAT * facts.parameters),
+    )
+    return plan, replace(around, policy=facts)
+
+
+def seconds_of_all(plans: Sequence[StagePlan]) -> float | None:
+    """Seconds of all stages together; None where one is not known."""
+    seconds = [plan.seconds for plan in plans]
+    if any(one is None for one in seconds):
+        return None
+    return math.fsum(one for one in seconds if one is not None)
+
+
+def corpus_in(cfg: StageConfig) -> CorpusConfig | None:
+    """The built-in corpus that a stage by itself reads; None where it reads none."""
+    if getattr(cfg, "tokenizer", ""):
+        return None
+    return builtin_in(getattr(cfg, "data", ""), CorpusConfig())
