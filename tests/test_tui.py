@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import push_process, stage_processes
+from ondevice_tui import plan_process, push_process, stage_processes
 from ondevice_tui.app import OndeviceApp, own_bindings
 from ondevice_tui.proposals import proposal
 from ondevice_tui.screens.start import StartScreen
@@ -45,14 +45,18 @@ def play(folder: Path, script: Script, size: tuple[int, int] = (80, 24)) -> None
 
 @pytest.fixture(autouse=True)
 def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is pushed in these tests: opening the screen starts no process that loads the Hub's
-    client.
+    """Nothing is pushed or planned in these tests: opening a screen starts no process that loads the
+    Hub's client, or reads a model.
     """
 
     async def ask(values: dict[str, Any]) -> dict[str, Any]:
         raise push_process.PlanFailed("not asked")
 
+    async def plan(words: Sequence[str], run: Path, *, measure: bool = False) -> dict[str, Any]:
+        return {"line": "", "machine": {"calibrated": True}}
+
     monkeypatch.setattr(push_process, "ask_plan", ask)
+    monkeypatch.setattr(plan_process, "ask", plan)
 
 
 @pytest.fixture

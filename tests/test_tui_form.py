@@ -5,6 +5,8 @@ typed is lost.
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,10 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+import ondevice as od
 from ondevice.config.recipe import STAGES, load_recipe
-from ondevice.preferences.database import Ratings
-from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import epochs
+from ondevice_tui import plan_process
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.confirm import Question
 from ondevice_tui.screens.start import StartScreen
@@ -169,75 +170,57 @@ def test_a_form_that_was_changed_asks_before_it_is_left(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
-@pytest.mark.parametrize(
-    "steps, rows, told",
-    [
-        (1000, 61, "≈ 262 times through 61 rows"),
-        (10, 64, "≈ 2.5 times through 64 rows"),
-        (1, 800, "≈ 0.02 times through 800 rows"),
-        (1, 1, "≈ 16 times through 1 row"),
-    ],
-)
-def test_how_often_the_data_is_gone_through(steps: int, rows: int, told: str) -> None:
-    assert epochs.told(steps, 16, rows) == told
+def planned(words: Sequence[str], measure: bool = False) -> dict[str, Any]:
+    """A plan that says how many steps it is of."""
+    steps = next((word.partition("=")[2] for word in words if word.startswith("--steps=")), "1000")
+    time = ", 0:20" if measure else ""
+    return {"line": f"{steps} steps{time}, 0.6 GB", "machine": {"calibrated": measure}}
 
 
-def test_rows_that_are_counted(tmp_path: Path) -> None:
-    pairs, votes = tmp_path / "pairs.jsonl", tmp_path / "run"
-    pairs.write_text('{"prompt": "q"}\n\n{"prompt": "r"}\n')
-    with Ratings.open(votes, create=True) as ratings:
-        for n in range(3):
-            ratings.add("b", f"Question {n}?", [Response("yes"), Response("no")], seed=0)
-        ratings.vote(1, "ann", "s", "ranked", [0])
-        ratings.vote(2, "ann", "s", "tie")
-    values = {"data": str(pairs), "out": str(votes), "batch_size": 8, "prompts": 5}
-    assert epochs.count(pairs) == 2 and epochs.source_of(values) == (
-        pairs,
-        pairs.stat().st_mtime_ns,
-    )
-    assert epochs.source_of({**values, "data": ""}) == epochs.source_of(
-        {**values, "data": str(votes)}
-    )
-    source = epochs.source_of({**values, "data": ""})
-    assert source is not None and epochs.count(source[0]) == 1, "a tie is no pair"
-    for data in (
-        "builtin",
-        "hub:some/where",
-        f"{pairs}:2,{pairs}:1",
-        "x" * 5000,
-        "a\0b",
-        str(tmp_path / "none.jsonl"),
-        str(tmp_path),
-    ):
-        assert epochs.source_of({**values, "data": data}) is None
-    assert [
-        epochs.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")
-    ] == [8, 8, 5, None]
-    (tmp_path / "odd.db").write_text("no database")
-    assert epochs.count(tmp_path / "odd.db") is None
-
-
-@pytest.mark.slow
-def test_the_form_says_how_often_the_data_is_gone_through(tmp_path: Path) -> None:
+def test_the_form_shows_what_the_command_takes_and_renews_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = a_run(tmp_path)
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"prompt": "q"}\n' * 61)
+    asked: list[tuple[list[str], bool]] = []
+    measured = asyncio.Event()
+
+    async def ask(words: Sequence[str], run: Path, *, measure: bool = False) -> dict[str, Any]:
+        asked.append((list(words), measure))
+        if measure:
+            await measured.wait()
+        return planned(words, measure or measured.is_set())
+
+    monkeypatch.setattr(plan_process, "ask", ask)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         model = str(run.stage("pretrain").model)
-        await app.push_screen(
-            StartScreen("dpo", {"out": str(tmp_path / "x"), "model": model, "data": str(pairs)})
-        )
-        await until_shown(pilot, "✓ ready", "≈ 262 times through 61 rows")
+        await app.push_screen(StartScreen("sft", {"out": str(tmp_path / "x"), "model": model}))
+        await until_shown(pilot, "✓ ready", "1000 steps, 0.6 GB")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
-        assert "≈ 262 times" in fields["steps"].about.plain
+        assert "1000 steps" in fields["steps"].about.plain
         fields["steps"].put("4")
-        await until_shown(pilot, "≈ 1.0 times through 61 rows")
-        fields["data"].put("builtin")
-        await until_shown(pilot, "as a process of its own")
-        assert "times" not in fields["steps"].about.plain
+        await until_shown(pilot, "4 steps, 0.6 GB")
+        measured.set()
+        await until_shown(pilot, "4 steps, 0:20, 0.6 GB")
+        assert sum(measure for _, measure in asked) == 1, "this machine is measured once"
+        fields["model"].put("nowhere")
+        await until_shown(pilot, "✗")
+        assert "steps," not in fields["steps"].about.plain
 
     play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_a_plan_comes_from_the_command_itself(tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    chats.write_text(f"{json.dumps(row)}\n" * 40)
+    od.init(out=str(tmp_path / "run"), vocab_size=300, device="cpu")
+    model = str(tmp_path / "run" / "init" / "model")
+    plan = asyncio.run(plan_process.ask(["sft", model, str(chats), "--steps=5"], tmp_path))
+    assert plan["stages"][0]["steps"] == 5 and "36 chats" in plan_process.told(plan)
+    wrong = asyncio.run(plan_process.ask(["sft", model, str(tmp_path / "no.jsonl")], tmp_path))
+    assert "no.jsonl" in plan_process.told(wrong) and plan_process.is_calibrated(wrong)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ondevice.runs.folder import RunFolder
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.screens.start_fields import Field
-from test_tui import play
+from test_tui import no_plans, play  # noqa: F401
 from tui_runs import until, until_shown
 
 pytestmark = pytest.mark.slow

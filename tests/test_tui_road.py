@@ -28,7 +28,7 @@ from ondevice_tui.screens.confirm import ask_to_stop
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.widgets.rows import Rows
-from test_tui import play
+from test_tui import no_plans, play  # noqa: F401
 from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage
 
 

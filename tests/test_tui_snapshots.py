@@ -25,7 +25,7 @@ from textual.widgets import Input, TextArea
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import push_process, run_status
+from ondevice_tui import plan_process, push_process, run_status
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate_queue, stage_page
 from ondevice_tui.screens.chat_pane import Pane
@@ -68,7 +68,11 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def plan(values: dict[str, Any]) -> dict[str, Any]:
         return PLAN
 
+    async def stage_plan(words: Any, run: Path, *, measure: bool = False) -> dict[str, Any]:
+        return {"line": "", "machine": {"calibrated": True}}
+
     monkeypatch.setattr(push_process, "ask_plan", plan)
+    monkeypatch.setattr(plan_process, "ask", stage_plan)
     Clock.now = START
     run = RunFolder(Path("runs") / "first")
     write_stage(run.stage("init"), 0, answer="xq zz")

@@ -4,6 +4,7 @@ names and checks.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.recipe import STAGES, recipe_names, stage_defaults
 from ondevice.config.runs import RunConfig
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import epochs, guide, imports, stage_processes
+from ondevice_tui import guide, plan_process, stage_processes
 from ondevice_tui.fields import fields_of, settings
 from ondevice_tui.proposals import MODEL_FIELDS, recipe_has
 from ondevice_tui.screens.confirm import ask
@@ -32,6 +33,9 @@ DEFAULTS = "(defaults)"
 
 
 FIND = "a part of a field's name"
+PAUSE_S = (
+    0.4  # after a key, before a plan is asked for: who types on needs none of what is half typed
+)
 AT_ONCE = 8  # fields that a form begins with: it has up to fifty, and mounting them all takes a second or two
 
 
@@ -98,8 +102,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._entered: dict[str, Any] = {}  # the values of the fields, where all could be read
         self._wrong = ""  # the field that is at fault
         self._checking = False  # a check is on its way
-        # (file of rows, its time) → how many, once counted
-        self._rows: dict[tuple[Path, int], int | None] = {}
+        # of each command that was planned, its line; empty while it is asked for
+        self._plans: dict[tuple[str, ...], str] = {}
+        self._measuring = False  # how fast this machine is, for the times of plans
         # a field that was looked for and is not mounted yet: what is typed is for it
         self._goal: Field | None = None
         self._coming = [
@@ -334,14 +339,14 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._wrong = where.partition(".")[0]
         for field in self.query(Field):
             field.mark(field.spec.name == self._wrong)
-        through = ""
+        planned = ""
         if not told:
-            through = self._through(self._entered)
+            planned = self._planned()
         self._show_command()
-        self._show_verdict(told, through)
+        self._show_verdict(told, planned)
         for field in self.query(Field):
             if field.spec.name == "steps":
-                field.add(through)
+                field.add(planned)
         return not told
 
     def _find_wrong(self) -> tuple[str, str]:
@@ -380,39 +385,41 @@ The stage is started as a process of its own: it goes on when this app is closed
             command = stage_processes.shown(self._words)
         self.query_one("#command", SafeText).show(line((" $ ", "bold $primary"), command))
 
-    def _show_verdict(self, told: str, through: str) -> None:
+    def _show_verdict(self, told: str, planned: str) -> None:
         verdict = self.query_one("#verdict", SafeText)
         mark = (" ✓ ", "bold $success")
         if told:
             verdict.show(line((" ✗ ", "bold $error"), (told, "$error")))
-        elif through:
+        elif planned:
             ready = ("ready: ctrl+g starts it", "$success")
-            verdict.show(line(mark, ready, (f" · {through}", "$warning")))
+            verdict.show(line(mark, ready, (f" · {planned}", "$warning")))
         else:
             ready = ("ready: ctrl+g starts it as a process of its own", "$success")
             verdict.show(line(mark, ready))
 
-    def _through(self, values: Mapping[str, Any]) -> str:
-        """How often the data is gone through, once its rows are counted."""
-        a_step = epochs.rows_a_step(self.cls, values)
-        if not a_step:
-            return ""
-        key = epochs.source_of(values)
-        if key is None:
-            return ""
-        if key not in self._rows:
-            self._rows[key] = None
-            imports.load_all()  # the thread imports nothing
-            self.run_worker(lambda: self._count(key), thread=True, group="rows")
-        rows = self._rows[key]
-        if rows:
-            return epochs.told(int(values["steps"]), a_step, rows)
-        return ""
+    def _planned(self) -> str:
+        """What the command would take, once it is known; asks for it where it is not."""
+        words = tuple(self._words)
+        if words not in self._plans:
+            self.run_worker(self._ask_plan(words), group="plan", exclusive=True)
+        return self._plans.get(words, "")
 
-    def _count(self, key: tuple[Path, int]) -> None:
-        """In a thread."""
-        self._rows[key] = epochs.count(key[0])
-        self.app.call_from_thread(self._check_soon)
+    async def _ask_plan(self, words: tuple[str, ...]) -> None:
+        await asyncio.sleep(PAUSE_S)
+        run = Path(str(self._entered.get("out") or "runs"))
+        plan = await plan_process.ask(words, run)
+        self._plans[words] = plan_process.told(plan)
+        if not plan_process.is_calibrated(plan) and not self._measuring:
+            self._measuring = True
+            self.run_worker(self._measure(words, run), group="measure")
+        self._check_soon()
+
+    async def _measure(self, words: tuple[str, ...], run: Path) -> None:
+        """Has this machine measured, and asks for all plans anew, which then have times."""
+        plan = await plan_process.ask(words, run, measure=True)
+        if "wrong" not in plan:
+            self._plans = {words: plan_process.told(plan)}
+            self._check_soon()
 
     # keys
 

@@ -1,0 +1,216 @@
+"""Compares plans with what stages take: memory that grows above the process before the model is read,
+and CPU seconds of a step.
+
+    python scripts/plan_accuracy.py                     every case on every backend; hours on two cores
+    python scripts/plan_accuracy.py --sizes 1M 10M      some sizes
+    python scripts/plan_accuracy.py --only dpo --again  the case of this name, measured anew
+    python scripts/plan_accuracy.py --document          what is measured already, by the plans of now
+
+Each case runs in fresh processes on one thread, a few steps each, the median of `--repeats`. What was
+measured is kept in docs/results/plan.json; docs/results/plan.md is written from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from plan_cases import (
+    FITTED,
+    FITTED_STAGES,
+    SAMPLED,
+    SIZES,
+    Case,
+    cases,
+    model_of,
+    write_material,
+    write_models,
+)
+from plan_measure import MARK
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+HERE = Path(__file__).parent
+STEPS = 4
+MEMORY_AIM, TIME_AIM = 0.15, 0.25
+
+
+def main() -> None:
+    options = _options()
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by array libraries as they are loaded
+    file = options.results / "plan.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"cases": []}
+    if not options.document:
+        for backend in options.backends:
+            for size in options.sizes:
+                _measure_size(size, backend, options, known, file)
+    _predict(known, options)
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    (options.results / "plan.md").write_text(document(known), encoding="utf-8")
+    print(options.results / "plan.md")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = [size for size in SIZES if size != "tiny"]
+    parser.add_argument("--sizes", nargs="+", default=sizes, choices=SIZES)
+    parser.add_argument("--backends", nargs="+", default=["torch", "mlx"])
+    parser.add_argument("--only", default="", help="the case of this name")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--again", action="store_true", help="measure what is measured already")
+    parser.add_argument("--document", action="store_true", help="measure nothing")
+    parser.add_argument("--work", type=Path, default=Path("plan-cases"), help="for models and data")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def _measure_size(
+    size: str, backend: str, options: argparse.Namespace, known: dict[str, Any], file: Path
+) -> None:
+    folder = options.work.resolve()
+    _material(folder, size)
+    for case in cases(size, folder):
+        key = f"{backend} {size} {case.name}"
+        there = any(row["key"] == key for row in known["cases"])
+        if (options.only and options.only != case.name) or (there and not options.again):
+            continue
+        job = _job(case, folder, backend, options.steps)
+        runs = [_run(job) for _ in range(options.repeats)]
+        row = {
+            "key": key,
+            "backend": backend,
+            "size": size,
+            "name": case.name,
+            "fitted": case.fitted,
+            "job": job,
+            "grown": statistics.median(run["grown"] for run in runs),
+            "cpu": statistics.median(run["cpu_per_step"] for run in runs),
+            "process": statistics.median(run["process"] for run in runs),
+            "micro_batch": runs[0]["micro_batch"],
+        }
+        known["cases"] = [one for one in known["cases"] if one["key"] != key] + [row]
+        file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"{key}: {row['grown'] / 1e6:,.0f} MB, {row['cpu']:.3f} s", file=sys.stderr, flush=True
+        )
+
+
+def _material(folder: Path, size: str) -> None:
+    from ondevice.seam.select import load_backend
+
+    if not (folder / "prompts.jsonl").is_file():
+        write_material(folder)
+    write_models(folder, size, load_backend("auto", "cpu", "float32"))
+
+
+def _job(case: Case, folder: Path, backend: str, steps: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {"steps": steps, "model": str(model_of(case, folder))}
+    if case.stage not in ("ppo", "grpo", "sample"):
+        fields["eval_batches"] = 1
+    return {"stage": case.stage, "backend": backend, "fields": {**fields, **case.fields}}
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "plan_measure.py"), json.dumps(job)],
+        capture_output=True,
+        text=True,
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not found:
+        sys.exit(f"{job} failed\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(found[-1].removeprefix(MARK))
+    return result
+
+
+def _predict(known: dict[str, Any], options: argparse.Namespace) -> None:
+    """Plans every measured case with the code and the calibration of now."""
+    from ondevice.config.load import from_mapping
+    from ondevice.config.recipe import STAGES
+    from ondevice.planning.command import plan
+
+    for row in known["cases"]:
+        job = row["job"]
+        names = STAGES[job["stage"]].__dataclass_fields__
+        given = {"device": "cpu", "dtype": "float32", "eval_every": 0, "save_every": 0}
+        fields = {k: v for k, v in {**given, **job["fields"]}.items() if k in names}
+        cfg = from_mapping(STAGES[job["stage"]], {**fields, "backend": row["backend"]})
+        (stage,) = plan(job["stage"], cfg)["stages"]
+        row["planned_grown"] = stage["grown"]
+        row["planned_cpu"] = stage["seconds_per_step"]
+        if job["stage"] == "sample":
+            row["planned_cpu"] *= SAMPLED / job["fields"]["prompts"]
+        row["planned_bytes"] = stage["bytes"]
+
+
+# ---- the document ---------------------------------------------------------------------------------
+
+
+def document(known: dict[str, Any]) -> str:
+    """Markdown: planned beside measured."""
+    rows = known["cases"]
+    lines = [
+        "# Plans beside measurements",
+        "",
+        "Written by `scripts/plan_accuracy.py`; do not edit. Memory: what the process grows above what "
+        "it held before the model was read, at its peak. Time: CPU seconds of a step on one thread, the "
+        "median of the runs; models of random weights, which write until their limit. "
+        f"The constants of `costs.py` were chosen by the sizes {' and '.join(FITTED)} of the stages "
+        f"{', '.join(FITTED_STAGES)} (marked ·); all other rows are of cases that nothing was fitted to. "
+        "The calibration's two models are none of them.",
+        "",
+    ]
+    for title, some in (
+        ("All", rows),
+        ("Not fitted to", [row for row in rows if not row["fitted"]]),
+    ):
+        lines += [f"**{title}** ({len(some)} cases): {_share(some)}", ""]
+    for backend in sorted({row["backend"] for row in rows}):
+        lines += _table(backend, [row for row in rows if row["backend"] == backend])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _share(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "none"
+    memory = [abs(row["planned_grown"] / row["grown"] - 1) for row in rows]
+    times = [abs(row["planned_cpu"] / row["cpu"] - 1) for row in rows]
+    close = sum(one <= MEMORY_AIM for one in memory)
+    near = sum(one <= TIME_AIM for one in times)
+    return (
+        f"memory within 15 % in {close} of {len(rows)} (median {statistics.median(memory):.0%}, at most "
+        f"{max(memory):.0%}); time within 25 % in {near} (median {statistics.median(times):.0%}, at "
+        f"most {max(times):.0%})"
+    )
+
+
+def _table(backend: str, rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"## {backend}",
+        "",
+        "| case | memory planned, MB | measured | off | seconds a step planned | measured | off |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        mark = " ·" if row["fitted"] else ""
+        memory = row["planned_grown"] / row["grown"] - 1
+        time = row["planned_cpu"] / row["cpu"] - 1
+        lines.append(
+            f"| {row['size']} {row['name']}{mark} | {row['planned_grown'] / 1e6:,.0f} "
+            f"| {row['grown'] / 1e6:,.0f} | {memory:+.0%} | {row['planned_cpu']:.3f} "
+            f"| {row['cpu']:.3f} | {time:+.0%} |"
+        )
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    main()

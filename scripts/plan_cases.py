@@ -1,0 +1,160 @@
+"""The cases by which `plan_accuracy.py` compares plans with measurements: models of four sizes, data,
+and the settings of each stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.stages import InitConfig
+from ondevice.data.builtin.corpus import build
+from ondevice.data.tokenizer_training import train_tokenizer
+from ondevice.datasets.preference_pairs import builtin_pairs
+from ondevice.models.registry import parse_config
+from ondevice.models.save import write_model
+from ondevice.seam.protocols import Backend
+from ondevice.stages.init import initial_weights
+
+CORPUS = CorpusConfig(document_bytes=400_000, chat_count=1500, prompt_count=300, problem_count=200)
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "layers": 2,
+        "heads": 2,
+    },
+    "1M": {
+        "vocab_size": 1024,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "layers": 4,
+        "heads": 4,
+    },
+    "10M": {
+        "vocab_size": 8192,
+        "hidden_size": 320,
+        "intermediate_size": 864,
+        "layers": 6,
+        "heads": 5,
+    },
+    "30M": {
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "layers": 8,
+        "heads": 8,
+    },
+    # SmolLM2-135M
+    "135M": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "layers": 30,
+        "heads": 9,
+        "kv": 3,
+    },
+}
+ROWS = {"tiny": 4, "1M": 16, "10M": 8, "30M": 8, "135M": 4}  # of a step
+WRITTEN = {"tiny": 8, "1M": 48, "10M": 32, "30M": 32, "135M": 16}
+SAMPLED = 64
+"""Prompts between two events of the stage `sample`."""
+FITTED = ("1M", "30M")
+"""The constants of `costs.py` were chosen by these sizes, and by the stages `FITTED_STAGES`."""
+FITTED_STAGES = ("pretrain", "sft", "lora", "dpo", "grpo")
+
+
+@dataclass(frozen=True)
+class Case:
+    """`fields` of the stage; `name` says what is special of it."""
+
+    name: str
+    stage: str
+    size: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fitted(self) -> bool:
+        return self.size in FITTED and self.name in FITTED_STAGES
+
+
+def cases(size: str, folder: Path) -> Iterable[Case]:
+    """Every case of one size, whose models and data lie in `folder`."""
+    rows, written = ROWS[size], WRITTEN[size]
+    text = {"sequence_length": 256, "batch_size": rows, "data": str(folder / "text.txt")}
+    chats = {**text, "data": str(folder / "chats.jsonl")}
+    pairs = {**text, "data": str(folder / "pairs.jsonl")}
+    asked = {"data": str(folder / "prompts.jsonl"), "prompts": rows, "max_new_tokens": written}
+    low = {"adapter": "lora"}
+    yield Case("pretrain", "pretrain", size, text)
+    yield Case("pretrain, Muon", "pretrain", size, {**text, "optimizer": "muon"})
+    yield Case("pretrain, recomputed", "pretrain", size, {**text, "checkpointing": True})
+    yield Case("pretrain, two micro-batches", "pretrain", size, {**text, "micro_batch": rows // 2})
+    yield Case("sft", "sft", size, chats)
+    yield Case("sft, a chat a row", "sft", size, {**chats, "packing": False})
+    yield Case("lora", "sft", size, {**chats, **low})
+    yield Case("reward", "reward", size, pairs)
+    yield Case("dpo", "dpo", size, pairs)
+    yield Case("dpo, lora", "dpo", size, {**pairs, **low})
+    yield Case("sample", "sample", size, {**asked, "prompts": 3 * SAMPLED})
+    reward = str(folder / f"{size}-judge")
+    yield Case("ppo", "ppo", size, {**asked, "prompts": 2 * rows, "reward_model": reward})
+    grpo = {**asked, "group_size": 8, "rewards": ["length"]}
+    yield Case("grpo", "grpo", size, {**grpo, "prompts": max(1, rows // 4)})
+
+
+def write_material(folder: Path) -> None:
+    """The data of all cases, of the built-in corpus: files of a person's own, so that no stage takes
+    that corpus's exam."""
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = build(CORPUS)
+    (folder / "text.txt").write_text("\n\n".join(corpus.documents("train")), encoding="utf-8")
+    chats = ({"messages": chat["messages"]} for chat in corpus.chats("train"))
+    _write_rows(folder / "chats.jsonl", chats)
+    _write_rows(folder / "pairs.jsonl", islice(builtin_pairs(CORPUS), 400))
+    asked = ({"prompt": row["prompt"], "answer": row["answer"]} for row in corpus.problems("train"))
+    _write_rows(folder / "prompts.jsonl", asked)
+
+
+def _write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    lines = []
+    for row in rows:
+        lines.append(json.dumps({name: row[name] for name in row if name != "by"}))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_models(folder: Path, size: str, backend: Backend) -> None:
+    """A policy and a reward model of random weights. No text that they write stops."""
+    shape = SIZES[size]
+    raw: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": shape["vocab_size"],
+        "hidden_size": shape["hidden_size"],
+        "intermediate_size": shape["intermediate_size"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "num_key_value_heads": shape.get("kv", shape["heads"]),
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    }
+    tokenizer = train_tokenizer(build(CORPUS).documents("train"), min(1024, shape["vocab_size"]))
+    cfg = parse_config(raw)
+    for name, one in ((size, cfg), (f"{size}-judge", replace(cfg, num_labels=1))):
+        if (folder / name / "config.json").is_file():
+            continue
+        (folder / name).mkdir(parents=True)
+        weights = initial_weights(InitConfig(), one)
+        for stop in tokenizer.stop_ids:
+            weights["model.embed_tokens.weight"][stop] = 0.0
+        params = {key: backend.array(array) for key, array in weights.items()}
+        write_model(folder / name, backend, one, params, tokenizer)
+
+
+def model_of(case: Case, folder: Path) -> Path:
+    return folder / case.size

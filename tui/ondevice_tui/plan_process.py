@@ -1,0 +1,56 @@
+"""What a form's command would take, asked of `ondevice plan … --json` in a process of its own: this
+process never waits for it, and reads no model and no data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import processes
+from ondevice_tui import access, stage_processes
+
+COMMAND = tuple(processes.command("ondevice", "plan"))
+
+
+async def ask(words: Sequence[str], run: Path, *, measure: bool = False) -> dict[str, Any]:
+    """The plan of a command of `words` (`sft MODEL DATA …`, `run RECIPE …`), or {"wrong": why} where
+    it has none. `measure`: this machine, where it was not before, which takes some seconds. Whoever
+    waits no longer ends the process."""
+    planned = list(words[1:]) if words[0] == "run" else list(words)
+    if not measure:
+        planned.append("--no-time")
+    pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await processes.start_async(
+        [*COMMAND, *planned, "--json"],
+        access.of_command(words, run),
+        stdin=quiet,
+        stdout=pipe,
+        stderr=pipe,
+    )
+    try:
+        said, complaint = await process.communicate()
+    finally:
+        if process.returncode is None:
+            stage_processes.end(process)
+            await process.wait()  # else its pipes are closed after the app's event loop
+    try:
+        told: dict[str, Any] = json.loads(said)
+        return told
+    except ValueError:
+        lines = complaint.decode("utf-8", "replace").strip().splitlines()
+        why = lines[-1].removeprefix("ondevice: ") if lines else "the plan's process said nothing"
+        return {"wrong": why}
+
+
+def told(plan: dict[str, Any]) -> str:
+    """The plan in one line; why there is none."""
+    return str(plan.get("wrong") or plan.get("line") or "")
+
+
+def is_calibrated(plan: dict[str, Any]) -> bool:
+    """Whether it has times, or can have none."""
+    return "wrong" in plan or bool(plan["machine"]["calibrated"])
