@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import allocator
 from ondevice.common.processes import output_of
 from ondevice.config.load import from_mapping
 from ondevice.config.recipe import STAGES
@@ -27,6 +28,7 @@ START: dict[str, int] = {}
 
 
 def main() -> None:
+    allocator.restart()  # as a command that trains does
     job = json.loads(sys.argv[1])
     _watch()
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ondevice.config.stages import PretrainConfig
 from ondevice.data.rows import AS_IS
 from ondevice.models.shapes import shapes
 from ondevice.planning import calibration
-from ondevice.planning.calibration import Calibration, Speeds
+from ondevice.planning.calibration import Calibration, Rates, Speeds, Terms
+from ondevice.planning.measure import fitted
 from ondevice.planning.memory import moment_bytes
 from ondevice.planning.model_facts import facts_of
 from ondevice.planning.report import render
@@ -32,7 +33,8 @@ from ondevice.planning.trained import Trained, trained_by
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 
-SPEEDS = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e-5, 1e6)
+RATES = Rates(1.2, 1e-10, 1e-4)
+SPEEDS = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, RATES, RATES, RATES)
 
 
 @pytest.fixture
@@ -328,20 +330,31 @@ def test_a_calibration_is_kept_and_checked(cache: Path) -> None:
         "[]",
         json.dumps({**good, "format": 0}),
         json.dumps({**good, "key": {**good["key"], "processor": "another"}}),
-        json.dumps({**good, "speeds": {**good["speeds"], "call": "fast"}}),
-        json.dumps({**good, "speeds": {**good["speeds"], "call": -1.0}}),
+        json.dumps({**good, "speeds": {**good["speeds"], "tokenizer": "fast"}}),
+        json.dumps({**good, "speeds": {**good["speeds"], "tokenizer": -1.0}}),
+        json.dumps({**good, "speeds": {**good["speeds"], "reading": {"products": 1.0}}}),
         json.dumps({**good, "speeds": {**good["speeds"], "products": []}}),
         json.dumps({**good, "speeds": {**good["speeds"], "products": [[64, 1], [64, 2]]}}),
         json.dumps({name: value for name, value in good.items() if name != "speeds"}),
     ):
         file.write_text(broken)
         assert calibration.load("torch", "cpu", "float32", told.append) is None
-    assert len(told) == 9 and all("measured anew" in line for line in told)
+    assert len(told) == 10 and all("measured anew" in line for line in told)
 
 
 def test_between_two_widths_a_product_is_between_their_speeds() -> None:
     assert SPEEDS.product(8) == 1e10 and SPEEDS.product(4096) == 4e10
     assert 1e10 < SPEEDS.product(128) < SPEEDS.product(256) < 4e10
+
+
+def test_rates_are_found_again_from_what_they_give() -> None:
+    rates = Rates(1.3, 2e-10, 4e-4)
+    terms = [Terms(0.1, 1e8, 6), Terms(0.02, 4e8, 6), Terms(0.5, 1e9, 12), Terms(0.001, 1e6, 4)]
+    found = fitted([(one, rates.of(one)) for one in terms])
+    assert asdict(found) == pytest.approx(asdict(rates))
+    # what a least square would have below 0 is 0
+    odd = fitted([(one, 2 * one.products - 1e-11 * one.moved + 1e-2) for one in terms])
+    assert min(asdict(odd).values()) >= 0
 
 
 def test_another_power_state_is_another_calibration(

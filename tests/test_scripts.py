@@ -58,6 +58,8 @@ RUN_BY = {
     "bench/processes.py": "bench/bench.py",
     "bench/rows.py": "bench/bench.py",
     "bench/update_memory.py": "bench/memory.py",
+    "plan_cases.py": "plan_accuracy.py",
+    "plan_measure.py": "plan_accuracy.py",
 }
 RECIPE = """
 corpus: {document_bytes: 20000, chat_count: 200, prompt_count: 40, problem_count: 40}
@@ -327,6 +329,22 @@ def unseen_sums(place: Place) -> None:
     assert len([json.loads(line)["answer"] for line in told.splitlines()]) == 3
 
 
+def plan_accuracy(place: Place) -> None:
+    words = ["--sizes", "tiny", "--backends", "torch", "--repeats", 1, "--steps", 3]
+    for name in ("lora", "sample", "grpo"):
+        told = place.script(
+            "plan_accuracy.py", *words, "--only", name, "--work", "work", "--results", place.here
+        )
+    assert str(place.here / "plan.md") in told
+    measured = json.loads((place.here / "plan.json").read_text(encoding="utf-8"))["cases"]
+    assert [row["name"] for row in measured] == ["lora", "sample", "grpo"]
+    for row in measured:
+        assert row["grown"] > 1e6 and row["cpu"] > 0 and row["planned_grown"] > 1e6
+        assert row["planned_cpu"] > 0
+    document = (place.here / "plan.md").read_text(encoding="utf-8")
+    assert "**Not fitted to** (3 cases)" in document and "| tiny grpo |" in document
+
+
 SMALL: dict[str, Callable[[Place], None]] = {
     "bench/bench.py": bench,
     "bench/peer_trl_ppo.py": peer_trl_ppo,
@@ -337,6 +355,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "house.py": house,
     "interop.py": interop,
     "picture.py": picture,
+    "plan_accuracy.py": plan_accuracy,
     "real/beside_trl.py": beside_trl,
     "real/smollm2.py": smollm2,
     "real/unseen_sums.py": unseen_sums,

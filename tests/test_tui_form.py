@@ -170,6 +170,9 @@ def test_a_form_that_was_changed_asks_before_it_is_left(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
+ASK = plan_process.ask  # as it is outside of tests, where it starts a process
+
+
 def planned(words: Sequence[str], measure: bool = False) -> dict[str, Any]:
     """A plan that says how many steps it is of."""
     steps = next((word.partition("=")[2] for word in words if word.startswith("--steps=")), "1000")
@@ -217,9 +220,9 @@ def test_a_plan_comes_from_the_command_itself(tmp_path: Path) -> None:
     chats.write_text(f"{json.dumps(row)}\n" * 40)
     od.init(out=str(tmp_path / "run"), vocab_size=300, device="cpu")
     model = str(tmp_path / "run" / "init" / "model")
-    plan = asyncio.run(plan_process.ask(["sft", model, str(chats), "--steps=5"], tmp_path))
+    plan = asyncio.run(ASK(["sft", model, str(chats), "--steps=5"], tmp_path))
     assert plan["stages"][0]["steps"] == 5 and "36 chats" in plan_process.told(plan)
-    wrong = asyncio.run(plan_process.ask(["sft", model, str(tmp_path / "no.jsonl")], tmp_path))
+    wrong = asyncio.run(ASK(["sft", model, str(tmp_path / "no.jsonl")], tmp_path))
     assert "no.jsonl" in plan_process.told(wrong) and plan_process.is_calibrated(wrong)
 
 

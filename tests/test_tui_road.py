@@ -148,6 +148,8 @@ def test_the_pause_between_a_stop_and_its_resume_is_no_work(tmp_path: Path) -> N
     assert run_status.left({**found, "step": 5, "last": 72_050.0}) == "", (
         "nothing is known of the pace"
     )
+    planned = {**found, "step": 5, "last": 72_050.0, "planned": 200.0}
+    assert run_status.left(planned) == "≈ 3:10 left", "until a step is done, what the plan said"
 
 
 def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(

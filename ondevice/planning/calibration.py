@@ -27,7 +27,7 @@ from ondevice.common.physical_memory import cores, physical_memory
 from ondevice.common.processor import processor_name
 from ondevice.seam.select import available, choose
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "ONDEVICE_CACHE"
 """Variable that names another folder than ~/.cache/ondevice."""
 PATIENCE_S = 60.0  # for another process that measures
@@ -38,20 +38,43 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Terms:
+    """Of a piece of work: `products`, seconds of the matrix products alone, `moved` bytes between
+    them, `blocks` whose operations are started."""
+
+    products: float
+    moved: float
+    blocks: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What each of the terms takes in reality: `products` times theirs, seconds for a byte that is
+    moved, seconds for a block."""
+
+    products: float
+    moved: float
+    block: float
+
+    def of(self, terms: Terms) -> float:
+        """Seconds."""
+        between = self.moved * terms.moved + self.block * terms.blocks
+        return self.products * terms.products + between
+
+
+@dataclass(frozen=True)
 class Speeds:
     """`products`: (width, floating-point operations a second) of products of square matrices of
-    some hundred rows; `bytes_per_second` that are read and written number by number; `call`: seconds
-    that starting an operation takes. `learning`, `reading`, `writing`: what a step of a model takes
-    over the sum of these. `tokenizer`: bytes of text that are encoded a second.
-    """
+    some hundred rows; `bytes_per_second` that are read and written number by number; `tokenizer`:
+    bytes of text that are encoded a second. `learning`, `reading`, `writing`: what a model's steps
+    take."""
 
     products: tuple[tuple[float, float], ...]
     bytes_per_second: float
-    call: float
     tokenizer: float
-    learning: float = 1.0
-    reading: float = 1.0
-    writing: float = 1.0
+    learning: Rates
+    reading: Rates
+    writing: Rates
 
     def product(self, width: float) -> float:
         """Operations a second at this width; between two that were measured, on the line through
@@ -170,21 +193,34 @@ def parse(raw: Any, key: Mapping[str, str]) -> Calibration:
     points = [(_figure(width), _figure(speed)) for width, speed in given["products"]]
     if not points or points != sorted(points) or len({width for width, _ in points}) < len(points):
         raise ValueError("has no speeds of products in their order")
-    others = {f.name: _figure(given[f.name]) for f in fields(Speeds) if f.name != "products"}
     return Calibration(
         dict(key),
         str(raw["device"]),
         str(raw["dtype"]),
         int(raw["device_memory"]),
         int(_figure(raw["process"])),
-        Speeds(tuple(points), **others),
+        Speeds(
+            tuple(points),
+            _figure(given["bytes_per_second"]),
+            _figure(given["tokenizer"]),
+            _rates(given["learning"]),
+            _rates(given["reading"]),
+            _rates(given["writing"]),
+        ),
     )
 
 
-def _figure(value: Any) -> float:
+def _rates(given: Any) -> Rates:
+    found = {field.name: _figure(given[field.name], least=0.0) for field in fields(Rates)}
+    if not any(found.values()):
+        raise ValueError("has rates that are all 0")
+    return Rates(**found)
+
+
+def _figure(value: Any, least: float = _LEAST) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"has {value!r} for a number")
-    if not _LEAST < value < _MOST:
+    if not least <= value < _MOST:
         raise ValueError(f"has {value!r}, which no machine has")
     return float(value)
 

@@ -39,7 +39,7 @@ class Machine:
 
     @property
     def activation_factor(self) -> float:
-        return self.costs.activation_factor
+        return self.costs.activation_factor(self.device)
 
     def memory(self) -> Memory:
         """What a backend says of its memory while nothing is in it."""

@@ -1,9 +1,8 @@
 """Measures this machine for `calibration.py`: `python -m ondevice.planning.measure BACKEND DEVICE
 DTYPE` prints what it found as JSON.
 
-Products of square matrices, numbers that are only moved, what starting an operation takes, the
-tokenizer; then whole steps of two small models, learning, reading and writing, of which the ratio to
-what these speeds predict is kept.
+Products of square matrices, numbers that are only moved, the tokenizer; then whole steps of two small
+models, learning, reading and writing, from which follows what each term of `seconds.py` takes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ondevice.common import allocator
 from ondevice.common.rng import generator as random_of
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
@@ -34,33 +33,32 @@ from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.models.registry import parse_config
 from ondevice.models.shapes import shapes
-from ondevice.planning.calibration import Speeds
+from ondevice.planning.calibration import Rates, Speeds, Terms
 from ondevice.planning.dimensions import dimensions
-from ondevice.planning.seconds import decode_seconds, learn_seconds, read_seconds, update_seconds
+from ondevice.planning.seconds import learn_terms, read_terms, update_seconds, write_terms
 from ondevice.planning.trained import Trained
 from ondevice.planning.work import Decode, pass_of
-from ondevice.seam.costs import Costs
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import costs_of, load_backend
+from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.optimizer_settings import optim_settings
 
 WIDTHS = (64, 128, 256, 512, 1024)
 ROWS = 512  # of a product
 _MOVED = 1 << 22  # numbers
-_CALLS = 64  # operations one after the other
 _RUNS = 5
 SHAPES: tuple[dict[str, int], ...] = (
     {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": 4},
     {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "heads": 5},
 )
 VOCABULARY = 1024
-LENGTH, BATCH = 128, 4
-PROMPT, WRITTEN, WRITERS = 32, 16, (1, 16)
+BATCHES = ((2, 64), (4, 128), (8, 256))  # rows and their tokens
+PROMPT, WRITERS = 32, ((1, 34), (16, 34), (64, 18))  # rows and the tokens that each writes
 
 
 def main() -> None:
+    allocator.restart()  # as a command that trains does
     backend = load_backend(*sys.argv[1:4])
     process = _process_bytes()
     found = {
@@ -68,34 +66,47 @@ def main() -> None:
         "dtype": backend.dtype,
         "device_memory": backend.memory().total,
         "process": process,
-        "speeds": asdict(measure(backend, costs_of(backend.name))),
+        "speeds": asdict(measure(backend)),
     }
     print(json.dumps(found), flush=True)
 
 
-def measure(backend: Backend, costs: Costs) -> Speeds:
+def measure(backend: Backend) -> Speeds:
     """The machine's speeds under this backend."""
+    nothing = Rates(1.0, 0.0, 0.0)
     plain = Speeds(
         tuple((float(width), _product(backend, width)) for width in WIDTHS),
         _moved(backend),
-        _call(backend),
         _tokenizer(),
+        nothing,
+        nothing,
+        nothing,
     )
-    ratios: dict[str, list[float]] = {"learning": [], "reading": [], "writing": []}
+    found: dict[str, list[tuple[Terms, float]]] = {"learning": [], "reading": [], "writing": []}
     for shape in SHAPES:
-        for name, ratio in _ratios(shape, backend, costs, plain).items():
-            ratios[name].append(ratio)
+        _steps(shape, backend, plain, found)
     return replace(
         plain,
-        learning=_mean(ratios["learning"]),
-        reading=_mean(ratios["reading"]),
-        writing=_mean(ratios["writing"]),
+        learning=fitted(found["learning"]),
+        reading=fitted(found["reading"]),
+        writing=fitted(found["writing"]),
     )
 
 
-def _mean(ratios: Sequence[float]) -> float:
-    """The geometric mean."""
-    return math.exp(statistics.fmean(map(math.log, ratios)))
+def fitted(measured: Sequence[tuple[Terms, float]]) -> Rates:
+    """The rates by which the terms come nearest to the seconds: least squares of the parts by which
+    each is off, none of the rates below 0."""
+    rows = np.array([[one.products, one.moved, one.blocks] for one, _ in measured])
+    seconds = np.array([taken for _, taken in measured])
+    relative = rows / seconds[:, None]
+    best, least = np.zeros(3), float("inf")
+    for chosen in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        found = np.linalg.lstsq(relative[:, chosen], np.ones(len(seconds)), rcond=None)[0]
+        off = float(np.square(relative[:, chosen] @ found - 1).sum())
+        if found.min() >= 0 and off < least:
+            best, least = np.zeros(3), off
+            best[chosen] = found
+    return Rates(*best.tolist())
 
 
 def _best(work: Callable[[], Any], runs: int = _RUNS) -> float:
@@ -119,17 +130,18 @@ def _clock() -> float:
 
 
 def _product(backend: Backend, width: int) -> float:
-    """Floating-point operations a second of (ROWS, width) · (width, width)."""
+    """Floating-point operations a second of (ROWS, width) · (width, width), one after the other."""
     random = random_of(0, "calibration", str(width))
     x = backend.ops.cast(_array(backend, random, (ROWS, width)), backend.dtype)
-    weight = backend.ops.cast(_array(backend, random, (width, width)), backend.dtype)
-    together = max(1, (1 << 27) // (2 * ROWS * width * width))
+    # so that the numbers stay of one size, however often they are multiplied
+    weight = _array(backend, random, (width, width)) * width**-0.5
+    weight = backend.ops.cast(weight, backend.dtype)
+    together = max(2, (1 << 27) // (2 * ROWS * width * width))
 
     def work() -> None:
         y = x
         for _ in range(together):
-            y = (x @ weight) * 1e-3 if together == 1 else x @ weight
-            backend.start(y)
+            y = y @ weight
         backend.numpy(y[:1, :1])
 
     return 2.0 * ROWS * width * width * together / _best(work)
@@ -142,25 +154,12 @@ def _array(backend: Backend, random: Any, shape: tuple[int, ...]) -> Any:
 def _moved(backend: Backend) -> float:
     """Bytes a second that are read and written where numbers are added."""
     x = backend.array(np.ones(_MOVED, np.float32))
+    y = backend.array(np.full(_MOVED, 2.0, np.float32))
 
     def work() -> None:
-        y = x + x
-        backend.numpy(y[:1])
+        backend.numpy((x + y + x + y)[:1])
 
-    return 3.0 * 4 * _MOVED / _best(work)
-
-
-def _call(backend: Backend) -> float:
-    """Seconds that one small operation after another takes each."""
-    x = backend.array(np.ones((8, 8), np.float32))
-
-    def work() -> None:
-        y = x
-        for _ in range(_CALLS):
-            y = y + x
-        backend.numpy(y)
-
-    return _best(work) / _CALLS
+    return 3 * 3.0 * 4 * _MOVED / _best(work)
 
 
 def _tokenizer() -> float:
@@ -175,54 +174,46 @@ def _tokenizer() -> float:
 # ---- whole steps ----------------------------------------------------------------------------------
 
 
-def _ratios(
-    shape: dict[str, int], backend: Backend, costs: Costs, plain: Speeds
-) -> dict[str, float]:
-    """Learning, reading and writing of one small model, over what `plain` speeds predict."""
+def _steps(
+    shape: dict[str, int],
+    backend: Backend,
+    plain: Speeds,
+    found: dict[str, list[tuple[Terms, float]]],
+) -> None:
+    """Adds the terms of steps of one small model, and what they take, to `found`."""
     model = _model(shape, backend)
     dims = dimensions(model.cfg)
     numbers = sum(math.prod(size) for size in shapes(model.cfg).values())
-    batch = _batch(model)
-    one = pass_of(batch)
     cfg = PretrainConfig()
-    trained = Trained(numbers, 0, 0, False, 0.0)
+    updating = update_seconds(cfg, Trained(numbers, 0, 0, False, 0.0), dims, plain)
     size = 2 if backend.dtype == "bfloat16" else 4
     loss = partial(causal_lm_loss, model=model.network)
     trainer = backend.trainer(loss, model.params, {}, optim_settings(cfg, model.params))
-
-    def learn() -> None:
-        trainer.step([model.with_tables(backend, batch)], 1e-4)
-
-    def read_loss(params: Params, arrays: Any) -> Any:
-        return loss(backend.ops, params, arrays)[0]
-
-    read_fn = backend.inference_fn(read_loss)
-
-    def read() -> None:
-        backend.numpy(read_fn(trainer.params(), model.with_tables(backend, batch)))
-
-    updating = update_seconds(cfg, trained, dims, costs, plain)
-    learned = learn_seconds(one, dims, costs, plain, size=size)
-    ratios = {
-        "learning": max(_best(learn, 3) - updating, 1e-6) / learned,
-        "reading": _best(read, 3) / read_seconds(one, dims, costs, plain, size=size),
-    }
-    written = [
-        _writing(model, trainer.params(), backend, rows)
-        / decode_seconds(_decode(rows), dims, costs, plain, size=size)
-        for rows in WRITERS
-    ]
-    return {**ratios, "writing": _mean(written)}
+    read = backend.inference_fn(lambda params, arrays: loss(backend.ops, params, arrays)[0])
+    for rows, length in BATCHES:
+        batch = _batch(rows, length)
+        placed = model.with_tables(backend, batch)
+        one = pass_of(batch)
+        learned = _best(partial(trainer.step, [placed], 1e-4), 2) - updating
+        found["learning"].append((learn_terms(one, dims, plain, size=size), max(learned, 1e-6)))
+        taken = _best(partial(_read, backend, read, trainer.params(), placed), 2)
+        found["reading"].append((read_terms(one, dims, plain, size=size), taken))
+    for rows, written in WRITERS:
+        # what reading the prompts takes is not in the difference
+        few, many = (_writing(model, trainer.params(), backend, rows, n) for n in (2, written))
+        decode = Decode(rows, written, rows, rows, PROMPT, PROMPT + written)
+        each = max(many - few, 1e-6) / (written - 2)
+        found["writing"].append((write_terms(decode, dims, plain, size=size), each))
 
 
-def _decode(rows: int) -> Decode:
-    return Decode(rows, WRITTEN, rows, rows, PROMPT, PROMPT + WRITTEN)
+def _read(backend: Backend, read: Callable[..., Any], params: Params, batch: Any) -> None:
+    backend.numpy(read(params, batch))
 
 
-def _writing(model: Model, params: Params, backend: Backend, rows: int) -> float:
+def _writing(model: Model, params: Params, backend: Backend, rows: int, written: int) -> float:
     """Seconds in which so many rows are written side by side."""
     prompts = [_ids(PROMPT, f"prompt {n}").tolist() for n in range(rows)]
-    writer = Generator(model, backend, Sampling(WRITTEN, 1.0))
+    writer = Generator(model, backend, Sampling(written, 1.0))
     writer.stop_ids = set()
     return _best(lambda: writer.run(params, prompts, batch_size=rows), 2)
 
@@ -232,7 +223,7 @@ def _model(shape: dict[str, int], backend: Backend) -> Model:
     raw: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2 * LENGTH,
+        "max_position_embeddings": 512,
         "tie_word_embeddings": True,
         "num_attention_heads": shape["heads"],
         "num_key_value_heads": shape["heads"],
@@ -255,13 +246,13 @@ def _ids(count: int, name: str) -> np.ndarray:
     return random_of(0, "calibration", name).integers(3, 280, count).astype(np.int32)
 
 
-def _batch(model: Model) -> Batch:
-    ids = _ids(BATCH * (LENGTH + 1), "text").reshape(BATCH, LENGTH + 1)
+def _batch(rows: int, length: int) -> Batch:
+    ids = _ids(rows * (length + 1), "text").reshape(rows, length + 1)
     batch: Batch = {
         "ids": ids[:, :-1].copy(),
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         "targets": ids[:, 1:].reshape(-1).copy(),
-        "weights": np.ones(BATCH * LENGTH, np.float32),
+        "weights": np.ones(rows * length, np.float32),
     }
     return set_denominator([batch])[0]
 

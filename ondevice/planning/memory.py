@@ -118,7 +118,7 @@ def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpoint
         inside = max(kept) + stream * len(kept)
     else:
         inside = sum(kept)
-    return inside + logit_bytes(one, dims, costs)
+    return one.models * inside + logit_bytes(one, dims, costs)
 
 
 def logit_bytes(one: Pass, dims: Dimensions, costs: Costs) -> float:
@@ -139,10 +139,10 @@ def read_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int) -> float:
 
 
 def decode_bytes(decode: Decode, dims: Dimensions, costs: Costs, cache_bytes: int) -> float:
-    """Keys and values of the rows, which are copied as the cache grows, and their logits."""
+    """Keys and values of the rows, and their logits."""
     context = -(-decode.longest // _BLOCK) * _BLOCK
     logits = costs.logits * _FLOAT * decode.at_once * dims.vocabulary
-    return 2.0 * decode.at_once * context * cache_bytes + logits
+    return 1.05 * decode.at_once * context * cache_bytes + logits
 
 
 def checkpoint_bytes(cfg: StageConfig, trained: Trained) -> float:

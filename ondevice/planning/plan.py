@@ -21,7 +21,7 @@ from ondevice.planning.data_facts import unknown_prompts
 from ondevice.planning.dimensions import Dimensions, dimensions
 from ondevice.planning.memory import Bytes, bytes_of_stage, checkpoint_bytes, disk_bytes
 from ondevice.planning.model_facts import ModelFacts
-from ondevice.planning.seconds import read_seconds, step_seconds
+from ondevice.planning.seconds import read_terms, step_seconds
 from ondevice.planning.source_facts import DataFacts
 from ondevice.planning.stage_facts import (
     Surroundings,
@@ -218,11 +218,11 @@ class _Planned:
     def _beside(self, cfg: TrainingConfig, work: Work, measured: Work) -> float:
         """Seconds beside the steps: reading the data, what is scored once, measurements, saves, the
         exam."""
-        speeds, costs = self.machine.speeds, self.machine.costs
+        speeds = self.machine.speeds
         assert speeds is not None
         seconds = self.data.text_bytes / speeds.tokenizer
         for one in once_before(cfg, work, self.data):
-            seconds += one.times * read_seconds(one, self.dims, costs, speeds)
+            seconds += one.times * speeds.reading.of(read_terms(one, self.dims, speeds))
         one_measurement = self._seconds(measured, None) or 0.0
         seconds += one_measurement * measurements(cfg)
         saves = 1 + (cfg.steps // cfg.save_every if cfg.save_every else 0)

@@ -43,8 +43,8 @@ _AROUND = 2  # tokens around a text that is told apart
 class Pass:
     """A batch that goes through the model: so many `places`, each of which attends to `attended` on
     average; `targets` of them are given to the head. `sources`: places beside them that an encoder
-    reads. `masked`: attention has a mask of its own, and does not only look back. `times` of it are
-    in a step.
+    reads. `masked`: attention has a mask of its own, and does not only look back. `models`: that it
+    goes through, PPO's value model too. `times` of it are in a step.
     """
 
     places: float
@@ -54,6 +54,7 @@ class Pass:
     sources: float = 0.0
     source_width: float = 0.0
     masked: bool = False
+    models: int = 1
     times: float = 1.0
 
 
@@ -176,7 +177,7 @@ def pass_of(batch: Mapping[str, Any], times: float = 1.0) -> Pass:
     else:
         targets = len(batch["read"])
     masked = "segments" in batch or "prompt_ids" in batch
-    return Pass(places, attended, float(targets), rows, sources, source_width, masked, times)
+    return Pass(places, attended, float(targets), rows, sources, source_width, masked, times=times)
 
 
 # ---- what is learned from data --------------------------------------------------------------------
@@ -278,7 +279,8 @@ def _rollouts(cfg: RolloutConfig, step: Step) -> tuple[Work, Work]:
         ]
 
     micro_batch = _micro_batch(cfg, step, a_part, cut)
-    learned = [pass_of(batch, float(updates)) for batch in cut(micro_batch)]
+    models = 2 if isinstance(cfg, PPOConfig) else 1
+    learned = [replace(pass_of(batch, float(updates)), models=models) for batch in cut(micro_batch)]
     learned += _chats_beside(cfg, learned, updates)
     read, judged = _scored(cfg, step, rows, micro_batch)
     written = sum(len(row.completion) for row in rows)

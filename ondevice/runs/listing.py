@@ -122,7 +122,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     died (its process is gone and left no word). `holder` names the process that trains, `last` is
     the time of the newest event. `since` (time, step): where it began or went on last, or the first
     step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
-    those resumes that are in that part.
+    those resumes that are in that part. `planned`: seconds that its plan said, where it had a time.
     """
     first = first_event(stage.events)
     seen = _Events()
@@ -149,7 +149,14 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "holder": holder,
         "message": str(ended.get("message", "")),
         "seconds": _number(record.get("seconds")),
+        "planned": _planned(first),
     }
+
+
+def _planned(first: Mapping[str, Any]) -> float | None:
+    """The seconds of a stage's plan, which its first event tells."""
+    plan = first.get("plan")
+    return _number(plan.get("seconds")) if isinstance(plan, Mapping) else None
 
 
 class _Events:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 class Costs:
     """`activations`, `activations_cpu`: bytes that the backward pass keeps for a token, on a GPU and on
     a CPU, as a multiple of those that go into and come out of the blocks' matrices, attention's scores
-    of a few hundred tokens among them. `process`: bytes of a process with the library loaded, before it reads a model. `begun`: bytes
-    that the first step takes beside all that is counted here (code, threads, buffers).
+    of a few hundred tokens among them. `process`: bytes of a process with the library loaded, before
+    it reads a model. `begun`: bytes that the first step takes beside all that is counted here (code,
+    threads, buffers, what is read of the data).
 
     For each token and block the backward pass keeps `kept` times the bytes that go into and come out
     of the block's matrices, and `scores` times those of one float for every head and every token that
@@ -20,10 +21,8 @@ class Costs:
     Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
     checkpoint takes `saving` times the bytes of what is written at once.
 
-    `passes`: how often a forward and backward pass reads or writes what goes into and comes out of
-    the matrices, beside the products themselves. `calls`, `read_calls`: operations of a block that
-    are started one by one, with and without a backward pass; `step_calls`: those of a step beside
-    its blocks.
+    `low`: what an adapter's own products move, as a part of what goes into and comes out of the
+    matrices that it stands beside.
     """
 
     activations: float
@@ -35,10 +34,7 @@ class Costs:
     logits: float
     update: float
     saving: float
-    passes: float
-    calls: int
-    read_calls: int
-    step_calls: int
+    low: float
 
     def activation_factor(self, device: str) -> float:
         """`activations` of this device."""

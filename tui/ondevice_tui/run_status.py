@@ -360,8 +360,8 @@ def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
 
 
 def left(stage: Mapping[str, Any]) -> str:
-    """Time left by the pace since it began, or since it went on last: "9:12 left". Empty while that
-    is not known.
+    """Time left by the pace since it began, or since it went on last: "9:12 left". Until a step is
+    done, what its plan said; empty where that is not known.
     """
     step = stage["step"]
     total = stage["steps"]
@@ -374,6 +374,9 @@ def left(stage: Mapping[str, Any]) -> str:
     seconds = stage["last"] - began
     if done > 0 and seconds > 0:
         return f"{duration(seconds * (total - step) / done)} left"
+    planned = stage.get("planned")
+    if planned:
+        return f"≈ {duration(planned * (total - step) / total)} left"
     return ""
 
 

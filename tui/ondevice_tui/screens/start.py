@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -401,7 +402,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         """What the command would take, once it is known; asks for it where it is not."""
         words = tuple(self._words)
         if words not in self._plans:
-            self.run_worker(self._ask_plan(words), group="plan", exclusive=True)
+            self.run_worker(partial(self._ask_plan, words), group="plan", exclusive=True)
         return self._plans.get(words, "")
 
     async def _ask_plan(self, words: tuple[str, ...]) -> None:
@@ -411,7 +412,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._plans[words] = plan_process.told(plan)
         if not plan_process.is_calibrated(plan) and not self._measuring:
             self._measuring = True
-            self.run_worker(self._measure(words, run), group="measure")
+            self.run_worker(partial(self._measure, words, run), group="measure")
         self._check_soon()
 
     async def _measure(self, words: tuple[str, ...], run: Path) -> None:
