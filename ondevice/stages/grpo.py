@@ -291,6 +291,7 @@ class GRPOFeed:
         gradient. `logps`: `_logps`'.
         """
         cfg = self.cfg
+        rows = rows_of(sampled)
         learned = self._learned(sampled)
         scale, denominator = loss_scales(cfg, sampled, learned)
         tokens = {

@@ -25,9 +25,10 @@ from meter import mlx_device, print_result, use_mlx_device
 
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.models.convert import quantize
+from ondevice.models.initial_config import model_config
 from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
-from ondevice.stages.init import initial_weights, model_config
+from ondevice.stages.init import initial_weights
 
 ROWS, TOKENS, RANK = 2, 64, 8
 NAMES = ("nodes", "casts", "kernels")
