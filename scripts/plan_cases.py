@@ -105,7 +105,7 @@ def cases(size: str, folder: Path) -> Iterable[Case]:
     yield Case("sample", "sample", size, {**asked, "prompts": 3 * SAMPLED})
     reward = str(folder / f"{size}-judge")
     yield Case("ppo", "ppo", size, {**asked, "prompts": 2 * rows, "reward_model": reward})
-    grpo = {**asked, "group_size": 8, "rewards": ["length"]}
+    grpo = {**asked, "group_size": 8, "reward_file": str(folder / "reward.py")}
     yield Case("grpo", "grpo", size, {**grpo, "prompts": max(1, rows // 4)})
 
 
@@ -120,6 +120,13 @@ def write_material(folder: Path) -> None:
     _write_rows(folder / "pairs.jsonl", islice(builtin_pairs(CORPUS), 400))
     asked = ({"prompt": row["prompt"], "answer": row["answer"]} for row in corpus.problems("train"))
     _write_rows(folder / "prompts.jsonl", asked)
+    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
+
+
+REWARD = """
+def spread(prompts, completions, **columns):
+    return [sum(map(ord, text)) % 7 / 7 for text in completions]
+"""  # no group without a spread, of which nothing would be computed
 
 
 def _write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -115,7 +115,7 @@ def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpoint
         kept.append(places * (costs.kept * size * block.inside + scores))
     if checkpointing and kept:
         stream = size * dims.hidden * (one.places + one.sources)
-        inside = max(kept) + stream * len(kept)
+        inside = min(costs.again * max(kept) + stream * len(kept), sum(kept))
     else:
         inside = sum(kept)
     return one.models * inside + logit_bytes(one, dims, costs)

@@ -10,7 +10,7 @@ from ondevice.common.progress import duration, number, size
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import ExamConfig, Recipe
-from ondevice.config.stages import InitConfig, StageConfig
+from ondevice.config.stages import StageConfig
 from ondevice.planning import calibration
 from ondevice.planning.machine import Machine, free_disk, planned_machine
 from ondevice.planning.plan import StagePlan, corpus_in, plan_stage, seconds_of_all
@@ -227,4 +227,4 @@ def _told(report: dict[str, Any]) -> list[str]:
 
 def is_planned(cfg: StageConfig) -> bool:
     """Whether a stage takes anything worth a line."""
-    return not isinstance(cfg, RaterConfig | InitConfig)
+    return not isinstance(cfg, RaterConfig)

@@ -18,6 +18,7 @@ class Costs:
     For each token and block the backward pass keeps `kept` times the bytes that go into and come out
     of the block's matrices, and `scores` times those of one float for every head and every token that
     is attended to (0: they are computed again). A chunk of logits takes `logits` times its bytes.
+    Where blocks are recomputed, those of `again` of them are there at once.
     Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
     checkpoint takes `saving` times the bytes of what is written at once.
 
@@ -32,6 +33,7 @@ class Costs:
     kept: float
     scores: float
     logits: float
+    again: float
     update: float
     saving: float
     low: float
