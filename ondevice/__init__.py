@@ -213,10 +213,15 @@ def plan(
         given["model"] = str(model)
     if data:
         given["data"] = str(data)
+    if cfg is not None:
+        names = {cls: name for name, cls in STAGES.items()}
+        made = _made(type(cfg) if type(cfg) in names else RunConfig, {**given, "what": what}, cfg)
+        name = names.get(type(made), "")
+        return function(name, made, sets, measure=measure, tell=tell)
     cls: type = STAGES.get(str(what), RunConfig)
-    if cls is RunConfig and cfg is None:
+    if cls is RunConfig:
         given["recipe"] = str(what)
-    return function(str(what), _made(cls, given, cfg), sets, measure=measure, tell=tell)
+    return function(str(what), _made(cls, given), sets, measure=measure, tell=tell)
 
 
 def batches(
@@ -424,6 +429,7 @@ def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]
 
 _UNSAID: dict[str, tuple[Any, ...]] = {
     "recipe": ("minute",),
+    "what": ("minute",),
     "model": ("",),
     "reward_model": ("",),
     "data": ("", "builtin"),

@@ -235,8 +235,7 @@ def _plan(verb: Verb, argv: list[str]) -> None:
     cls = _load(own.config)
     line = take_apart(own, cls, words[1:] if stage else words)
     config = make_config(own, cls, line)
-    what = stage or config.recipe
-    result = _api("plan")(what, cfg=config, sets=tuple(line.sets), measure=NO_TIME not in argv)
+    result = _api("plan")(cfg=config, sets=tuple(line.sets), measure=NO_TIME not in argv)
     _print(result if line.json else _load(verb.render)(result), line)
 
 

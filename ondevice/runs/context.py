@@ -101,6 +101,8 @@ class Context:
     """How many rows the device works on at once; the loop keeps it."""
     callbacks: Sequence[Callback] = ()
     """What looks on while the stage trains."""
+    foreseen: str = ""
+    """What the stage will take, in a line, until it is told."""
     taken: ResultRecord | None = None
     """Whose weights the stage's result has, once it is trained."""
 
@@ -143,6 +145,12 @@ class Context:
     def tell(self, message: str) -> None:
         """Tells a person, after the stage's name."""
         self.shared.say(f"{self.name}: {message}")
+
+    def tell_foreseen(self) -> None:
+        """Tells what the stage will take: once its data are read, which may be of no use."""
+        if self.foreseen:
+            self.tell(self.foreseen)
+        self.foreseen = ""
 
     def warn(self, message: str, step: int | None = None, **fields: Any) -> None:
         """Tells a person, and an event with further `fields`."""

@@ -35,6 +35,7 @@ from ondevice.runs.context import Context
 def run(cfg: InitConfig, ctx: Context) -> Model:
     tokenizer = _tokenizer(cfg, ctx.data)
     shape = model_config(cfg, tokenizer)
+    ctx.tell_foreseen()
     params = {name: ctx.backend.array(w) for name, w in initial_weights(cfg, shape).items()}
     return Model(shape, params, tokenizer, ctx.folder.model)
 

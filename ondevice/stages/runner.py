@@ -92,10 +92,11 @@ def run_stage(
         if not resume:
             refuse_unfinished(folder, caller.restart_hint)
             _clear(folder, shared.say)
-        plan = _plan(cfg, folder, backend, shared)
+        planned = _plan(cfg, folder, backend, shared)
+        plan, foreseen = planned if planned is not None else (None, "")
         shared.stop.begin(folder)
         with EventWriter(folder.events) as events:
-            ctx = Context(folder, backend, events, shared=shared, start=start)
+            ctx = Context(folder, backend, events, shared=shared, start=start, foreseen=foreseen)
             if isinstance(cfg, TrainingConfig) and cfg.push_every:
                 ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
             return _guarded(ctx, cfg, caller, plan)
@@ -103,15 +104,10 @@ def run_stage(
 
 def _plan(
     cfg: StageConfig, folder: StageFolder, backend: Backend, shared: RunSettings
-) -> StagePlan | None:
-    """Tells what the stage will take. Raises UserError where it does not fit."""
+) -> tuple[StagePlan, str] | None:
+    """What the stage will take, and the line that says so. Raises UserError where it does not fit."""
     exam = shared.exam_settings if shared.exam is not None else None
-    planned = plan_at_start(cfg, folder, backend, shared.corpus, exam)
-    if planned is None:
-        return None
-    plan, told = planned
-    shared.say(f"{folder.name}: {told}")
-    return plan
+    return plan_at_start(cfg, folder, backend, shared.corpus, exam)
 
 
 def result_of(cfg: StageConfig, folder: StageFolder) -> Path:

@@ -37,6 +37,7 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
     samplers = [_sampler(model, cfg, ctx.backend) for model in models]
     all_prompts = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx.data)
     all_prompts = all_prompts[: cfg.prompts or None]
+    ctx.tell_foreseen()
     rows = _rows_at_once(cfg, ctx, models[0], all_prompts)
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
         queue = _PairQueue(cfg, ctx, models, ratings)

@@ -82,6 +82,7 @@ def fit(
     takes them out of the models, which have none from then on. Raises Interrupted once a requested
     stop has been saved, UserError where the run cannot go on.
     """
+    ctx.tell_foreseen()
     measure = held if callable(held) else heldout_metrics(model.network, loss, held, ctx, cfg)
     feed: Any = source
     if not hasattr(source, "plan_step"):
