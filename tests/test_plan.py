@@ -30,6 +30,7 @@ from ondevice.planning.model_facts import facts_of
 from ondevice.planning.report import render
 from ondevice.planning.row_sample import MOST_BYTES, sample_rows
 from ondevice.planning.trained import Trained, trained_by
+from ondevice.planning.work import pass_of
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 
@@ -375,3 +376,11 @@ def test_a_machine_is_measured_once(cache: Path, backend_name: str) -> None:
     assert len(told) == 1
     report = od.plan("minute", backend=backend_name, device="cpu", dtype="float32")
     assert report["machine"]["calibrated"] and report["seconds"] > 1
+
+
+def test_rows_without_padding_attend_within_themselves() -> None:
+    batch = {"ids": np.zeros((1, 10)), "places": np.zeros((3, 4)), "targets": np.zeros(5)}
+    one = pass_of(batch)
+    assert (one.places, one.attended) == (10, 3 * 4 * 4 / 10)
+    after = pass_of({**batch, "prompt_places": np.zeros((2, 6))})
+    assert after.attended == (3 * 4 * (4 + 6) + 2 * 6 * 6) / 10

@@ -163,6 +163,8 @@ def pass_of(batch: Mapping[str, Any], times: float = 1.0) -> Pass:
     places = float(rows * width)
     attended = float(width)
     sources, source_width = 0.0, 0.0
+    if "places" in batch:  # all rows one after another, each attending within itself
+        attended = _scores(batch) / places
     if "prompt_ids" in batch:
         prompts, longest = batch["prompt_ids"].shape
         attended = (places * (width + longest) + prompts * longest * longest) / (
@@ -176,8 +178,17 @@ def pass_of(batch: Mapping[str, Any], times: float = 1.0) -> Pass:
         targets = len(batch["targets"])
     else:
         targets = len(batch["read"])
-    masked = "segments" in batch or "prompt_ids" in batch
+    masked = any(name in batch for name in ("segments", "prompt_ids", "prompt_places"))
     return Pass(places, attended, float(targets), rows, sources, source_width, masked, times=times)
+
+
+def _scores(batch: Mapping[str, Any]) -> float:
+    """Pairs of query and key of a batch without padding (`models/padding_free.py`), of one head."""
+    rows, width = batch["places"].shape
+    if "prompt_places" not in batch:
+        return float(rows * width * width)
+    prompts, longest = batch["prompt_places"].shape
+    return float(rows * width * (width + longest) + prompts * longest * longest)
 
 
 # ---- what is learned from data --------------------------------------------------------------------
