@@ -60,7 +60,8 @@ class Repo:
 
 @dataclass
 class Trouble:
-    """What happens to the next `times` requests that match. `kind`: status, drop, lose, slow, half."""
+    """What happens to the next `times` requests that match. `kind`: status, drop, lose, slow, half;
+    body (200 with `body`), endless (a body that goes on for ever), trickle (a byte at a time)."""
 
     method: str
     path: str
@@ -69,6 +70,7 @@ class Trouble:
     times: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
     message: str = "trouble"
+    body: bytes = b""
     then: Callable[[], None] | None = None
 
 
@@ -86,6 +88,7 @@ class HubServer(ThreadingHTTPServer):
         self.kill_at: tuple[int, str] | None = None
         self.victim = 0
         self.killed = False
+        self.sent = 0  # bytes of bodies that do not end
         self.taken: set[str] = set()  # names that may not be made
         self.lock = threading.RLock()
 
@@ -183,8 +186,12 @@ class Handler(BaseHTTPRequestHandler):
             if found.kind == "drop":
                 return self._hang_up()
             return self.answer(found.status, {"error": found.message}, dict(found.headers))
+        if found is not None and found.kind == "body":
+            return self.answer(200, found.body, dict(found.headers))
         with hub.lock:
             status, value, headers = self._route(path, body)
+        if found is not None and found.kind in ("endless", "trickle"):
+            return self._go_on(headers, found.kind)
         if hub.kill_at is not None and hub.kill_at[0] == number:
             return self._kill()
         if found is not None and found.kind == "lose":
@@ -235,6 +242,24 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         if pace != "slow":
             self.wfile.write(content)
+
+    def _go_on(self, headers: Mapping[str, str], kind: str) -> None:
+        """A body without a length and without an end."""
+        self.send_response(200)
+        for name, text in {**headers, "Connection": "close"}.items():
+            if name.lower() != "content-length":
+                self.send_header(name, text)
+        self.end_headers()
+        self.close_connection = True
+        piece = b" " * 65536 if kind == "endless" else b" "
+        try:
+            while True:
+                self.wfile.write(piece)
+                self.wfile.flush()
+                self.server.sent += len(piece)
+                time.sleep(0.001 if kind == "endless" else 0.01)
+        except OSError:  # the client has gone
+            return
 
     # what it does
 

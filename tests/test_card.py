@@ -159,7 +159,9 @@ def test_licences_are_told_where_the_data_s_cards_state_them(
         card = f"---\nlicense: {licence}\n---\n".encode()
         server.add(name, {**rows, "README.md": card}, "dataset", private=False)
     head = server.repo("org/chats", "dataset").commits[-1].id
-    Hub("dataset").download("org/chats", head, "README.md")  # as a library that loads it does
+    client = Hub("dataset")
+    [card] = [f for f in client.files("org/chats", head) if f.path == "README.md"]
+    client.download("org/chats", head, card)  # as a library that loads it does
     ondevice.pull("org/book", out=tmp_path / "book", dataset=True, tell=lambda event: None)
     run = write_run(tmp_path / "run")
     configure(run, "pretrain", data=str(tmp_path / "book" / "data" / "train.jsonl"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_samples import CHATS, real_data, small_tokenizer, transformers_tokenizer
 from ondevice.common.errors import UserError
-from ondevice.data import template_sandbox as programs
+from ondevice.data import template_budget as programs
 from ondevice.data.chat_encoding import (
     ChatRow,
     add_template,

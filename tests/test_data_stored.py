@@ -19,7 +19,7 @@ import small_stages
 from ondevice.common import progress
 from ondevice.common.errors import UserError
 from ondevice.common.progress import Progress, with_progress
-from ondevice.data import preference_batches, template_sandbox
+from ondevice.data import preference_batches, template_budget
 from ondevice.data.batches import ChatSource
 from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.completion_batches import Row
@@ -130,7 +130,7 @@ def test_a_resumed_stage_reads_its_chats_from_the_disk(
     od.sft(**fields, out=str(tmp_path / "whole"))
     killed_at_first_save("sft", {**fields, "out": str(tmp_path / "broken")})
     data = tmp_path / "broken" / "sft" / "data"
-    assert sorted(path.name.partition("-")[0] for path in data.iterdir()) == ["chats", "tokens"]
+    assert sorted(path.name.partition("-")[0] for path in data.glob("[!.]*")) == ["chats", "tokens"]
     monkeypatch.setattr(text_and_chats, "encode_chats", None)  # whoever reads the file again fails
     od.sft(**fields, out=str(tmp_path / "broken"), resume=True)
     assert same_weights(weights(tmp_path / "broken", "sft"), weights(tmp_path / "whole", "sft"))
@@ -198,7 +198,7 @@ def test_a_resumed_stage_reads_its_pairs_and_prompts_from_the_disk(
 def test_a_line_beyond_what_a_template_may_write_is_a_row_that_is_too_long(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_sandbox, "LARGEST", 1_000_000)
+    monkeypatch.setattr(template_budget, "LARGEST", 1_000_000)
     files = small_stages.make(
         tmp_path / "files", load_backend("torch", device="cpu", dtype="float32")
     )

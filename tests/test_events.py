@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ondevice.common.errors import UserError
 from ondevice.common.json_files import to_json
 from ondevice.common.progress import Progress, duration, number, numbers_line
 from ondevice.runs import events
@@ -239,3 +240,37 @@ def test_numbers_are_short() -> None:
         "3:05:00",
         "2d 04h",
     ]
+
+
+def test_a_step_and_a_measurement_stand_once_in_the_curve(tmp_path: Path) -> None:
+    """A process that was killed behind its last checkpoint measures anew; one that was killed before
+    its first tells its steps again."""
+    path = tmp_path / "events.jsonl"
+    with EventWriter(path) as writer:
+        for step in (1, 2, 3):
+            writer.emit("step", step, loss=step)
+        writer.emit("resume", 0)
+        for step in (1, 2, 3, 4):
+            writer.emit("step", step, loss=10 * step)
+        writer.emit("eval", 4, loss=1.0)
+        writer.emit("checkpoint", 4)
+        writer.emit("resume", 4)
+        writer.emit("eval", 4, loss=2.0)
+    assert steps(path) == [1, 2, 3, 4]
+    assert [e["loss"] for e in read(path) if e["event"] == "step"] == [10, 20, 30, 40]
+    assert [e["loss"] for e in read(path) if e["event"] == "eval"] == [2.0]
+
+
+def test_a_file_that_was_removed_or_replaced_is_not_written_to_in_secret(tmp_path: Path) -> None:
+    for change in ("unlink", "replace"):
+        path = tmp_path / change / "events.jsonl"
+        writer = EventWriter(path)
+        writer.emit("start", 0)
+        if change == "unlink":
+            path.unlink()
+        else:
+            (tmp_path / "other").write_text("")
+            (tmp_path / "other").replace(path)
+        with pytest.raises(UserError, match="removed or replaced"):
+            writer.emit("eval", 1)
+        writer.close()

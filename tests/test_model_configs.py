@@ -595,3 +595,11 @@ def test_other_scaling_is_refused_when_the_config_is_read(rope: dict[str, Any], 
         }
         with pytest.raises(UserError, match=said.replace("[", r"\[")):
             parse_config(raw)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "max_position_embeddings", "vocab_size"])
+def test_numbers_that_no_model_has_are_refused_before_anything_is_listed(name: str) -> None:
+    raw = {**models.config("llama").to_json(), name: 10**12}
+    with pytest.raises(UserError) as caught:
+        parse_config(raw)
+    assert caught.value.where == name and "more than" in str(caught.value)

@@ -179,6 +179,7 @@ def test_ratings_of_people_may_be_of_any_text(
     configure(run, "pretrain", data="", model="")  # learned from the run's ratings
     run.stage("init").path.rename(run.path / "sample")
     configure(run, "sample", data="builtin", other=other)
+    run.recipe.write_text("stages: {sample: {}, pretrain: {}}\n")
     (run.stage("pretrain").path / "pairs.jsonl").write_text(json.dumps({"raters": raters}) + "\n")
     assert ("corpus alone" in run_card(run, "pretrain", "me/m").text) == alone
 

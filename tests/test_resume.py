@@ -17,9 +17,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import ondevice as od
-from ondevice.common.errors import UserError
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.runs import checkpoint
 from ondevice.runs.events import read
+from ondevice.stages import pipeline
 from warm_processes import Process, start
 
 pytestmark = pytest.mark.slow
@@ -320,6 +321,39 @@ def test_redo_runs_a_stage_and_what_follows_from_it(files: Path, tmp_path: Path)
     after = {s: (out / s / "done.json").stat().st_mtime_ns for s in before}
     assert after["init"] == before["init"]
     assert after["pretrain"] > before["pretrain"] and after["sft"] > before["sft"]
+
+
+def test_a_redo_that_was_stopped_goes_on_with_the_stages_after_it(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = tmp_path / "own.yaml", tmp_path / "r"
+    small = {**LOOP, "steps": 2, "warmup_steps": 1, "save_every": 2, "eval_every": 0}
+    stages = {
+        "init": {"data": str(files / "text.txt"), **SMALL},
+        "pretrain": {"data": str(files / "text.txt"), **small},
+        "sft": {"data": str(files / "chats.jsonl"), **small},
+    }
+    recipe.write_text(json.dumps({"stages": stages}))
+    od.run(str(recipe), out=out, backend="torch")
+    before = weights_of(out / "sft" / "model")
+    sets = ["pretrain.learning_rate=1e-3"]
+
+    def stopped(name: str, *given: Any, **more: Any) -> Path:
+        if name == "pretrain":
+            raise Interrupted("stopped")
+        return whole(name, *given, **more)
+
+    whole = pipeline.run_stage
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(pipeline, "run_stage", stopped)
+        od.run(str(recipe), out=out, backend="torch", redo=["pretrain"], sets=sets)
+    od.run(str(recipe), out=out, backend="torch", resume=True, sets=sets)
+    assert weights_of(out / "sft" / "model") != before
+    assert not list(out.glob("*/redo"))
+
+
+def weights_of(model: Path) -> bytes:
+    return (model / "model.safetensors").read_bytes()
 
 
 def test_redo_trains_anew_where_the_checkpoints_are_a_link_to_another_disk(

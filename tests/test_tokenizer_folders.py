@@ -415,3 +415,30 @@ def test_a_model_with_fewer_rows_than_tokens_is_loaded(tmp_path: Path, backend: 
         again, backend, Sampling(max_new_tokens=4, temperature=0), compile="never"
     )
     assert generator.run(again.params, [again.tokenizer.encode("Anna <image>")])
+
+
+def with_rules(folder: Path, **rules: Any) -> Path:
+    small_tokenizer().save(folder)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **rules}))
+    return folder
+
+
+def test_a_normalizer_that_makes_a_text_endlessly_long_is_refused(tmp_path: Path) -> None:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
+    folder = with_rules(tmp_path, normalizer={"type": "Sequence", "normalizers": [step] * 6})
+    with pytest.raises(UserError, match="times as long") as caught:
+        Tokenizer.load(folder)
+    assert caught.value.where.endswith("tokenizer.json")
+
+
+def test_rules_that_fail_on_a_text_are_one_line(tmp_path: Path) -> None:
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    tokenizer = Tokenizer.load(with_rules(tmp_path, pre_tokenizer=split))
+    with pytest.raises(UserError, match="cannot read a text"):
+        tokenizer.encode("a" * 40 + "b")

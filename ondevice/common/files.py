@@ -76,10 +76,15 @@ def digest_path(path: Path) -> str:
         files = [path]
     else:
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    return digest([(p.name, _sha256(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in files])
+    return digest([(p.name, sha256_once(p)) for p in files])
+
+
+def sha256_once(file: Path) -> str:
+    """`sha256`, read once in a process while the file is as it was."""
+    status = file.stat()
+    return _sha256(file, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @lru_cache(maxsize=1024)
-def _sha256(path: Path, changed: int, size: int) -> str:
-    """Read once in a process while the file is as it was."""
+def _sha256(path: Path, changed: int, size: int, number: int) -> str:
     return sha256(path)

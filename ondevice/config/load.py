@@ -9,12 +9,14 @@ its own `check()`.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ondevice.common import bounded, yaml_files
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.effects import without_idle
 
@@ -125,8 +127,6 @@ def apply_set(mapping: dict[str, Any], assignment: str) -> None:
     """`a.b=c` changes mapping["a"]["b"] in place; the value is read as YAML, folders on the way are
     made.
     """
-    import yaml  # 20 ms
-
     path, equals, text = assignment.partition("=")
     keys = [key.strip().replace("-", "_") for key in path.split(".")]
     if not equals or not all(keys):
@@ -136,8 +136,8 @@ def apply_set(mapping: dict[str, Any], assignment: str) -> None:
             hint="for example sft.learning_rate=1e-3",
         )
     try:
-        value = yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError:
+        value = yaml_files.parse(text) if text.strip() else ""
+    except yaml_files.BadYaml:
         value = text  # not YAML, so it is the text itself
     inner = mapping
     for depth, key in enumerate(keys[:-1]):
@@ -155,13 +155,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     key twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = bounded.read_text(Path(path)).removeprefix("\ufeff")
     except FileNotFoundError:
         raise UserError(
             "no such file", where=str(path), hint="give the path of a .yaml file"
         ) from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", where=str(path)) from None
+    except bounded.TooLarge as error:
+        raise UserError(f"{error}: not a recipe", where=str(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(path)) from None
     return parse_yaml(text, str(path))
@@ -169,36 +171,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """As `read_yaml`, from text; `where` names it in errors."""
-    import yaml  # 20 ms
-
-    class OnceLoader(yaml.SafeLoader):
-        """Safe, and a key that stands twice in one mapping is an error: YAML would silently take
-        the last.
-        """
-
-        def construct_mapping(
-            self, node: yaml.MappingNode, deep: bool = False
-        ) -> dict[Hashable, Any]:
-            seen: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if isinstance(key, Hashable) and key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands twice", key_node.start_mark
-                    )
-                if isinstance(key, Hashable):
-                    seen.add(key)
-            return super().construct_mapping(node, deep)
-
     try:
-        value = yaml.load(text, OnceLoader)
-    except yaml.YAMLError as error:
-        mark, problem = (
-            getattr(error, "problem_mark", None),
-            getattr(error, "problem", None) or "cannot be read",
-        )
+        value = yaml_files.parse(text)
+    except yaml_files.BadYaml as error:
         raise UserError(
-            f"is not valid YAML: {problem}", where=f"{where}:{mark.line + 1}" if mark else where
+            f"is not valid YAML: {error}", where=f"{where}:{error.line}" if error.line else where
         ) from None
     if value is None:
         return {}
@@ -262,7 +239,7 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
         return int(number)
     if kind is float:
         number = _number(value)
-        if number is None or number != number:
+        if number is None or not -sys.float_info.max <= number <= sys.float_info.max:
             raise _wrong(value, "a number", where)
         return float(number)
     if kind is str:
@@ -289,7 +266,9 @@ def _number(value: Any) -> int | float | None:
 
 
 def _wrong(value: Any, wanted: str, where: str) -> UserError:
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "…"
+    shown = repr(value)
+    if len(shown) > 60:
+        shown = shown[:57] + "…"
     return UserError(f"expected {wanted}, got {shown}", where=where)
 
 

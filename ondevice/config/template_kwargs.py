@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 
 TAKEN = ("messages", "tools", "add_generation_prompt")
 """What a template is always given, and no setting may be."""
@@ -23,7 +24,7 @@ def parse_template_kwargs(value: str) -> dict[str, Any]:
     if not value:
         return {}
     try:
-        kwargs = json.loads(value)
+        kwargs = parse_json(value)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"is not JSON: {error}",

@@ -27,7 +27,7 @@ from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.mixture import Joined, epoch_counts
 from ondevice.data.packing import Batch, Plan
 from ondevice.data.readers import Part
-from ondevice.data.token_cache import ChatRows, made_once, place_of
+from ondevice.data.token_cache import ChatRows, cached, place_of
 from ondevice.data.tokenizer import Tokenizer
 
 
@@ -319,7 +319,7 @@ def tokenize_corpus(
             if not out.tell():
                 raise UserError("no text in the data", where="data")
 
-    return np.memmap(made_once(tokens_at(folder, tokenizer, key), make), dtype=dtype, mode="r")
+    return np.memmap(cached(tokens_at(folder, tokenizer, key), make), dtype=dtype, mode="r")
 
 
 def tokens_at(folder: Path, tokenizer: Tokenizer, key: str) -> Path:

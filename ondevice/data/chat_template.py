@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import jinja2
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.data.messages import KWARGS, TOOLS, BadRow
 from ondevice.data.template_sandbox import CLOSE, OPEN, names_read, run_template
 
@@ -246,7 +247,7 @@ def _with_other_arguments(call: Any) -> Any:
     value = call.get("arguments")
     if isinstance(value, str):
         try:
-            return {**call, "arguments": json.loads(value)}
+            return {**call, "arguments": parse_json(value)}
         except (ValueError, RecursionError):
             return call
     if value is None:

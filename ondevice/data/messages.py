@@ -4,11 +4,11 @@ Anything else is a `BadRow` that says what is missing.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from ondevice.common.json_files import parse_json
 from ondevice.config.template_kwargs import TAKEN
 from ondevice.data.row_keys import Record
 
@@ -226,7 +226,7 @@ def _call(call: Any, what: str) -> Chat:
 def _parsed(text: str, reason: str) -> Any:
     """The value of a JSON text. Raises BadRow with the `reason`."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{reason}: {error}") from error
 

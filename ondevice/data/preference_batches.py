@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.data.batches import RowSource
 from ondevice.data.chat_encoding import ChatRow, encode_chat
 from ondevice.data.completion_batches import Row, context_length
 from ondevice.data.messages import BadRow
 from ondevice.data.packing import Batch
-from ondevice.data.token_cache import ChatRows, made_once, mapped, mapped_rows, write_rows
+from ondevice.data.token_cache import ChatRows, cached, mapped, mapped_rows, write_rows
 from ondevice.data.tokenizer import Tokenizer
 
 
@@ -145,8 +146,8 @@ class StoredPairs(Sequence[TokenPair]):
                 about.tofile(file)
             (part / "names.json").write_text(json.dumps(list(names)), encoding="utf-8")
 
-        made_once(path, make)
-        names = json.loads((path / "names.json").read_text(encoding="utf-8"))
+        cached(path, make)
+        names = load_json(path / "names.json")
         return cls(mapped_rows(path), mapped(path / "about", np.float64).reshape(-1, 8), names)
 
     def __len__(self) -> int:

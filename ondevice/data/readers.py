@@ -8,20 +8,24 @@ import codecs
 import csv
 import gzip
 import io
-import json
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.common import bounded
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import TooDeep, parse_json
 from ondevice.data.class_labels import class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS
+from ondevice.data.json_arrays import rows_in
+from ondevice.data.parquet_pages import pages_of
 
 Row = dict[str, Any]
 
 _CHUNK = 1 << 20
+_FOOTER = 16 << 20  # bytes of a Parquet file's description
 
 
 class Part(str):
@@ -47,18 +51,34 @@ class BadRecord(NamedTuple):
     row: Any
 
 
+TOO_LONG = BadRecord(f"longer than {bounded.LARGEST >> 20} MB", None)
+MEMORY = 192 << 20
+"""Bytes that one row may take while it is read."""
+_LARGE = 1 << 20  # a row below that takes less in any case
+_VALUE = 200  # bytes of a name, its number, and the references to them
+_FOUR_BYTES = re.compile(rb"[\xf0-\xf4]")
+_CSV_LINE = MEMORY // 6  # characters: the parser keeps a field in four bytes a character
+_FIELD = 75  # bytes of a short text and of the references to it
+
+
 def _jsonl(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    with _open(file) as lines:
-        for number, raw in enumerate(lines, 1):
-            if number == 1:
+    with _open(file) as opened:
+        for number, raw in enumerate(bounded.lines(opened), 1):
+            if number == 1 and raw is not None:
                 _refuse_utf16(raw, file)
                 raw = raw.removeprefix(codecs.BOM_UTF8)
-            if raw.strip():
+            if raw is None:
+                yield TOO_LONG, f"{file}:{number}"
+            elif raw.strip():
                 yield json_row(raw), f"{file}:{number}"
 
 
 def json_row(raw: bytes) -> Row | BadRecord:
     """The object of one line of JSONL."""
+    if len(raw) > _LARGE and _memory(raw) > MEMORY:
+        return BadRecord(
+            f"takes more than {MEMORY >> 20} MB of memory", raw[:1000].decode("latin-1")
+        )
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -66,7 +86,9 @@ def json_row(raw: bytes) -> Row | BadRecord:
             f"not UTF-8 at byte {error.start + 1} of the line", raw[:1000].decode(errors="replace")
         )
     try:
-        row = json.loads(text)
+        row = parse_json(text)
+    except TooDeep as error:
+        return BadRecord(f"not JSON that can be read: {error}", text[:1000])
     except ValueError as error:  # a number of too many digits is a ValueError too
         reason = f"not JSON: {error}"
         if "\0" in text:
@@ -74,9 +96,18 @@ def json_row(raw: bytes) -> Row | BadRecord:
         elif not text.endswith("\n"):
             reason = f"not JSON, and the file ends here without a line break: cut off? ({error})"
         return BadRecord(reason, text[:1000])
-    except RecursionError:
-        return BadRecord("not JSON that can be read: nested too deep", text[:1000])
     return _object(row)
+
+
+def _memory(raw: bytes) -> int:
+    """About what a row of JSON takes at most while it is parsed: its bytes, its text, and its
+    values. A text has one, two or four bytes a character, as its largest needs."""
+    width = 1
+    if not raw.isascii():
+        width = 4 if _FOUR_BYTES.search(raw) else 2
+    within = 4 if b"\\u" in raw else width
+    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    return len(raw) * (1 + width + within) + values * _VALUE
 
 
 def _object(row: Any) -> Row | BadRecord:
@@ -88,48 +119,49 @@ def _object(row: Any) -> Row | BadRecord:
 
 
 def _json(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    """A list of rows, or an object that holds one under `data`, `rows` or `train`."""
+    """A list of rows, or an object that holds one under `data`, `rows` or `train`; else the object
+    is the only row."""
     with _open(file) as source:
-        data = source.read()
-    _refuse_utf16(data, file)
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 at byte {error.start + 1}", where=str(file)) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"not JSON: {error}",
-            where=str(file),
-            hint="one row a line is JSONL: call the file .jsonl",
-        ) from error
-    if isinstance(value, dict):
-        value = _list_in(value)
-    if not isinstance(value, list):
-        raise UserError("holds no list of rows", where=str(file))
-    for number, row in enumerate(value, 1):
-        yield _object(row), f"{file}:row {number}"
-
-
-def _list_in(value: Row) -> list[Any]:
-    """The list of rows in an object; without one the object is the only row."""
-    for key in ("data", "rows", "train"):
-        if isinstance(value.get(key), list):
-            found: list[Any] = value[key]
-            return found
-    return [value]
+        _refuse_utf16(source.read(2), file)
+    for number, raw in enumerate(rows_in(file, _open), 1):
+        if raw is None:
+            yield TOO_LONG, f"{file}:row {number}"
+        else:
+            yield json_row(raw + b"\n"), f"{file}:row {number}"
 
 
 class _Lines:
-    """Lines of a file, and those of the row that is being read."""
+    """Lines of a file, and those of the row that is being read, as far as they are not too long."""
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._memory = 0
         self.row: list[str] = []
+        self.is_long = False
 
-    def __iter__(self) -> Iterator[str]:
-        for line in self._lines:
-            self.row.append(line)
-            yield line
+    def begin(self) -> None:
+        """The lines that follow are of another row."""
+        self.row.clear()
+        self._memory = 0
+        self.is_long = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        """Raises csv.Error for a line that makes the row too long; the next one can be asked for."""
+        line = self._text.readline(_CSV_LINE)
+        if not line:
+            raise StopIteration
+        self.row.append(line)
+        self._memory += 6 * len(line) + line.count(",") * _FIELD
+        self.is_long = self._memory > MEMORY
+        while line and not line.endswith(("\n", "\r")):
+            line = self._text.readline(_CSV_LINE)  # of a line that is not kept as a whole
+            self.is_long = self.is_long or bool(line)
+        if self.is_long:
+            raise csv.Error("too long")
+        return self.row[-1]
 
     def opened(self) -> int | None:
         """The line of this row, from 0, in which the quote opens that reaches into its last line;
@@ -162,7 +194,7 @@ def _refuse_other_separators(reader: csv.DictReader[str], file: Path) -> None:
 
 
 def _csv(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    csv.field_size_limit(_CSV_LINE)
     with _open(file) as raw:
         _refuse_utf16(raw.read(2), file)
     with io.TextIOWrapper(
@@ -172,13 +204,16 @@ def _csv(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
         reader = csv.DictReader(lines, strict=True)
         _refuse_other_separators(reader, file)
         while True:
-            lines.row.clear()
+            lines.begin()
             before = reader.reader.line_num  # DictReader's own stands still at an error
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
+                if lines.is_long and len(lines.row) == 1:
+                    yield TOO_LONG, f"{file}:{reader.reader.line_num + 1}"
+                    continue
                 _refuse_open_quote(lines, before, file, error)
                 bad = BadRecord(f"not CSV: {error}", "".join(lines.row)[:1000])
                 yield bad, f"{file}:{reader.reader.line_num}"
@@ -291,18 +326,62 @@ def _parquet(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
         raise UserError(
             "Parquet files need pyarrow", where=str(file), hint=install_hint("data")
         ) from error
-    number = 0
     try:
-        with parquet.ParquetFile(file) as source:
-            classes = class_columns(_features(source.schema_arrow.metadata))
-            for batch in source.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield with_names(without_nulls(row), classes), f"{file}:row {number}"
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        _check_footer(file)
+        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK) as source:
+            yield from _parquet_rows(source, file)
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own derive from these
         raise UserError(
             f"cannot be read as Parquet: {error}", where=str(file), hint="is the download whole?"
         ) from error
+
+
+def _check_footer(file: Path) -> None:
+    """Raises ValueError for a footer that takes too much memory to parse."""
+    with bounded.open_plain(file) as source:
+        end = source.seek(0, io.SEEK_END)
+        source.seek(max(end - 8, 0))
+        length = int.from_bytes(source.read(4), "little")
+    if length > _FOOTER:
+        raise ValueError(f"its footer has {length:,} bytes")
+
+
+def _parquet_rows(source: Any, file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
+    """The rows of one group after the other. Those of a group with a page that is too large are
+    bad: a page is unpacked as a whole."""
+    classes = class_columns(_features(source.schema_arrow.metadata))
+    number = 0
+    for group in range(source.num_row_groups):
+        at_once, reason = _rows_at_once(source.metadata.row_group(group), file)
+        if reason:
+            for _ in range(source.metadata.row_group(group).num_rows):
+                number += 1
+                yield BadRecord(reason, None), f"{file}:row {number}"
+            continue
+        for batch in source.iter_batches(batch_size=at_once, row_groups=[group]):
+            for row in batch.to_pylist():
+                number += 1
+                yield with_names(without_nulls(row), classes), f"{file}:row {number}"
+
+
+def _rows_at_once(group: Any, file: Path) -> tuple[int, str]:
+    """(how many rows of a group are read at once, why none can be). A row takes no more of a column
+    than its largest page, which a dictionary may give to every row."""
+    of_row = dictionaries = 0
+    with bounded.open_plain(file) as opened:
+        for at in range(group.num_columns):
+            column = group.column(at)
+            found = pages_of(opened, column)
+            if found.largest > bounded.LARGEST:
+                return 0, (
+                    f"a page of {found.largest >> 20} MB in {column.path_in_schema} (at most "
+                    f"{bounded.LARGEST >> 20}): write the file with smaller pages"
+                )
+            of_row += found.largest
+            dictionaries += found.dictionary
+    if of_row > MEMORY // 2:
+        return 0, f"its columns have pages of {of_row >> 20} MB: write the file with smaller ones"
+    return max(1, min(256, (16 << 20) // max(of_row, 1))), ""
 
 
 def _features(metadata: Any) -> dict[str, Any]:
@@ -310,7 +389,7 @@ def _features(metadata: Any) -> dict[str, Any]:
     it has not.
     """
     try:
-        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = parse_json((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError):
         # another program's key of that name: the rows are read all the same
         return {}

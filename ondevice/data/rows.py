@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.common import bounded
 from ondevice.common.errors import UserError
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.folders import kind_of, known, listing
@@ -276,7 +277,9 @@ def add_lines(path: Path, lines: list[str]) -> int:
     """Adds those that the file does not hold yet; how many these are."""
     there: set[str] = set()
     if Path(path).is_file():
-        there = set(Path(path).read_text(encoding="utf-8").splitlines())
+        with bounded.open_plain(Path(path)) as opened:
+            for line in bounded.lines(opened):
+                there.add((line or b"").decode("utf-8", "replace").rstrip("\n"))
     new = [line for line in lines if line not in there]
     if new:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

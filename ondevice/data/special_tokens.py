@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 
 NAMED = (
     "bos_token",
@@ -195,7 +196,7 @@ def flagged(inner: Any, words: Collection[str | None]) -> Any:
             plain.append(word)
     if not plain:
         return inner
-    config = json.loads(inner.to_str())
+    config = parse_json(inner.to_str())
     for token in config["added_tokens"]:
         token["special"] = token["special"] or token["content"] in plain
     made = tokenizers.Tokenizer.from_str(json.dumps(config, ensure_ascii=False))
@@ -212,7 +213,7 @@ def add_special(inner: Any, words: Iterable[str]) -> None:
 def without_special_pieces(raw: str) -> str:
     """A Unigram's file in which a special token that is one of its pieces, and so found in a text
     that spells it, has a name that no text has."""
-    config = json.loads(raw)
+    config = parse_json(raw)
     special = {token["content"] for token in config["added_tokens"] if token["special"]}
     hidden: set[str] = set()
     pieces: list[tuple[str, float]] = []

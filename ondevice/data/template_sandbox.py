@@ -1,64 +1,67 @@
 """A chat template as the program that it is: it comes with a model, so it is run in a sandbox with
-a limit on time.
+a limit on memory and on time.
 
-The limit is counted where a template can go on for ever: whenever the body of a loop or of a macro
-begins, the clock is looked at. That needs neither a signal nor a thread, and so holds wherever a
-template is rendered. Between two looks there is one expression at most, over at most 100,000
-numbers of `range` (the sandbox's own limit), and what `*`, `**`, `+` and `~` make, or is written,
-is limited in size.
+What it may do is allowed by name (`template_operations.py`): operators, methods, filters, tests and
+functions. Each of them that makes something spends of a budget (`template_budget.py`) what it will
+make, before it makes it; a template may make so much in all. The clock is looked at whenever the
+body of a loop or of a macro begins, and before whatever is large. That needs neither a signal, a
+thread nor a process, and so holds wherever a template is rendered.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import re
 from collections.abc import Callable
-from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
+from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.meta
 import jinja2.nodes as nodes
 import jinja2.parser
 import jinja2.sandbox
+from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.visitor import NodeTransformer
 
 from ondevice.common.errors import UserError
+from ondevice.data import template_operations as operations
+from ondevice.data.template_budget import budget, endless, rendering
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Around what a template marks as the assistant's: noncharacters of Unicode, never valid in
 exchanged text.
 """
 
-SECONDS = 5.0
-LARGEST = 10_000_000
-"""Characters, or items of a list, that a template may make, and four times what it was given;
-digits that a power may have are a thousandth of it."""
-
-_until: ContextVar[float] = ContextVar("until")
-_most: ContextVar[int] = ContextVar("most")
+LONGEST = 1 << 18
+"""Characters of a template: those that people have are a tenth of it."""
+# what reading a program can raise: of one that is nested too deep, Python's compiler raises the
+# last three
+_UNREADABLE = (jinja2.TemplateError, ValueError, RecursionError, SyntaxError, MemoryError)
+_WIDTH = re.compile(r"%[^a-zA-Z%]*[0-9]")
+# filters that are put into a template
+_LOOK, _PART, _MADE, _COMPARED, _SOUGHT = "_look", "_part", "_made", "_compared", "_sought"
 
 
 def run_template(template: str, names: dict[str, Any]) -> str:
     """What the template writes, markers of `{% generation %}` included.
 
-    Raises UserError for one that cannot be read, or is not done within `SECONDS` or `LARGEST`
-    characters; and whatever a template raises that refuses what it is given: jinja2's errors, and
-    those of operations on the wrong types.
+    Raises UserError for one that cannot be read, or makes more or takes longer than its budget has;
+    and whatever a template raises that refuses what it is given: jinja2's errors, and those of
+    operations on the wrong types.
     """
-    most = LARGEST + 4 * _characters(names)
-    until, room = _until.set(time.monotonic() + SECONDS), _most.set(most)
-    try:
-        text = _compiled(template).render(names)
-    except MemoryError as error:
-        raise _endless(f"needs more than {most:,} characters") from error
-    finally:
-        _until.reset(until)
-        _most.reset(room)
-    if len(text) > most:
-        raise _endless(f"writes more than {most:,} characters for one chat")
+    compiled = _compiled(template)
+    with rendering(names) as limits:
+        try:
+            text = compiled.render(names)
+        except MemoryError as error:
+            raise endless(f"needs more than {limits.largest:,} characters") from error
+    if len(text) > limits.largest:
+        raise endless(f"writes more than {limits.largest:,} characters for one chat")
     return text
 
 
@@ -69,31 +72,22 @@ def names_read(template: str) -> frozenset[str]:
     try:
         room = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
         return frozenset(
-            jinja2.meta.find_undeclared_variables(room.parse(template))
+            jinja2.meta.find_undeclared_variables(room.parse(_bounded(template)))
             - {*room.globals, "raise_exception", "strftime_now"}
         )
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"the chat template cannot be read: {error}", where="chat_template"
-        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
 
 
-def _characters(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_characters, value.values()))
-    if isinstance(value, list):
-        return sum(map(_characters, value))
-    return 0
+def _bounded(template: str) -> str:
+    if len(template) > LONGEST:
+        raise ValueError(f"it has {len(template):,} characters, more than {LONGEST:,}")
+    return template
 
 
-def _endless(what: str) -> UserError:
-    return UserError(
-        f"the model's chat template {what}",
-        where="chat_template",
-        hint="templates are programs: read it in the model's folder before you trust it",
-    )
+def _unreadable(error: BaseException) -> UserError:
+    said = str(error) or type(error).__name__
+    return UserError(f"the chat template cannot be read: {said}", where="chat_template")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -113,33 +107,117 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Limits(jinja2.ext.Extension):
-    """Calls that are written into a template where it is read."""
+    """Charges that are written into a template where it is read, as filters: these are called
+    without a detour."""
 
     def put_into(self, template: nodes.Template) -> None:
-        for begun in template.find_all((nodes.For, nodes.Macro)):
-            look = nodes.ExprStmt(self.call_method("_look")).set_lineno(begun.lineno)
-            begun.body.insert(0, look)  # type: ignore[attr-defined]
-        for node in template.find_all((nodes.Concat, nodes.Output)):
-            limited = []
-            for part in node.nodes:  # type: ignore[attr-defined]
-                is_text = isinstance(part, nodes.TemplateData)
-                limited.append(
-                    part if is_text else self.call_method("_part", [part], lineno=node.lineno)
-                )
-            node.nodes = limited  # type: ignore[attr-defined]
+        for begun in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            written = 0
+            for text in begun.find_all(nodes.TemplateData):
+                written += len(text.data)
+            look = nodes.ExprStmt(_filtered(nodes.Const(written), _LOOK, begun.lineno))
+            begun.body.insert(0, look.set_lineno(begun.lineno))  # type: ignore[attr-defined]
+        _Charges().visit(template)
 
-    def _look(self) -> None:
-        if time.monotonic() > _until.get():
-            raise _endless(f"is not done after {SECONDS:g} seconds")
 
-    def _part(self, value: Any) -> Any:
-        if isinstance(value, str) and len(value) > _most.get():
-            raise _endless(f"makes a text of more than {_most.get():,} characters")
-        return value
+class _Charges(NodeTransformer):
+    """Puts `_part` around what is written or joined by `~`, `_made` around lists that are made, `_sought`
+    around what something is sought in, `_compared` around one side of a comparison.
+    """
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = [self._part(part) for part in node.nodes]
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = [self._part(part) for part in node.nodes]
+        return node
+
+    def _part(self, part: Any) -> Any:
+        if isinstance(part, (nodes.TemplateData, nodes.Const)):
+            return part
+        return _filtered(part, _PART, part.lineno)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            return _filtered(node, _MADE, node.lineno)
+        return node
+
+    def visit_List(self, node: nodes.List | nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        if all(isinstance(item, nodes.Const) for item in node.items):
+            return node
+        return _filtered(node, _MADE, node.lineno)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        if node.ctx != "load":
+            return node
+        return self.visit_List(node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, _MADE, node.lineno)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        for operand in node.ops:
+            if operand.op in ("in", "notin") and not isinstance(operand.expr, nodes.List):
+                operand.expr = _filtered(operand.expr, _SOUGHT, node.lineno)
+        others = [operand.expr for operand in node.ops]
+        if not any(isinstance(expr, (nodes.Const, nodes.List)) for expr in (node.expr, *others)):
+            node.expr = _filtered(node.expr, _COMPARED, node.lineno)
+        return node
+
+
+def _filtered(node: nodes.Expr, name: str, line: int) -> nodes.Filter:
+    made = nodes.Filter(node, name, [], [], None, None)
+    made.set_lineno(line)
+    return made
+
+
+def _look(written: int) -> None:
+    now = budget()
+    now.spend(written)
+    now.look()
+
+
+def _part(value: Any) -> Any:
+    if isinstance(value, str):
+        budget().spend(len(value))
+    elif value is not None and not isinstance(value, jinja2.Undefined):
+        budget().spend_on(value)
+    return value
+
+
+def _made(value: Any) -> Any:
+    """A list, or a slice, that has just been made of what was there."""
+    now = budget()
+    if isinstance(value, str):
+        now.spend(len(value))
+    elif isinstance(value, (list, tuple, dict)):
+        now.spend(now.weigh(value)[0])
+    return value
+
+
+def _compared(value: Any) -> Any:
+    """One side of a comparison, neither of which is written in the template."""
+    if isinstance(value, (str, list, tuple, dict)):
+        budget().spend_on(value)
+    return value
+
+
+def _sought(value: Any) -> Any:
+    """What something is sought in."""
+    if isinstance(value, (str, list, tuple)):
+        budget().spend(len(value))
+    return value
 
 
 class _Room(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("*", "**", "+"))
+    intercepted_binops = frozenset(("*", "**", "+", "%"))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         made = super()._parse(source, name, filename)
@@ -151,31 +229,47 @@ class _Room(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
-        if _size(operator, left, right) > _most.get():
-            raise _endless(f"makes something larger than {_most.get():,} by {operator}")
+        operations.charge_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
+    def call(
+        __self,  # noqa: B902  # as jinja2 names it: a template may name an argument `self`
+        __context: jinja2.runtime.Context,
+        __obj: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if isinstance(__obj, BuiltinMethodType):
+            # the names around a call, which jinja2 hands on to its own functions
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            args = operations.charge_method(__obj.__self__, __obj.__name__, args, kwargs)
+            return __obj(*args, **kwargs)
+        formatted = getattr(__obj, "__wrapped__", None)
+        if isinstance(formatted, (BuiltinMethodType, MethodType)):  # jinja2's own way to `format`
+            args = operations.charge_method(formatted.__self__, "format", args, kwargs)
+        elif isinstance(__obj, MethodType) and isinstance(__obj.__self__, str):  # of Markup
+            args = operations.charge_method(__obj.__self__, __obj.__name__, args, kwargs)
+        elif __obj is dict or __obj is Namespace:
+            budget().spend_on([*args, *kwargs.values()])
+        elif isinstance(__obj, FunctionType | type) and not __self.has_function(__obj):
+            raise jinja2.exceptions.SecurityError(f"{__obj!r} is not for chat templates")
+        return super().call(__context, __obj, *args, **kwargs)
 
-def _size(operator: str, left: Any, right: Any) -> float:
-    """Characters or items of the result; of a power of numbers a thousand times its digits."""
-    if operator == "+":
-        if hasattr(left, "__len__") and hasattr(right, "__len__"):
-            return len(left) + len(right)
-        return 0
-    if operator == "*":
-        times, many = (left, right) if isinstance(left, int) else (right, left)
-        if hasattr(many, "__len__") and isinstance(times, int):
-            return len(many) * times
-        return 0
-    if isinstance(left, int) and isinstance(right, int):
-        return 1000 * left.bit_length() * max(right, 0) * 0.302
-    return 0
+    def has_function(self, function: Any) -> bool:
+        """Whether it is one of those that templates may call by name."""
+        return any(function is known for known in self.globals.values())
 
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        if len(form) > 100 or _WIDTH.search(form):  # the system's own fills up to any width
+            raise jinja2.TemplateError("a date of this form is not written")
+        return datetime.now().strftime(form)
 
     def tojson(
         value: Any,
@@ -195,14 +289,24 @@ def _compiled(template: str) -> jinja2.Template:
     room = _Room(
         trim_blocks=True,
         lstrip_blocks=True,
+        optimized=False,  # it works out constants while a template is read
         extensions=[_Generation, _Limits, jinja2.ext.loopcontrols],
     )
-    room.filters["tojson"] = tojson
-    room.globals["raise_exception"] = raise_exception
-    room.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    room.filters = operations.filters()
+    room.filters["tojson"] = operations.charged(tojson, operations.FILTERS["tojson"])
+    room.filters |= {_LOOK: _look, _PART: _part, _MADE: _made}
+    room.filters |= {_COMPARED: _compared, _SOUGHT: _sought}
+    room.tests = operations.tests()
+    room.globals = {
+        "range": jinja2.sandbox.safe_range,
+        "dict": dict,
+        "namespace": Namespace,
+        "cycler": Cycler,
+        "joiner": Joiner,
+        "raise_exception": raise_exception,
+        "strftime_now": strftime_now,
+    }
     try:
-        return room.from_string(template)
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"the chat template cannot be read: {error}", where="chat_template"
-        ) from error
+        return room.from_string(_bounded(template))
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error

@@ -18,9 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common import atomic
+from ondevice.common.files import sha256, sha256_once, write_file
+from ondevice.common.json_files import load_json, parse_json
+from ondevice.common.sanitize import to_stderr
 from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
+
+SUMS = ".sums.json"
+"""Name → [length, sha256] of the files of a cache."""
 
 # What is learned of a chat, or known of a prompt, has changed since rows were first kept: they are
 # made anew.
@@ -41,31 +47,97 @@ def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     """`path`, which `make` has written if it was not there: a file or a folder, whole or not at
-    all.
+    all. What can be made again is `cached` instead.
 
     Raises UserError on a full disk.
     """
-    if path.exists():
-        return path
+    if not path.exists():
+        _make(path, make, summed=False)
+    return path
+
+
+def cached(
+    path: Path, make: Callable[[Path], None], say: Callable[[str], None] = to_stderr
+) -> Path:
+    """`path`, which `make` has written if it was not there, or was not what was written: a file or
+    a folder, whole or not at all, with the length and the hash of each of its files beside it.
+
+    `say` is told of what was damaged and is made anew. Raises UserError on a full disk.
+    """
+    reason = None
+    if os.path.lexists(path):
+        reason = find_damage(path)
+        if reason is None:
+            return path
+        say(f"{path} is made anew: {reason}")
+    _make(path, make, summed=True, damaged=reason is not None)
+    return path
+
+
+def _make(path: Path, make: Callable[[Path], None], *, summed: bool, damaged: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.aside(path) as part:
         make(part)
+        if summed:
+            _write_sums(part, path)
         files = [part]
         if part.is_dir():
             files = list(part.iterdir())
         for file in files:
             atomic.sync(file)
+        if damaged:
+            atomic.replace(part, path)
+            return
         try:
             part.rename(path)
         except OSError:  # a folder is not written over: another process was as quick
             if not path.exists():
                 raise
-    return path
+
+
+def _sums_of(path: Path) -> Path:
+    """Where the lengths and hashes of a cache are: in a folder, beside a file."""
+    if path.is_dir():
+        return path / SUMS
+    return path.with_name(f".{path.name}{SUMS}")
+
+
+def _write_sums(part: Path, path: Path) -> None:
+    sums = {}
+    for file in sorted(part.iterdir()) if part.is_dir() else [part]:
+        if file.name != SUMS:
+            name = file.name if part.is_dir() else path.name
+            sums[name] = [file.stat().st_size, sha256(file)]
+    text = json.dumps(sums, indent=1) + "\n"
+    if part.is_dir():
+        (part / SUMS).unlink(missing_ok=True)  # a link to another cache's
+        (part / SUMS).write_text(text, encoding="utf-8")
+    else:  # before the file is there: it is not believed without
+        write_file(_sums_of(path), text)
+
+
+def find_damage(path: Path) -> str | None:
+    """Why a cache cannot be believed; None: each of its files has the length and the hash with
+    which it was written. Read once in a process while the files are as they were."""
+    try:
+        sums = load_json(_sums_of(path))
+        for name, (size, listed) in sums.items():
+            file = path / name if path.is_dir() else path
+            if file.stat().st_size != size:
+                return f"{name} has another length than it was written with"
+            if sha256_once(file) != listed:
+                return f"{name} has another hash than it was written with"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"its sums cannot be read ({error})"
+    return None
 
 
 def link_from(other: Path, path: Path) -> None:
     """`path` as what `other` is, a file or a folder that nobody writes to again: the same bytes on
-    the disk, which stay when one of the two is deleted. Nothing where the file system has no links.
+    the disk, which stay when one of the two is deleted. Nothing where the file system has no links,
+    or `other` is damaged.
     """
 
     def make(part: Path) -> None:
@@ -74,8 +146,9 @@ def link_from(other: Path, path: Path) -> None:
         else:
             os.link(other, part)
 
-    with suppress(OSError, shutil.Error):
-        made_once(path, make)
+    if find_damage(other) is None:
+        with suppress(OSError, shutil.Error):
+            cached(path, make)
 
 
 class JsonLines(Sequence[Any]):
@@ -109,7 +182,7 @@ class JsonLines(Sequence[Any]):
                 with (part / name).open("wb") as file:
                     values.tofile(file)
 
-        made_once(path, make)
+        cached(path, make)
         return cls(
             mapped(path / "lines.jsonl", np.uint8),
             mapped(path / "starts", np.int64),
@@ -123,7 +196,7 @@ class JsonLines(Sequence[Any]):
         if isinstance(at, slice):
             return [self[n] for n in range(*at.indices(len(self)))]
         at = range(len(self))[at]
-        return json.loads(bytes(self._octets[int(self._starts[at]) : int(self._starts[at + 1])]))
+        return parse_json(bytes(self._octets[int(self._starts[at]) : int(self._starts[at + 1])]))
 
 
 class ChatRows(Sequence[ChatRow]):
@@ -169,7 +242,7 @@ class ChatRows(Sequence[ChatRow]):
             if keys is not None:
                 (part / "keys").write_bytes(keys().astype(np.uint64).tobytes())
 
-        made_once(path, make)
+        cached(path, make)
         return mapped_rows(path)
 
     @classmethod

@@ -36,6 +36,7 @@ from ondevice.data.special_tokens import (
 from ondevice.data.stream_decoder import StreamDecoder
 from ondevice.data.template_sandbox import names_read
 from ondevice.data.tokenizer_files import (
+    encoded,
     read_inner,
     read_templates,
     remove_template_files,
@@ -307,7 +308,7 @@ class Tokenizer(Vocabulary):
         """Ids of `text`. special=False: a special token's name in the text stays text. Raises
         UserError, as all that encode do, for a token that the model has no row for."""
         inner = self.inner if special else self._text_only
-        return self._readable(list(inner.encode(text, add_special_tokens=False).ids))
+        return self._readable(list(encoded(inner.encode_batch, [text])[0].ids))
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of a plain text from its beginning: `encode` with `prefix_ids` before it."""
@@ -339,22 +340,20 @@ class Tokenizer(Vocabulary):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in parallel; special tokens are never recognised."""
         # The fast call leaves out offsets, which nobody asked for.
-        encodings = self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = encoded(self._text_only.encode_batch_fast, texts)
         return [self._readable(encoding.ids) for encoding in encodings]
 
     def encode_texts(self, texts: Sequence[str]) -> list[Any]:
         """`tokenizers.Encoding` of each text, without the tokens around it; special tokens are
         never recognised.
         """
-        encodings: list[Any] = self._text_only.encode_batch(list(texts), add_special_tokens=False)
-        return encodings
+        return encoded(self._text_only.encode_batch, texts)
 
     def encode_spans(self, texts: Sequence[str]) -> list[Any]:
         """`tokenizers.Encoding` (ids, offsets in characters) of texts whose special tokens count as
         such.
         """
-        encodings: list[Any] = self.inner.encode_batch(list(texts), add_special_tokens=False)
-        return encodings
+        return encoded(self.inner.encode_batch, texts)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of `ids`. Raises UserError for an id outside the vocabulary."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from ondevice.common import bounded
 from ondevice.common.errors import UserError
-from ondevice.common.json_files import read_json
+from ondevice.common.json_files import parse_json, read_json
 
 # Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
 _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
 # Files of tokenizers that transformers can make a tokenizer.json of.
 _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 _SWITCHES = ("single_word", "lstrip", "rstrip", "normalized", "special")
+GROWTH = 1000
 # where transformers keeps the templates that are not the default
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -26,7 +28,11 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
-            return tokenizers.Tokenizer.from_file(str(file))
+            text = bounded.read_text(file)
+            _check_growth(parse_json(text).get("normalizer"), file)
+            return tokenizers.Tokenizer.from_str(text)
+        except UserError:
+            raise
         except Exception as error:
             # the library raises bare Exception for a file that it cannot read
             raise UserError(
@@ -45,6 +51,41 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
         reason += f", only {','.join(others)}"
         hint = _conversion(folder)
     raise UserError(reason, where=str(folder), hint=hint)
+
+
+def encoded(encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
+    """What a method of the library's tokenizer makes of the texts. Raises UserError where its own
+    rules fail on them: a pattern that tries too long, a vocabulary without its unknown token."""
+    try:
+        return encode(list(texts), add_special_tokens=False)
+    # the library raises bare Exception, and PanicException, which is none, out of its threads
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"the tokenizer cannot read a text: {str(error)[:200]}",
+            where="tokenizer",
+            hint="look at its rules, or take another model",
+        ) from None
+
+
+def _check_growth(normalizer: Any, file: Path) -> None:
+    """Raises UserError for a normalizer whose replacements, one after the other, make a text many
+    times as long."""
+    growth, waiting = 1, [normalizer]
+    while waiting:
+        rule = waiting.pop()
+        if not isinstance(rule, Mapping):
+            continue
+        waiting += rule.get("normalizers") or ()
+        if rule.get("type") == "Replace":
+            growth *= max(1, len(str(rule.get("content", ""))))
+    if growth > GROWTH:
+        raise UserError(
+            f"its normalizer makes a text up to {growth:.3g} times as long",
+            where=str(file),
+            hint="take another model",
+        )
 
 
 def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
@@ -148,7 +189,12 @@ def read_templates(folder: Path, value: Any) -> dict[str, str]:
         found["default"] = value
     for name, file in _template_files(folder).items():
         if file.is_file():
-            found[name] = file.read_text(encoding="utf-8")
+            try:
+                found[name] = bounded.read_text(file)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"cannot be read: {error}", where=str(file), hint="is the download whole?"
+                ) from error
     return {str(name): template for name, template in found.items() if isinstance(template, str)}
 
 

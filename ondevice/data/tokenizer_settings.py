@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 
 _LOWERCASING = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 _BYTE_LEVEL = (
@@ -93,7 +94,7 @@ def _changed(inner: Any, part: str, kind: str, settings: Mapping[str, Any]) -> A
     of_kind = [one for one in _parts(_state(getattr(inner, part))) if one.get("type") == kind]
     if all(_says(one, settings) for one in of_kind):
         return inner
-    raw = json.loads(inner.to_str())
+    raw = parse_json(inner.to_str())
     for one in _parts(raw[part]):
         if one.get("type") == kind:
             one.update(settings)
@@ -108,7 +109,7 @@ def _state(part: Any) -> Any:
     """What tokenizer.json says of a part, without reading the vocabulary again."""
     if part is None:
         return None
-    return json.loads(part.__getstate__())
+    return parse_json(part.__getstate__())
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:

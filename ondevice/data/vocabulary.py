@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.data.byte_level import byte_length, spelt
 
 SENTINEL = "<extra_id_{}>"
@@ -56,7 +57,7 @@ class Vocabulary:
         """Whether each id goes on with the word of the id before it, (vocab_size,): it begins with
         a letter or digit and with no space, or, in WordPiece's vocabularies, with ##."""
         table = np.zeros(self.vocab_size, np.bool_)
-        pieces = json.loads(self.inner.to_str())["model"].get("type") == "WordPiece"
+        pieces = parse_json(self.inner.to_str())["model"].get("type") == "WordPiece"
         for word, i in self.inner.get_vocab(with_added_tokens=True).items():
             if pieces:
                 table[i] = word.startswith("##")
@@ -95,7 +96,7 @@ class Vocabulary:
     @cached_property
     def is_byte_level(self) -> bool:
         """Whether every token is spelt in the 256 characters that stand for bytes."""
-        return '"ByteLevel"' in json.dumps(json.loads(self.inner.to_str()).get("decoder"))
+        return '"ByteLevel"' in json.dumps(parse_json(self.inner.to_str()).get("decoder"))
 
     @cached_property
     def _byte_lengths(self) -> NDArray[np.int32]:

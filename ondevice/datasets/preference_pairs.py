@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, sha256
+from ondevice.common.json_files import json_lines
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
 from ondevice.data.builtin.corpus import build
@@ -157,12 +158,12 @@ def _copied(
 
 def _hold_out_chat(part: Path, chat: str) -> None:
     """Holds the pairs of one chat out, in a copy of pairs of which none is."""
-    lines = []
-    for line in part.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        row["held"] = _chat_of(row) == chat
-        lines.append(json.dumps(row) + "\n")
-    part.write_text("".join(lines), encoding="utf-8")
+    changed = part.with_name(f"{part.name}.held")
+    with changed.open("w", encoding="utf-8") as out:
+        for row in json_lines(part):
+            row["held"] = _chat_of(row) == chat
+            out.write(json.dumps(row) + "\n")
+    changed.replace(part)
 
 
 def _chat_of(row: Mapping[str, Any]) -> str:
@@ -294,8 +295,12 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
 
     def values() -> Iterator[Any]:
         if resume and copy.is_file():
-            with copy.open(encoding="utf-8") as lines:
-                yield from map(_told, map(json.loads, lines))
+            try:
+                yield from map(_told, json_lines(copy))
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"is damaged: {error}", where=str(copy), hint="begin anew with --redo"
+                ) from error
         else:
             judged = has_labelled_completions(cfg, wanted)
             for row, _, _ in _each(wanted, corpus, Counter(), judged=judged):

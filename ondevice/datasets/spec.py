@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, write_file
-from ondevice.common.json_files import read_json
+from ondevice.common.json_files import json_lines, read_json
 from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
@@ -221,16 +221,26 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: DataContext) -> Path:
     if place.exists():
         stage = other.parent.parent
         ctx.tell(f"{wanted.data} was read by {stage.parent.name} already")
-        if (stage / REJECTED).is_file():
-            lines = (stage / REJECTED).read_text(encoding="utf-8").splitlines()
-            own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
-            if new := add_lines(ctx.folder / REJECTED, own):
-                ctx.warn(f"{new} of its rows could not be used; {ctx.folder / REJECTED} lists them")
-        if (stage / UNUSED).is_file():
-            for line in (stage / UNUSED).read_text(encoding="utf-8").splitlines():
-                if (entry := json.loads(line))["data"] in names:
-                    tell_unused(entry["data"], entry["told"], ctx)
+        try:
+            _tell_of_rows(stage, names, ctx)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            ctx.warn(f"what {stage} says of rows that were not used cannot be read: {error}")
     return place
+
+
+def _tell_of_rows(stage: Path, names: tuple[str, ...], ctx: DataContext) -> None:
+    """Tells what another stage could not use of these sources, as it has told."""
+    if (stage / REJECTED).is_file():
+        own = []
+        for row in json_lines(stage / REJECTED):
+            if str(row["where"]).startswith(names):
+                own.append(json.dumps(row, ensure_ascii=True))
+        if new := add_lines(ctx.folder / REJECTED, own):
+            ctx.warn(f"{new} of its rows could not be used; {ctx.folder / REJECTED} lists them")
+    if (stage / UNUSED).is_file():
+        for entry in json_lines(stage / UNUSED):
+            if entry["data"] in names:
+                tell_unused(entry["data"], entry["told"], ctx)
 
 
 def _elsewhere(place: Path, ctx: DataContext) -> Path | None:

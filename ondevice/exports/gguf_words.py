@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.data.chat_template import turn_end
 from ondevice.data.tokenizer import Tokenizer
 
@@ -83,7 +84,7 @@ def words_of(tokenizer: Tokenizer, vocab_size: int, where: str) -> Words:
     """Raises UserError for a tokenizer of another kind, or one whose rules llama.cpp does not know."""
     from gguf import TokenType  # 180 ms
 
-    described = json.loads(tokenizer.inner.to_str())
+    described = parse_json(tokenizer.inner.to_str())
     model = described["model"]
     if model.get("type") != "BPE" or not tokenizer.is_byte_level or _prefixed(described):
         raise UserError(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.models.external_config import LibraryConfig
 from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, concat_all_lora, lora_tensors
@@ -43,7 +44,7 @@ def read(folder: Path, backend: Backend) -> Model:
     """
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = load_json(file)
         kind, scale = config.get("fine_tune_type", "lora"), config["lora_parameters"]["scale"]
         base = config.get("model")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

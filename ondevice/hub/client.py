@@ -13,13 +13,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ondevice.common import bounded
 from ondevice.common.errors import UserError
 from ondevice.common.redact import redacted
+from ondevice.hub.limits import TooMuch, TooSlow, limited
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
@@ -27,6 +29,8 @@ WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15)  # between tries
 SILENCE_S = 120.0  # the client itself would wait for ever
 LONGEST_WAIT_S = 120.0  # that a server may ask for
 TRAILER = "ondevice-push: "  # before a push's id in its commit's description
+MOST_FILES = 100_000  # of a repository
+_NOT_THE_HUB = "does the network ask you to sign in first? a page in a browser would show it"
 _MAY_NOT = "take a name of your own, or a token that may write there"
 
 
@@ -111,17 +115,18 @@ class Hub:
         """Raises UserError where nobody is logged in, or the token may only read."""
         with _heard("the Hub"):
             found = self._api.whoami()
-        token = (found.get("auth") or {}).get("accessToken") or {}
-        if token.get("role") == "read":
+            token = (found.get("auth") or {}).get("accessToken") or {}
+            name = _text(found["name"])
+            may_write = token.get("role") != "read"
+            organisations = tuple(_text(org["name"]) for org in found.get("orgs") or ())
+        if not may_write:
             raise UserError(
                 "the token of this login may only read",
-                where=str(found.get("name", "")),
+                where=name,
                 hint="make one that may write at https://huggingface.co/settings/tokens, then "
                 "`hf auth login`",
             )
-        return Account(
-            str(found["name"]), tuple(str(org["name"]) for org in found.get("orgs") or ())
-        )
+        return Account(name, organisations)
 
     def create(self, repo: str, private: bool) -> None:
         """Makes the repository where it is not there yet."""
@@ -142,30 +147,35 @@ class Hub:
     def look(self, repo: str, revision: str = "main") -> Remote:
         with _heard(repo):
             found = self._api.repo_info(repo, repo_type=self.kind, revision=revision)
-        return Remote(str(found.sha), bool(found.private))
+            return Remote(_text(found.sha), bool(found.private))
 
     def files(self, repo: str, commit: str) -> list[RemoteFile]:
         """Every file of a commit. Raises UserError for an entry that is neither a file nor a folder
         of files: a symbolic link or a submodule."""
         from huggingface_hub.hf_api import RepoFile  # up to 190 ms
 
+        found: list[RemoteFile] = []
+        others: list[str] = []
         with _heard(repo):
-            entries = list(
-                self._api.list_repo_tree(repo, repo_type=self.kind, revision=commit, recursive=True)
+            tree = self._api.list_repo_tree(
+                repo, repo_type=self.kind, revision=commit, recursive=True
             )
-        found = []
-        for entry in entries:
-            if isinstance(entry, RepoFile):
-                sha256 = ""
-                if entry.lfs:
-                    sha256 = entry.lfs.sha256
-                found.append(RemoteFile(entry.path, entry.size, entry.blob_id, sha256))
-        for entry in entries:  # git knows no empty folders
-            if not isinstance(entry, RepoFile) and not any(
-                f.path.startswith(f"{entry.path}/") for f in found
-            ):
+            for number, entry in enumerate(tree):
+                if number >= MOST_FILES:
+                    raise UserError(f"has more than {MOST_FILES:,} files", where=repo)
+                if isinstance(entry, RepoFile):
+                    found.append(_remote_file(entry))
+                else:
+                    others.append("" + entry.path)  # a TypeError where it is no text
+        folders = set()
+        for file in found:
+            for end, sign in enumerate(file.path):
+                if sign == "/":
+                    folders.add(file.path[:end])
+        for path in others:  # git knows no empty folders
+            if path not in folders:
                 raise UserError(
-                    f"{entry.path!r} is a symbolic link or a submodule",
+                    f"{path!r} is a symbolic link or a submodule",
                     where=repo,
                     hint="only plain files are taken",
                 )
@@ -207,16 +217,16 @@ class Hub:
                 commit_description=f"{TRAILER}{mark}",
                 parent_commit=parent,
             )
+            oid = _text(done.oid)
         self._operations.clear()
-        return str(done.oid)
+        return oid
 
     def find(self, repo: str, mark: str) -> str | None:
         """The commit of the push with this mark; None: it has not landed."""
         with _heard(repo):
-            commits = self._api.list_repo_commits(repo, repo_type=self.kind)
-        for commit in commits:
-            if f"{TRAILER}{mark}" in f"{commit.title}\n{commit.message}":
-                return str(commit.commit_id)
+            for commit in self._api.list_repo_commits(repo, repo_type=self.kind):
+                if f"{TRAILER}{mark}" in f"{commit.title}\n{commit.message}":
+                    return _text(commit.commit_id)
         return None
 
     def tag(self, repo: str, tag: str, commit: str) -> None:
@@ -226,10 +236,13 @@ class Hub:
         if self.look(repo, tag).head != commit:
             raise Conflict(f"the tag {tag!r} is there already, at another commit", where=repo)
 
-    def download(self, repo: str, commit: str, path: str) -> Path:
-        """The file in the client's cache, where an interrupted download goes on."""
-        with _heard(repo):
-            return Path(self._api.hf_hub_download(repo, path, repo_type=self.kind, revision=commit))
+    def download(self, repo: str, commit: str, file: RemoteFile) -> Path:
+        """The file in the client's cache, where an interrupted download goes on. No more comes than
+        its commit states."""
+        with _heard(repo, size=file.size):
+            return Path(
+                self._api.hf_hub_download(repo, file.path, repo_type=self.kind, revision=commit)
+            )
 
     def snapshot(self, repo: str, wanted: Sequence[str], revision: str | None = None) -> Path:
         """The files of a revision, or of the newest commit, in the client's cache, those at the top
@@ -306,9 +319,13 @@ def cached_card(data_set: str) -> str:
     from huggingface_hub import constants  # up to 190 ms
 
     kept = Path(constants.HF_HUB_CACHE) / f"datasets--{data_set.replace('/', '--')}" / "snapshots"
-    cards = sorted(kept.glob("*/README.md"), key=lambda card: card.stat().st_mtime)
-    if cards:
-        return cards[-1].read_text(encoding="utf-8", errors="replace")
+    cards = sorted(kept.glob("*/README.md"))
+    # the commit that the branch's name meant last; without it none is known to be the newest
+    with suppress(OSError, ValueError):
+        commit = bounded.read_text(kept.parent / "refs" / "main", 100).strip()
+        cards += [card for card in cards if card.parent.name == commit]
+    with suppress(OSError, ValueError, IndexError):
+        return bounded.read_text(cards[-1], errors="replace")
     return ""
 
 
@@ -326,26 +343,43 @@ def git_blob_of(file: Path) -> str:
     return made.hexdigest()
 
 
+def _text(value: Any) -> str:
+    """Raises TypeError for what is not a text that says something."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r:.40} where a text should be")
+    return value
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    """Raises TypeError or ValueError for an entry of a tree that no Hub has."""
+    if not isinstance(entry.path, str) or not isinstance(entry.size, int) or entry.size < 0:
+        raise ValueError(f"{entry.path!r:.80} has the size {entry.size!r:.40}")
+    sha256 = ""
+    if entry.lfs:
+        sha256 = _text(entry.lfs.sha256)
+    return RemoteFile(entry.path, entry.size, _text(entry.blob_id), sha256)
+
+
 @contextmanager
-def _heard(where: str) -> Iterator[None]:
-    """The seam: whatever the client raises, as one of ours."""
+def _heard(where: str, size: int | None = None) -> Iterator[None]:
+    """The seam: whatever the client raises, and whatever is wrong with what it returns, as one of
+    ours. Nothing stands within but questions to the client. `size`: bytes of the file that is asked
+    for."""
     from huggingface_hub import get_session  # up to 190 ms
 
-    get_session().timeout = SILENCE_S  # of the client's shared session; it may have been made anew
+    session = get_session()
+    session.timeout = SILENCE_S  # of the client's shared session; it may have been made anew
     try:
-        yield
+        with limited(session, size):
+            yield
     except (UserError, NoReply):
         raise
     except Exception as error:
-        ours = _translated(error, where)
-        if ours is None:
-            raise
         # the chain is cut: it holds the client's request, its headers among them
-        raise ours from None
+        raise _translated(error, where) from None
 
 
-def _translated(error: BaseException, where: str) -> Exception | None:
-    """None: it is none of the client's or the network's."""
+def _translated(error: BaseException, where: str) -> Exception:
     from huggingface_hub import errors  # up to 190 ms
 
     cause: BaseException | None = error
@@ -362,6 +396,10 @@ def _translated(error: BaseException, where: str) -> Exception | None:
             )
         if isinstance(cause, errors.HfHubHTTPError):
             return _refused(cause, where)
+        if isinstance(cause, TooMuch):
+            return UserError(f"the server {cause}", where=where, hint=_NOT_THE_HUB)
+        if isinstance(cause, TooSlow):
+            return NoReply(f"it hardly sends: {cause}")
         if isinstance(cause, ConnectionError | TimeoutError) or _of_the_network(cause):
             return NoReply(redacted(f"{type(cause).__name__}: {cause}".strip(": ")))
         cause = cause.__cause__
@@ -369,13 +407,15 @@ def _translated(error: BaseException, where: str) -> Exception | None:
         error
     ):
         return NoReply("the download was cut off")
-    if isinstance(error, ValueError) and type(error).__module__ in (
-        "builtins",
-        "huggingface_hub.errors",
-    ):
+    named = type(error).__module__ == "huggingface_hub.errors"
+    if isinstance(error, ValueError) and (named or type(error) is ValueError):
         # metadata or a name that the Hub does not take
         return UserError(redacted(str(error)), where=where)
-    return None
+    if isinstance(error, OSError):
+        said = redacted(error.strerror or str(error)).lower()
+        return UserError(f"cannot be fetched: {said}", where=error.filename or where)
+    said = redacted(f"{type(error).__name__}: {error}")[:200]
+    return UserError(f"what answers is not the Hub ({said})", where=where, hint=_NOT_THE_HUB)
 
 
 def _of_the_network(error: BaseException) -> bool:

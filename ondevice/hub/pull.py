@@ -20,6 +20,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256, whole_folder
+from ondevice.common.json_files import load_json
 from ondevice.common.progress import size
 from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.hub import PullConfig
@@ -85,7 +86,7 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     with whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
             source = with_retries(
-                partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait
+                partial(client.download, cfg.repo_id, commit, file), cfg.repo_id, wait
             )
             _place(source, folder, file, cfg.repo_id)
             done += file.size
@@ -114,7 +115,7 @@ def origin(folder: str | Path) -> dict[str, str]:
     if not str(folder) or folder == Path():
         return {}
     try:
-        value = json.loads((Path(folder) / ORIGIN).read_text(encoding="utf-8"))
+        value = load_json(Path(folder) / ORIGIN, 1 << 16)
         return {name: str(value[name]) for name in ("repo", "commit", "kind")}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
@@ -253,7 +254,7 @@ def _refuse_code(folder: Path, repo: str) -> None:
         ):
             continue
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            value = load_json(file)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file.relative_to(folder)} cannot be read ({error})", where=repo

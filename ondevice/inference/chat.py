@@ -28,7 +28,7 @@ from ondevice.inference.slots import Completion
 from ondevice.models.generation_config import left_out, settings_of
 from ondevice.models.load import load_generative
 from ondevice.models.model import Model
-from ondevice.runs.folder import first_event
+from ondevice.runs.events import first_event
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

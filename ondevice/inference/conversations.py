@@ -10,17 +10,17 @@ is saved, or none.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import bounded
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
-from ondevice.common.json_files import to_json
+from ondevice.common.json_files import parse_json, to_json
 
 FOLDER = "chats"  # of a run folder
 _ROLES = ("system", "user", "assistant")
@@ -119,9 +119,9 @@ def _only_row(file: Path) -> Mapping[str, Any]:
     be read.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = bounded.read_text(file).split("\n")
         if lines[1:] in ([], [""]):
-            return _mapping(json.loads(lines[0]))
+            return _mapping(parse_json(lines[0]))
         return {}
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(file)) from error

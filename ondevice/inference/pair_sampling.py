@@ -6,12 +6,12 @@ Only what is decided is here; the processes and the turns that they take are the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import json_lines
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import gives, load_recipe
 from ondevice.data.builtin.corpus import build
@@ -94,12 +94,11 @@ def _learned(copy: Path) -> frozenset[int]:
         return frozenset()
     try:
         items = set()
-        for line in copy.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in json_lines(copy):
             if "item" in row and not row.get("held"):
                 items.add(row["item"])
         return frozenset(items)
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return frozenset()
 
 

@@ -28,7 +28,6 @@ its stdin does and all is answered, and at once when its parent dies.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import sys
@@ -39,7 +38,7 @@ from typing import Any, BinaryIO
 
 from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
-from ondevice.common.json_files import to_json
+from ondevice.common.json_files import parse_json, to_json
 from ondevice.config.load import from_mapping
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import SamplingConfig, WorkerConfig
@@ -90,7 +89,7 @@ class Requests:
     def _read(self, source: BinaryIO) -> None:
         for raw in source:
             try:
-                request = json.loads(raw)
+                request = parse_json(raw)
             except (ValueError, RecursionError):
                 request = None
             if not isinstance(request, dict):

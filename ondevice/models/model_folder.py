@@ -4,10 +4,10 @@ weights.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.hub import snapshot
 from ondevice.models import peft
 
@@ -57,9 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
+            names = sorted(set(load_json(index)["weight_map"].values()))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(
                 "holds no index of weights", where=str(index), hint="is the download whole?"

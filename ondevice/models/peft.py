@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
 from ondevice.models.state_dict import is_transposed, transposed
@@ -406,7 +407,7 @@ def _whole_number(x: float) -> float | int:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = load_json(file)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot be read: {error}", where=str(file), hint="is the download whole?"

@@ -4,11 +4,11 @@ of them can do.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.models.decoder_config import FAMILIES as DECODERS
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import ENCODERS, EncoderConfig
@@ -16,6 +16,17 @@ from ondevice.models.external_config import LibraryConfig
 from ondevice.models.seq2seq_config import SEQ2SEQ, Seq2SeqConfig
 
 ModelConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig | LibraryConfig
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+_MOST_LAYERS, _MOST = 10_000, 2**31 - 1
+_FREE = ("model_max_length", "max_length", "max_new_tokens")
+"""Fields that say "as many as there are" by a number beyond all others, and that are not read."""
 _CONFIGS: dict[str, type[DecoderConfig] | type[EncoderConfig] | type[Seq2SeqConfig]] = {
     **dict.fromkeys(DECODERS, DecoderConfig),
     **dict.fromkeys(ENCODERS, EncoderConfig),
@@ -36,10 +47,20 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     for name in ("architectures", "layer_types"):
         if not isinstance(raw.get(name), list | None):
             raise UserError(f"{raw[name]!r} is not a list", where=name)
+    _check_sizes(raw)
     _check_quantisation(raw)
     if kind in _CONFIGS:
         return _CONFIGS[kind].parse(raw)
     return LibraryConfig.parse(raw)
+
+
+def _check_sizes(raw: dict[str, Any]) -> None:
+    """Raises UserError for a number that no model has: layers are listed before any tensor is
+    looked at, and positions are counted in 32 bits."""
+    for name, value in raw.items():
+        most = _MOST_LAYERS if name in _LAYERS else _MOST
+        if isinstance(value, int) and not -_MOST <= value <= most and name not in _FREE:
+            raise UserError(f"{value:.3g} is more than {most:,}", where=name)
 
 
 def _check_quantisation(raw: dict[str, Any]) -> None:
@@ -82,8 +103,8 @@ def load_config(folder: Path) -> ModelConfig:
             hint="give a Hugging Face model folder",
         )
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = load_json(file)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"is not JSON: {error}", where=str(file), hint="is the download whole?"
         ) from error

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.rope_scaling import KINDS
 
@@ -106,7 +107,7 @@ def _llama3(base: NDArray[np.float64], s: dict[str, Any]) -> NDArray[np.float64]
 
 @lru_cache(maxsize=32)
 def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[Table, Table]:
-    said = json.loads(scaling)
+    said = parse_json(scaling)
     angles = np.outer(np.arange(positions), frequencies(head_dim, theta, said).astype(np.float32))
     factor = np.float32(attention_factor(said))
     cos = np.cos(angles).astype(np.float32) * factor

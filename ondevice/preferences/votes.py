@@ -7,11 +7,12 @@ that kind.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ondevice.common.json_files import parse_json
 
 SIMULATED = "simulated:"
 Outcome = Literal["ranked", "tie", "all_bad"]
@@ -50,7 +51,7 @@ class Item:
     def messages(self) -> list[dict[str, Any]]:
         """The prompt as a chat: [{"role", "content"}, …]."""
         if self.meta.get("form") == "messages":
-            return list(json.loads(self.prompt))
+            return list(parse_json(self.prompt))
         return [{"role": "user", "content": self.prompt}]
 
 
@@ -132,7 +133,7 @@ class Unreadable(ValueError):
 def _parsed(text: Any, kind: type) -> Any:
     """JSON of one kind. Raises Unreadable."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError: no text at all
         raise Unreadable(str(error)) from error
     if not isinstance(value, kind):

@@ -7,18 +7,17 @@ counted.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import bounded, yaml_files
 from ondevice.common.errors import UserError
-from ondevice.common.json_files import read_json
+from ondevice.common.json_files import parse_json, read_json
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
 from ondevice.data.hub_datasets import HubSpec
@@ -29,10 +28,12 @@ from ondevice.hub.pull import ORIGIN
 from ondevice.hub.snapshot import is_name
 from ondevice.models import peft
 from ondevice.models.model_folder import is_adapter_folder, weight_files
+from ondevice.models.tensor_files import shapes_in
 from ondevice.preferences.votes import is_simulated
 from ondevice.publishing.public_names import CORPUS, parts, short_name, source_name, without_places
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.order import start_in_run
 
 RATINGS = "the run's ratings"
 _NOT_COUNTS = ("t", "event", "step", "raters")
@@ -74,7 +75,7 @@ class StageRecord:
 
 
 def history(run: RunFolder, stage: str) -> list[StageRecord]:
-    """The stages up to this one, in the order of their beginning; of the earlier ones those that
+    """The stages up to this one, in the run's order; of the earlier ones those that
     have ended.
     """
     found = []
@@ -199,21 +200,19 @@ def _card_of(data: str) -> str:
         if (folder.parent / ORIGIN).is_file():  # a pulled data set keeps its rows in a folder
             folder = folder.parent
     try:
-        return (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return bounded.read_text(folder / "README.md", errors="replace")
+    except (OSError, bounded.TooLarge):
         return ""
 
 
 def _front_matter(card: str) -> Mapping[str, Any]:
     """The metadata at a card's head; nothing where there are none."""
-    import yaml  # 20 ms
-
     head = re.match(r"---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
     try:
         if head:
-            return _mapping(yaml.safe_load(head[1]))
+            return _mapping(yaml_files.parse(head[1]))
         return {}
-    except yaml.YAMLError:
+    except yaml_files.BadYaml:
         return {}  # somebody else's card; it states none that can be read
 
 
@@ -236,27 +235,9 @@ def lineage(pasts: list[StageRecord]) -> list[StageRecord]:
     *earlier, last = pasts
     by_name = {past.name: past for past in earlier}
     chain = [last]
-    while before := by_name.pop(_start_in_run(chain[0]), None):
+    while before := by_name.pop(start_in_run(chain[0].folder.path, chain[0].config), None):
         chain.insert(0, before)
     return chain
-
-
-def _start_in_run(past: StageRecord) -> str:
-    """The stage of the same run whose model this one began from; empty: it began elsewhere, or from
-    none.
-    """
-    value = past.config.get("model")
-    if not isinstance(value, str) or not value:
-        return ""
-    start = Path(os.path.expanduser(value))
-    runs = [past.folder.path.parent.absolute()]
-    out = past.config.get("out")
-    if isinstance(out, str) and out:
-        runs.append(Path(os.path.expanduser(out)))
-    in_run = start.parent.parent in runs or start.absolute().parent.parent in runs
-    if start.name == "model" and in_run:
-        return start.parent.name
-    return ""
 
 
 def base_of(past: StageRecord) -> str:
@@ -304,14 +285,16 @@ def raters(past: StageRecord) -> tuple[int, int, int] | None:
         return None
     names: set[str] = set()
     count = 0
-    with open(copy, encoding="utf-8", errors="replace") as file:
-        for line in file:
+    with bounded.open_plain(copy) as file:
+        for line in bounded.lines(file):
             try:
-                row = json.loads(line)
+                row = parse_json(line or b"")
             except ValueError:
                 continue  # cut off: what is whole is counted
             count += 1
-            names |= set(map(str, row.get("raters") or ()))
+            who = _mapping(row).get("raters")
+            if isinstance(who, list):
+                names |= set(map(str, who))
     programs = sum(map(is_simulated, names))
     if names:
         return (count, len(names) - programs, programs)
@@ -326,11 +309,7 @@ def parameters(folder: Path) -> int:
         files = weight_files(folder)
     total = 0
     for file in files:
-        with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            head = json.loads(opened.read(length))
-        head.pop("__metadata__", None)
-        total += sum(prod(tensor["shape"]) for tensor in head.values())
+        total += sum(map(prod, shapes_in(file).values()))
     return total
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import bounded
+from ondevice.common.errors import UserError
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.models.model import Model
@@ -87,7 +89,10 @@ def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
     """
     own = folder / "README.md"
     if own.is_file():
-        return Card(without_home(own.read_text(encoding="utf-8", errors="replace")))
+        try:
+            return Card(without_home(bounded.read_text(own, errors="replace")))
+        except bounded.TooLarge as error:
+            raise UserError(str(error), where=str(own), hint="make it shorter") from error
     subject = Subject.of(folder)
     head = metadata(**subject.metadata(), license=license, tags=["ondevice"])
     text = [

@@ -21,6 +21,7 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256 as sha256_of
 from ondevice.common.files import write_file
+from ondevice.common.json_files import load_json
 from ondevice.common.sanitize import sanitize
 from ondevice.config.hub import PLANNED, PushConfig
 from ondevice.hub.client import Kind
@@ -139,7 +140,7 @@ def pending(folder: Path) -> Plan:
     """
     file = folder / PENDING
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = load_json(file)
         if record.pop("format") != FORMAT:
             raise ValueError("another format")
         record["files"] = tuple(PlannedFile(**file) for file in record["files"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.publishing.public_names import own_name, plain_values
 from ondevice.publishing.usage import with_hub_base
 
@@ -73,7 +74,7 @@ def plain_settings(file: Path, folder: Path) -> str | None:
     if file.name not in SETTINGS:
         return None
     try:
-        given = json.loads(real_file(file, folder).read_bytes())
+        given = load_json(real_file(file, folder))
     except (ValueError, RecursionError):
         return None
     except OSError as error:

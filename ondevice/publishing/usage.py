@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.json_files import load_json
 from ondevice.hub.pull import origin
 from ondevice.hub.snapshot import is_name
 from ondevice.publishing.public_names import short_name
@@ -321,7 +322,7 @@ def _turns(prompt: str) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = load_json(file)
     except (OSError, ValueError):
         return {}
     if isinstance(value, dict):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ondevice.common import bounded
 from ondevice.common.progress import duration
 from ondevice.common.sanitize import sanitize_html
 from ondevice.reports.curves import curves, svg
@@ -326,7 +327,7 @@ def _time(done: Done) -> Iterator[str]:
 def _settings(run: RunFolder, done: Done) -> Iterator[str]:
     parts = []
     if run.recipe.is_file():
-        text = run.recipe.read_text(encoding="utf-8", errors="replace")
+        text = bounded.read_text(run.recipe, errors="replace")
         parts.append(
             f"<details><summary>The recipe</summary><pre>{sanitize_html(text)}</pre></details>"
         )

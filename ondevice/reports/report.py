@@ -7,6 +7,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+from ondevice.common import bounded
 from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
 from ondevice.common.sanitize import sanitize
@@ -113,7 +114,7 @@ def report_text(run: RunFolder) -> str:
     """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its
     complete stages. Raises UserError where none is complete."""
     if run.report.is_file():
-        return run.report.read_text(encoding="utf-8")
+        return bounded.read_text(run.report, errors="replace")
     if not any(stage.done_record() for stage in run.stages()):
         raise UserError(
             "has no report yet", where=str(run.path), hint="its first complete stage brings one"

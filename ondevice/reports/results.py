@@ -34,7 +34,7 @@ class Section:
 
 
 def done_records(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-    """(stage, done.json) of every complete stage in the order of their beginning."""
+    """(stage, done.json) of every complete stage in the run's order."""
     found = []
     for stage in run.stages():
         record = stage.done_record()

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import pickle
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ondevice.common.errors import UserError, nearest
+from ondevice.common.json_files import parse_json
 from ondevice.common.rng import generator
 from ondevice.data.builtin.splits import Split, place
 
@@ -116,6 +116,6 @@ def _draws(task: str, split: Split, seed: int) -> Iterator[dict[str, Any]]:
 def _value(text: str) -> Any:
     """A setting as JSON reads it (numbers, true, lists), else the text itself."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text

@@ -29,6 +29,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+from ondevice.common.json_files import parse_json
+
 MODULE = "ondevice_user_reward"
 LOOK_S = 0.5  # between two looks at whether the parent lives
 
@@ -59,7 +61,7 @@ def main() -> None:
         _end()
     _send(replies, {"ready": ready, "unused": unused})
     for line in requests:
-        request = json.loads(line)
+        request = parse_json(line)
         _send(replies, _reply(functions[request["call"]], request["arguments"], file))
     _end()
 

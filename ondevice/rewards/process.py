@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common import processes
+from ondevice.common.bounded import LARGEST
 from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.common.sanitize import sanitize
 
 START_S = 120.0
 """How long a file may take to be imported: libraries that it imports are slow on a cold disk."""
+LOG = 16 << 20  # bytes of what a reward prints
 LOOK_S = 1.0
 """Between two looks at whether a process that says nothing is still there."""
 
@@ -124,7 +127,7 @@ class Host:
         """Sends a line and waits for one. Whatever else happens, the process is ended: its pipes
         would be out of step."""
         try:
-            reply: dict[str, Any] = json.loads(self._talk(request, timeout))
+            reply: dict[str, Any] = parse_json(self._talk(request, timeout))
             return reply
         except ValueError as error:
             self.close()
@@ -149,6 +152,7 @@ class Host:
                 if left <= 0:
                     raise CallFailed(f"gave no answer within {timeout:g} seconds and was ended")
                 events = ready.select(min(left, LOOK_S))
+                self._bound_log()
                 if not events and process.poll() is not None:
                     raise CallFailed(_end_of(process))  # a child of its own still holds the pipe
                 for key, _ in events:
@@ -158,10 +162,17 @@ class Host:
                             ready.unregister(process.stdin)
                     elif piece := os.read(process.stdout.fileno(), 1 << 16):
                         self._unread += piece
+                        if len(self._unread) > LARGEST:
+                            raise CallFailed(f"answered with more than {LARGEST:,} bytes")
                     else:
                         raise CallFailed(_end_of(process))
         line, _, self._unread = self._unread.partition(b"\n")
         return line
+
+    def _bound_log(self) -> None:
+        """Keeps the beginning of what a reward prints without end: what went wrong first."""
+        if self.log is not None and self.log.stat().st_size > LOG:
+            os.truncate(self.log, LOG // 2)  # the child appends: it goes on from there
 
 
 def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:

@@ -11,7 +11,6 @@ after its checkpoint: what the process before it wrote of them is cut off.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ondevice.common import bounded
+from ondevice.common.json_files import parse_json
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.rewards.answers import find_answer
@@ -71,10 +72,11 @@ class GroupLog:
 def cut_from(path: Path, step: int) -> None:
     """Cuts off the lines of this step and of all later ones, and whatever is not a whole line."""
     end = 0
-    with path.open("rb") as file:
-        for line in file:
+    with bounded.open_plain(path) as file:
+        for line in bounded.lines(file):
+            line = line or b""
             try:
-                kept = line.endswith(b"\n") and json.loads(line)["step"] < step
+                kept = line.endswith(b"\n") and parse_json(line)["step"] < step
             except (ValueError, TypeError, KeyError):
                 kept = False
             if not kept:

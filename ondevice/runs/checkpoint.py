@@ -16,7 +16,6 @@ looks like a checkpoint.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from typing import Any
 
 from ondevice.common import atomic
 from ondevice.common.files import FORMAT, MANIFEST, sha256, whole_folder
-from ondevice.common.json_files import to_json
+from ondevice.common.json_files import load_json, to_json
 from ondevice.common.sanitize import to_stderr
 
 RECORD = "trainer.json"
@@ -148,14 +147,14 @@ def newest(checkpoints: Path, say: Say) -> Checkpoint | None:
 
 
 def load(path: Path) -> Checkpoint:
-    record = json.loads((path / RECORD).read_text())
+    record = load_json(path / RECORD)
     return Checkpoint(path, int(record["step"]), record)
 
 
 def record_of(path: Path) -> dict[str, Any]:
     """A checkpoint's record; empty where it cannot be read."""
     try:
-        record = json.loads((path / RECORD).read_text())
+        record = load_json(path / RECORD)
     except (OSError, ValueError, RecursionError):
         return {}
     if isinstance(record, dict):
@@ -177,7 +176,7 @@ def find_damage(path: Path) -> str | None:
     manifest says.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = load_json(path / MANIFEST)
         files = {
             name: (listed["size"], listed["sha256"]) for name, listed in manifest["files"].items()
         }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ondevice.common.errors import UserError
-from ondevice.config.load import read_yaml
+from ondevice.runs import order
 from ondevice.runs.folder import RunFolder
 
 LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program that holds them
@@ -45,12 +44,4 @@ def votes_of_people(run: Path) -> Votes:
 
 def recipe_stages(run: RunFolder) -> list[str]:
     """The stages that the run's recipe names; none where it has no recipe or a damaged one."""
-    if not run.recipe.is_file():
-        return []
-    try:
-        stages = read_yaml(run.recipe).get("stages")
-    except UserError:
-        return []
-    if isinstance(stages, Mapping):
-        return [str(name) for name in stages]
-    return []
+    return order.recipe_stages(run.recipe)

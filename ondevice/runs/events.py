@@ -9,17 +9,19 @@ again.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import bounded
 from ondevice.common.clock import clock, ticks
-from ondevice.common.json_files import to_json
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json, to_json
 
 FLUSH_S = 1.0
+ONCE = ("step", "eval")
+"""Events of which each step has one."""
 _BLOCK = 1 << 16
 
 
@@ -45,12 +47,30 @@ class LineFile:
         """Writes what waits. What a full disk refuses goes on waiting: the next flush continues in
         mid-line.
         """
+        if self._waiting:
+            self._check_place()
         while self._waiting:
             written = os.write(self._descriptor, self._waiting)
             self._end += written
             del self._waiting[:written]
         if sync:
             os.fsync(self._descriptor)
+
+    def _check_place(self) -> None:
+        """Raises UserError where the file is not there any more, or another one is: what is written
+        would be seen by nobody, and the lock beside it would keep nobody out."""
+        own = os.fstat(self._descriptor)
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+            self._waiting.clear()
+            raise UserError(
+                "was removed or replaced while this process wrote to it",
+                where=str(self.path),
+                hint="begin anew, or put the folder back and give --resume",
+            )
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -104,7 +124,7 @@ class EventWriter:
 
 def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
     """The events that hold: after {"event": "resume", "step": k} nothing counts that came before it
-    with a step > k.
+    with a step > k, and of two steps or measurements of one number the last counts.
 
     A missing file has no events; a torn last line is left out; a damaged line in the middle (a
     disk's doing) becomes a "warning" event that names it, so that what is around it can still be
@@ -117,7 +137,20 @@ def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
             last = _step(event)
             kept = [old for old in kept if _step(old) <= last]
         kept.append(event)
-    yield from kept
+    yield from _once(kept)
+
+
+def _once(kept: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of the steps, and of the measurements, of one number the last: a process that was killed
+    between a checkpoint and the end measures anew, and finds the same."""
+    last = {}
+    for place, event in enumerate(kept):
+        if event.get("event") in ONCE:
+            last[str(event["event"]), _step(event)] = place
+    for place, event in enumerate(kept):
+        if event.get("event") in ONCE and last[str(event["event"]), _step(event)] != place:
+            continue
+        yield event
 
 
 def _step(event: Mapping[str, Any]) -> float:
@@ -128,13 +161,28 @@ def _step(event: Mapping[str, Any]) -> float:
     return 0
 
 
+def first_event(events: Path) -> dict[str, Any]:
+    """The first event of a stage, its start with its settings; empty where the file does not begin
+    with one. Raises OSError where it cannot be read."""
+    if not events.is_file():  # reading from a pipe would wait for ever
+        return {}
+    try:
+        with bounded.open_plain(events) as file:
+            event = parse_json(next(bounded.lines(file), None) or b"")
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(event, dict):
+        return event
+    return {}
+
+
 def read_at(path: Path, offset: int) -> dict[str, Any]:
     """The line that begins at this byte offset, as `LineFile.append` returned it. Raises ValueError
     if none does.
     """
-    with open(path, "rb") as file:
+    with bounded.open_plain(path) as file:
         file.seek(offset)
-        value = json.loads(file.readline())
+        value = parse_json(next(bounded.lines(file), None) or b"")
     if not isinstance(value, dict):
         raise ValueError(f"{path} has no record at byte {offset}")
     return value
@@ -143,19 +191,17 @@ def read_at(path: Path, offset: int) -> dict[str, Any]:
 def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    if not path.is_file():
-        # reading from a pipe would wait for ever
-        raise OSError(errno.EINVAL, "is not a file", str(path))
-    with open(path, "rb") as file:
+    with bounded.open_plain(path) as file:
         start = os.fstat(file.fileno()).st_size - tail if tail else 0
         if start > 0:
             file.seek(start - 1)
-            file.readline()  # the rest of a line that began before, or the newline just before
-        for line in file:
-            if not line.endswith(b"\n"):
+            # the rest of a line that began before, or the newline just before
+            file.readline(tail + 1)
+        for line in bounded.lines(file):
+            if line is not None and not line.endswith(b"\n"):
                 return
             try:
-                value = json.loads(line)
+                value = parse_json(line or b"")
             except (ValueError, RecursionError):
                 value = None
             if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """The run folder: where things lie in it, its locks, the clock, and requests to stop.
 
     runs/<name>/recipe.yaml
-    runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, save, checkpoints/, model/, done.json}
+    runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, save, redo, checkpoints/, model/, done.json}
 
 A stage is locked with `flock` for as long as the process that trains it lives. The kernel frees the
 lock when that process dies in any way, kill -9 included, so there is no stale lock to remove.
@@ -12,7 +12,6 @@ lock and hold it after its parent's death, which is why helpers are spawned, nev
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import signal
@@ -30,6 +29,8 @@ from typing import Any
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.file_lock import lock, try_lock
+from ondevice.common.json_files import load_json
+from ondevice.runs.order import ordered
 
 LOCK_PATIENCE_S = 0.5  # `runs` looks at a lock by taking it for an instant: a start waits that out
 
@@ -71,14 +72,13 @@ class RunFolder:
         return StageFolder(self.path / name)
 
     def stages(self) -> list[StageFolder]:
-        """The stages begun here, in the order in which they were begun."""
+        """The stages begun here, each after those whose models it began with (`order`)."""
         if not self.path.is_dir():
             return []
         begun = [
             p for p in self.path.iterdir() if (p / "lock").is_file() or (p / "done.json").is_file()
         ]
-        dated = [(_begun_at(p), p.name, p) for p in begun]
-        return [StageFolder(p) for _, _, p in sorted(dated)]
+        return [StageFolder(p) for p in ordered(self.path, begun)]
 
     def create(self) -> RunFolder:
         _make_folder(self.path)
@@ -128,6 +128,11 @@ class StageFolder:
     @property
     def save(self) -> Path:
         return self.path / "save"
+
+    @property
+    def redo(self) -> Path:
+        """Its presence asks for the stage to be run again, from its beginning: a stage before it is."""
+        return self.path / "redo"
 
     @property
     def checkpoints(self) -> Path:
@@ -322,45 +327,11 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     try:
         if not file.is_file():  # reading from a pipe would wait for ever
             return None
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = load_json(file)
     except (OSError, ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         return value
-    return None
-
-
-def _begun_at(stage: Path) -> float:
-    """The time of a stage's first event, or of its oldest file where it has none."""
-    began = _first_time(stage / "events.jsonl")
-    if began is not None:
-        return began
-    return min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
-
-
-def first_event(events: Path) -> dict[str, Any]:
-    """The first event of a stage, its start with its settings; empty where the file does not begin
-    with one. Raises OSError where it cannot be read."""
-    if not events.is_file():  # reading from a pipe would wait for ever
-        return {}
-    try:
-        with open(events, encoding="utf-8", errors="replace") as file:
-            event = json.loads(file.readline())
-    except (ValueError, RecursionError):
-        return {}
-    if isinstance(event, dict):
-        return event
-    return {}
-
-
-def _first_time(events: Path) -> float | None:
-    """The time of the first event; None where the file does not begin with one."""
-    try:
-        began = float(first_event(events)["t"])
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        return None
-    if math.isfinite(began):
-        return began
     return None
 
 

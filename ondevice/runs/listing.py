@@ -14,7 +14,7 @@ from typing import Any
 from ondevice.common.errors import UserError, nearest
 from ondevice.common.progress import numbers_line
 from ondevice.runs import events
-from ondevice.runs.folder import RunFolder, StageFolder, first_event
+from ondevice.runs.folder import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
 # of a finished stage, also one that does not train
@@ -124,7 +124,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
     those resumes that are in that part. `planned`: seconds that its plan said, where it had a time.
     """
-    first = first_event(stage.events)
+    first = events.first_event(stage.events)
     seen = _Events()
     for event in events.read(stage.events, tail=TAIL):
         seen.add(event)

@@ -29,7 +29,7 @@ from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch
-from ondevice.data.token_cache import made_once
+from ondevice.data.token_cache import cached
 from ondevice.datasets.preference_pairs import PairData
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.compute_type import cast_once
@@ -304,27 +304,31 @@ def reference_logps(
     start = ctx.start.fingerprint.get("model", str(model.folder))
     key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
     file = ctx.data.cache / f"reference-{name}-{key}.npy"
-    if file.is_file():
-        sums: NDArray[np.float32] = np.load(file)
-        return sums
+
+    def write(path: Path) -> None:
+        sums = _scored_by_reference(flat, len(sides), cfg, model, ctx)
+        with path.open("wb") as out:
+            np.save(out, sums)
+
+    kept: NDArray[np.float32] = np.load(cached(file, write, ctx.warn), allow_pickle=False)
+    return kept
+
+
+def _scored_by_reference(
+    flat: Lazy[Row], sides: int, cfg: DPOConfig, model: Model, ctx: Context
+) -> NDArray[np.float32]:
+    """(sides, pairs) summed log-probabilities of the completions, side after side in `flat`."""
     ctx.tell(f"scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     params = cast_once(model, model.params, ctx.backend)
     # a pair's sides one after the other, for they share their prompt
-    numbers = np.arange(len(flat)).reshape(len(sides), -1).T.reshape(-1)
+    numbers = np.arange(len(flat)).reshape(sides, -1).T.reshape(-1)
     parts = (numbers[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
     scored = np.zeros(len(flat), np.float32)
     for part in ctx.data.progress(parts, "thousands scored"):
         each = scorer.logprobs(params, [flat[i] for i in part])
         scored[part] = [row.sum(dtype=np.float64) for row in each]
-    sums = scored.reshape(len(sides), -1)
-
-    def write(path: Path) -> None:
-        with path.open("wb") as out:
-            np.save(out, sums)
-
-    made_once(file, write)
-    return sums
+    return scored.reshape(sides, -1)
 
 
 def _rows_hash(rows: Iterable[Row]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, sha256
+from ondevice.common.json_files import parse_json
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.earlier import upgraded
 from ondevice.config.finetuning import TuningConfig
@@ -216,7 +217,7 @@ def compare(
 ) -> None:
     """Raises UserError naming the first field in which two fingerprints differ."""
     old = upgraded(folder.name, old)
-    plain = json.loads(json.dumps(new))
+    plain = parse_json(json.dumps(new))
     for field in plain:
         unknown = plain[field] if field in _UNKNOWN else None
         before, now = old.get(field, _BEFORE.get(field, unknown)), plain[field]

@@ -161,13 +161,25 @@ def _run_stages(
 
     again = False
     for name, settings in recipe.stages.items():
-        again = again or name in run.redo
+        if name in run.redo and not again:
+            again = True
+            _ask_again(folder, recipe, name)
         if shared.stop.requested:
             raise Interrupted(f"stopped before {name}. {resume_hint}")
         cfg = _placed(settings, given, _goes_on(run))
         caller = Caller(resume_hint, f"--redo {name} runs it again", keep_recipe)
         model = run_stage(name, cfg, folder, shared=shared, caller=caller, redo=again)
         given[cfg.gives] = str(model)
+
+
+def _ask_again(folder: RunFolder, recipe: Recipe, first: str) -> None:
+    """Has this stage and those after it run again, also where this process is stopped before it
+    comes to them."""
+    names = list(recipe.stages)
+    for name in names[names.index(first) :]:
+        stage = folder.stage(name)
+        if stage.path.is_dir():
+            stage.redo.touch()
 
 
 def run_one(name: str, cfg: StageConfig) -> Path:

@@ -77,7 +77,9 @@ def run_stage(
     stage in the way. Raises Interrupted once a stop has been saved.
     """
     cfg.check()
-    folder, resume = run.stage(name), cfg.resume and not redo
+    folder = run.stage(name)
+    redo = redo or folder.redo.is_file()
+    resume = cfg.resume and not redo
     fingerprint = fingerprint_of(cfg, shared.corpus, folder, resume)
     check = partial(check_start, cfg, fingerprint)
     start = StageStart(resume, fingerprint, state_of(name, cfg), check)
@@ -86,6 +88,7 @@ def run_stage(
     with folder.locked():
         if redo:
             _clear(folder, shared.say)
+            folder.redo.unlink(missing_ok=True)
         if complete(folder, fingerprint, cfg.resume, caller.restart_hint):
             shared.say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)

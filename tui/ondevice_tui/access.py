@@ -4,13 +4,13 @@ push or pull.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import load_json
 from ondevice.common.processes import Access
 from ondevice.config.load import read_yaml
 from ondevice.hub.snapshot import is_name
@@ -55,7 +55,7 @@ def of_command(words: Sequence[str], run: Path) -> Access:
 def base_of(folder: str) -> str:
     """The base that an adapter's folder names; empty where it is none."""
     try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        config = load_json(Path(folder) / "adapter_config.json")
         return str(config["base_model_name_or_path"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""

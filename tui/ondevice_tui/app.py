@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from textual.worker import WorkerFailed
 
 from ondevice.common import processes
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
@@ -252,7 +252,7 @@ class OndeviceApp(Steady, App[str]):
         )
         try:
             said, _ = await doctor.communicate()
-            self.post_message(MachineRead(machine_line(json.loads(said))))
+            self.post_message(MachineRead(machine_line(parse_json(said))))
         except (ValueError, KeyError) as problem:
             self.post_message(MachineRead(f"`ondevice doctor` failed: {problem}"))
         finally:

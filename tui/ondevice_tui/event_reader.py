@@ -12,7 +12,6 @@ the file is read again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -23,7 +22,8 @@ from typing import Any
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
-from ondevice.runs.events import read_at
+from ondevice.common.json_files import parse_json
+from ondevice.runs.events import ONCE, read_at
 from ondevice_tui.messages import StageNews
 from ondevice_tui.series import Series
 
@@ -36,6 +36,7 @@ GROUPS = 50_000  # steps whose groups can be gone to: two numbers each
 _NUMBERS = frozenset((int, float, type(None)))
 _NO_CURVES = frozenset(("event", "step", "groups", "offset"))
 _RESUME = b'"resume"'
+LONGEST = 64 << 20  # bytes of a line
 
 
 class History:
@@ -93,10 +94,12 @@ class History:
         self.events += 1
         self.version += 1
         self.last_kind = kind
+        # a process that was killed between a checkpoint and the end measures anew
+        is_repeated = kind in ONCE and self.newest.get(kind, {}).get("step") == step
         self.newest[kind] = event
         if kind == "start" and not self.start:
             self.start = event
-        elif kind in ("step", "eval") and isinstance(step, int):
+        elif kind in ONCE and isinstance(step, int) and not is_repeated:
             self._points(self.steps if kind == "step" else self.evals, event, step)
         if isinstance(step, int):
             place = event.get("offset" if kind == "sample" else "groups")
@@ -172,8 +175,13 @@ class Follower:
                     self._cuts = _resumes(self.path)
                 file.seek(self._offset)
                 data = file.read(most)
-                while data and b"\n" not in data and len(data) < status.st_size - self._offset:
+                unread = status.st_size - self._offset
+                while data and b"\n" not in data and len(data) < min(unread, LONGEST):
                     data += file.read(most)  # one very long line
+                while data and b"\n" not in data and len(data) < unread:
+                    unread -= len(data)  # one that no stage has written: it is passed over
+                    self._offset += len(data)
+                    data = file.read(most)
         except FileNotFoundError:
             if self._inode is not None:
                 self._again(None)
@@ -206,7 +214,7 @@ class Follower:
         events: list[tuple[int, dict[str, Any]]] = []
         for raw in data.splitlines(keepends=True):
             try:
-                event = json.loads(raw)
+                event = parse_json(raw)
             except (ValueError, RecursionError):
                 event = {
                     "event": "warning",
@@ -264,7 +272,7 @@ def _resumes(path: Path) -> list[tuple[int, int]]:
 def _resumed(line: bytes) -> int | None:
     """The step of a resume; None for any other line."""
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except (ValueError, RecursionError):
         return None
     resume = isinstance(event, dict) and event.get("event") == "resume"

@@ -13,7 +13,13 @@ from __future__ import annotations
 import importlib
 import sys
 
-FOR_READING_RUNS = ("yaml", "encodings.utf_8_sig", "ondevice.preferences.database")
+FOR_READING_RUNS = (
+    "yaml",
+    "encodings.utf_8_sig",
+    "ondevice.config.load",
+    "ondevice.config.recipe",
+    "ondevice.preferences.database",
+)
 # In the order in which a person may want them. Each is imported between two keys: none takes long
 # by itself.
 AHEAD = (

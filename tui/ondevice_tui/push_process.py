@@ -7,13 +7,13 @@ outlives the app. This process loads no client of the Hub and never sees a token
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ondevice.common import processes
+from ondevice.common.json_files import parse_json
 from ondevice.config.hub import PushConfig
 from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.runs.folder import RunFolder
@@ -85,7 +85,7 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
             stage_processes.end(process)
             await process.wait()  # else its pipes are closed after the app's event loop
     try:
-        told: dict[str, Any] = json.loads(said)
+        told: dict[str, Any] = parse_json(said)
         return told
     except ValueError:
         lines = wrong.decode("utf-8", "replace").strip().splitlines()
@@ -132,7 +132,7 @@ class Push:
 
     def _take(self, line: str) -> None:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
             kind = event["event"]
         except (ValueError, TypeError, KeyError):
             self.said = (

@@ -16,6 +16,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
+from ondevice.common.json_files import load_json
 
 
 def settings_file() -> Path:
@@ -62,7 +63,7 @@ class Remembered:
 def _read(file: Path) -> tuple[dict[str, Any], str]:
     """(values, why there are none)."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        values = load_json(file) if file.is_file() else {}
     except OSError as error:
         return {}, f"{file} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ondevice.common import processes
-from ondevice.common.json_files import to_json
+from ondevice.common.json_files import parse_json, to_json
 from ondevice.config.recipe import gives
 from ondevice.config.use import SamplingConfig
 from ondevice.runs.folder import RunFolder
@@ -153,7 +152,7 @@ class ModelProcess:
             said = [line for line in self._errors if line.strip()]
             raise WorkerGone("\n".join(said[-3:]) or "the model's process ended without a word")
         with contextlib.suppress(ValueError):
-            event = json.loads(raw)
+            event = parse_json(raw)
             if isinstance(event, dict):
                 return event
         raise WorkerGone("the model's process sent what is not an event")
