@@ -26,7 +26,6 @@ CLOCKS = {
     "ondevice/runs/listing.py": "a date that is shown, of runs, not of stages",
     "ondevice/runs/logs.py": "which log was written to last, and for how long one has been silent",
     "ondevice/runs/order.py": "whether a recipe is as it was when it was read",
-    "tui/ondevice_tui/epochs.py": "whether a file is as it was when it was read",
     "tui/ondevice_tui/run_reader.py": "whether a folder is as it was when it was read",
     "tui/ondevice_tui/screens/ladder.py": "whether a stage is as it was when it was read",
 }

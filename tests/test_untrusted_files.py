@@ -43,8 +43,14 @@ DOORS: dict[str, dict[str, str]] = {
     "tomllib.loads": {},
     "csv.reader": {},
     "csv.DictReader": {"ondevice/data/readers.py": "the door"},
-    "parquet.ParquetFile": {"ondevice/data/readers.py": "the door"},
-    "gzip.open": {"ondevice/data/readers.py": "the door: its readers are bounded"},
+    "parquet.ParquetFile": {
+        "ondevice/data/readers.py": "the door",
+        "ondevice/planning/row_sample.py": "the number of rows of a file that was read by then",
+    },
+    "gzip.open": {
+        "ondevice/data/readers.py": "the door: its readers are bounded",
+        "ondevice/planning/row_sample.py": "as far as a sample goes",
+    },
     "gzip.decompress": {},
     "zlib.decompress": {},
     "zipfile.ZipFile": {},
@@ -71,7 +77,10 @@ METHODS: dict[str, dict[str, str]] = {
     "read_bytes": {"ondevice/common/bounded.py": "the door"},
     "read_text": {
         "ondevice/common/bounded.py": "the door",
+        "ondevice/common/physical_memory.py": "of the system",
         "ondevice/common/processor.py": "of the system",
+        "ondevice/planning/calibration.py": "of the system",
+        "ondevice/planning/measure.py": "of the system",
         "ondevice/config/recipe.py": "of this program",
         "ondevice/seam/doctor.py": "of the system",
     },

@@ -11,6 +11,8 @@ from ondevice.common.json_files import parse_json
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 
+_HEAD = 100 << 20  # bytes, as in safetensors itself
+
 
 def read_tensors(file: Path, backend: Backend, dtype: str | None = "float32") -> Params:
     """The file's tensors, floating ones in `dtype`. Raises UserError for a file that cannot be
@@ -36,7 +38,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with bounded.open_plain(file) as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            if length > bounded.LARGEST:
+            if length > _HEAD:
                 raise bounded.TooLarge(f"its head has {length:,} bytes")
             head = parse_json(opened.read(length))
         head.pop("__metadata__", None)

@@ -23,6 +23,7 @@ from ondevice.common.distribution import own_version
 from ondevice.common.errors import UserError
 from ondevice.common.file_lock import lock
 from ondevice.common.files import digest, write_file
+from ondevice.common.json_files import load_json, parse_json
 from ondevice.common.physical_memory import cores, physical_memory
 from ondevice.common.processor import processor_name
 from ondevice.seam.select import available, choose
@@ -168,18 +169,12 @@ def load(backend: str, device: str, dtype: str, tell: Tell | None = None) -> Cal
     key = key_of(backend, device, dtype)
     file = place_of(key)
     try:
-        text = file.read_text(encoding="utf-8")
+        return parse(load_json(file), key)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        text, why = "", str(error)
-    else:
-        why = ""
-    try:
-        return parse(json.loads(text), key)
-    except (ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         if tell is not None:
-            tell(f"{file} is not used, for it {why or error}: this machine is measured anew")
+            tell(f"{file} is not used, for it {error}: this machine is measured anew")
         return None
 
 
@@ -267,7 +262,7 @@ def _measured(key: Mapping[str, str], backend: str, device: str, dtype: str) -> 
     )
     said, complaint = process.communicate()
     try:
-        return parse({**json.loads(said), "format": FORMAT, "key": dict(key)}, key)
+        return parse({**parse_json(said), "format": FORMAT, "key": dict(key)}, key)
     except (ValueError, TypeError, LookupError) as error:
         last = complaint.decode(errors="replace").strip().splitlines()[-1:]
         raise UserError(

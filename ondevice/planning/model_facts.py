@@ -6,7 +6,6 @@ follows from that stage's settings.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_object
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.hub import snapshot
 from ondevice.models import peft
@@ -23,11 +23,11 @@ from ondevice.models.model import Model
 from ondevice.models.model_folder import base_folder, is_adapter_folder, weight_files
 from ondevice.models.registry import ModelConfig, load_config
 from ondevice.models.shapes import Shapes, shapes
+from ondevice.models.tensor_files import shapes_in
 from ondevice.models.tensor_names import in_block, is_embedding
 from ondevice.seam.head import Head
 
 WHOLE = 32.0
-_MOST_HEADER = 100 << 20  # bytes, as in safetensors itself
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _adapted(folder: Path) -> ModelFacts:
     if peft.is_score_adapter(folder):
         base = base.with_head(1)
     own = 0
-    for shape in header(folder / peft.WEIGHTS).values():
+    for shape in shapes_in(folder / peft.WEIGHTS).values():
         own += math.prod(shape)
     tokenizer = base.model.tokenizer
     if (folder / "tokenizer.json").is_file():
@@ -104,39 +104,18 @@ def _adapted(folder: Path) -> ModelFacts:
 def _bits(folder: Path) -> float | None:
     """Of a packed number with its part of scales and biases, which have 16 bits each; None: the
     weights are whole."""
-    raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_object(folder / "config.json")
     packed = raw.get("quantization") or raw.get("quantization_config")
     if not isinstance(packed, Mapping) or "bits" not in packed:
         return None
     return float(packed["bits"]) + 32 / float(packed.get("group_size", 64))
 
 
-def header(file: Path) -> Shapes:
-    """Tensor → shape, of a safetensors file of which the header alone is read (the format: 8 bytes
-    of its length, little-endian, then JSON; https://github.com/huggingface/safetensors). Raises
-    UserError for a file that has none."""
-    try:
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > _MOST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            entries = json.loads(opened.read(length))
-        return {
-            name: tuple(map(int, entry["shape"]))
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        }
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(
-            f"its header cannot be read: {error}", where=str(file), hint="is the download whole?"
-        ) from error
-
-
 def _header_shapes(folder: Path) -> Shapes:
     """Of all tensors in the files of a folder, the table of tokens first."""
     found: Shapes = {}
     for file in weight_files(folder):
-        found |= header(file)
+        found |= shapes_in(file)
     tables = [name for name in found if is_embedding(name)]
     return {name: found[name] for name in (*tables, *found)}
 

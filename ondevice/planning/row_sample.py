@@ -127,7 +127,7 @@ def _lines(file: Path, most: int) -> RowSample:
     size = file.stat().st_size
     with open(file, "rb") as opened:
         if size <= MOST_BYTES:
-            lines = [line for line in opened.read().splitlines() if line.strip()]
+            lines = [line for line in opened.read(MOST_BYTES).splitlines() if line.strip()]
             return RowSample(_parsed(_spread(lines, most)), len(lines))
         lines = []
         for place in range(PLACES):

@@ -5,12 +5,12 @@ process never waits for it, and reads no model and no data.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ondevice.common import processes
+from ondevice.common.json_files import parse_json
 from ondevice_tui import access, stage_processes
 
 COMMAND = tuple(processes.command("ondevice", "plan"))
@@ -38,7 +38,7 @@ async def ask(words: Sequence[str], run: Path, *, measure: bool = False) -> dict
             stage_processes.end(process)
             await process.wait()  # else its pipes are closed after the app's event loop
     try:
-        told: dict[str, Any] = json.loads(said)
+        told: dict[str, Any] = parse_json(said)
         return told
     except ValueError:
         lines = complaint.decode("utf-8", "replace").strip().splitlines()
