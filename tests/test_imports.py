@@ -134,6 +134,8 @@ def test_a_home_that_is_nobodys_is_a_path_like_any() -> None:
 ONE_USER = {
     "silu": "a fused kernel",
     "largest": "one call in both libraries, many times cheaper than a sort",
+    "to_rows": "its gradient is looked up, where that of `take` is added, many times slower",
+    "from_rows": "its gradient is looked up, where that of `take` is added, many times slower",
     "add_product": "one kernel in both libraries, where a product and a sum are two",
     "product": "its backward pass computes its input again, which no other operation can",
     "log": "nothing else is made of the other operations for it",

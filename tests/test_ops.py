@@ -28,6 +28,12 @@ GAIN = RNG.standard_normal(8).astype(np.float32)
 BIAS = RNG.standard_normal(6).astype(np.float32)
 IDS = np.array([[0, 10, 3], [7, 7, 1]], np.int32)
 ODD = np.array([[1.0, np.inf], [np.nan, -np.inf]], np.float32)
+# 11 rows in two tables of 8 places, the last row standing in for nothing, and where each stands
+ROW_TABLES = (
+    np.array([3, 0, 7, 10, 1, 9, 10, 10], np.int32),
+    np.array([2, 4, 10, 5, 6, 8, 10, 10], np.int32),
+    np.array([1, 4, 8, 0, 9, 11, 12, 2, 13, 5, 3], np.int32),
+)
 ANGLES = RNG.standard_normal((1, 1, 5, 4)).astype(np.float32)
 
 Case = tuple[Callable[..., Any], tuple[np.ndarray, ...], Callable[..., Any]]
@@ -109,6 +115,16 @@ CASES: dict[str, Case] = {
         lambda o, y, x, w: o.add_product(y, x, w),
         (X[..., :6], Y, W),
         lambda y, x, w: y + x @ w.T,
+    ),
+    "to_rows": (
+        lambda o, x, a, b, s: o.concat(o.to_rows(x, [a, b], s), 0),
+        (TABLE, *ROW_TABLES),
+        lambda x, a, b, s: x[np.concatenate([a, b])],
+    ),
+    "from_rows": (
+        lambda o, x, y, a, b, s: o.from_rows([x, y], [a, b], s),
+        (TABLE[:8], TABLE[3:], *ROW_TABLES),
+        lambda x, y, a, b, s: np.concatenate([x, y])[s],
     ),
     "product": (lambda o, x, w: o.product(x, w), (TABLE, W), lambda x, w: x @ w.T),
     "gelu": (
@@ -347,6 +363,33 @@ def test_mlx_computes_causal_attention_by_blocks_on_a_cpu(places: int) -> None:
         found[-1].append(np.array(how(*arrays, 0.3)))
     for want, got in zip(*found, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_rows_from_tables_are_those_of_looking_them_up(backend: Backend) -> None:
+    """There and back, with a figure at every row that is something."""
+    first, second, slots = (backend.array(x) for x in ROW_TABLES)
+    ops = backend.ops
+    figures = np.append(RNG.standard_normal((10, 1)), [[0.0]], 0).astype(np.float32)
+    weights = backend.array(figures)
+
+    def value(looked_up: bool) -> Any:
+        def loss(p: dict[str, Any]) -> Any:
+            if looked_up:
+                rows = [ops.take(p["x"], first), ops.take(p["x"], second)]
+            else:
+                rows = ops.to_rows(p["x"], [first, second], slots)
+            rows = [ops.tanh(rows[0]), rows[1] * 2]
+            if looked_up:
+                back = ops.take(ops.concat(rows, 0), slots)
+            else:
+                back = ops.from_rows(rows, [first, second], slots)
+            return ops.sum(ops.tanh(back) * weights)
+
+        return loss
+
+    want = gradient(backend, value(True), {"x": TABLE})["x"]
+    got = gradient(backend, value(False), {"x": TABLE})["x"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_of_padding_alone_has_finite_gradients(backend: Backend) -> None:

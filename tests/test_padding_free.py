@@ -95,7 +95,10 @@ def test_every_token_stands_once_and_predicts_the_next(which: str) -> None:
         assert batch["member"][r, learned].all()
         target += len(row.completion)
         used.append(at)
-    assert len(np.unique(np.concatenate(used))) <= found.tokens
+    nothing = np.setdiff1d(np.arange(found.tokens), np.concatenate(used))
+    assert len(nothing) == found.tokens - found.used > 0
+    empty = np.setdiff1d(np.arange(places.size), slots[np.concatenate(used)])
+    assert set(places[empty]) <= set(nothing) and set(slots[nothing]) <= set(empty)
     assert batch["weights"].sum() == target == batch["member"].sum()
 
 

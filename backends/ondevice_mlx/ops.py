@@ -221,6 +221,31 @@ class MLXOps:
     def take(self, x: mx.array, index: mx.array) -> mx.array:
         return x[index]
 
+    def to_rows(self, x: mx.array, tables: Sequence[mx.array], slots: mx.array) -> list[mx.array]:
+        @mx.custom_function
+        def forward(x: mx.array) -> list[mx.array]:
+            return [x[table] for table in tables]
+
+        @forward.vjp
+        def backward(_: Any, cotangents: Any, __: Any) -> mx.array:
+            return _together(cotangents)[slots]
+
+        return list(forward(x))
+
+    def from_rows(
+        self, xs: Sequence[mx.array], tables: Sequence[mx.array], slots: mx.array
+    ) -> mx.array:
+        @mx.custom_function
+        def forward(*xs: mx.array) -> mx.array:
+            return _together(xs)[slots]
+
+        @forward.vjp
+        def backward(_: Any, cotangent: mx.array, __: Any) -> list[mx.array]:
+            return [cotangent[table] for table in tables]
+
+        made: mx.array = forward(*xs)
+        return made
+
     def concat(self, xs: Sequence[mx.array], axis: int) -> mx.array:
         return mx.concatenate(list(xs), axis)
 
@@ -292,6 +317,10 @@ class MLXOps:
             return forward(params, x)
 
         return run
+
+
+def _together(xs: Sequence[mx.array]) -> mx.array:
+    return xs[0] if len(xs) == 1 else mx.concatenate(list(xs))
 
 
 def _apart(block: Params) -> tuple[Params, Params]:

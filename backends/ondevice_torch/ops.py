@@ -238,6 +238,14 @@ class TorchOps:
             return F.embedding(index, x)
         return x[index]
 
+    def to_rows(self, x: Tensor, tables: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
+        found: tuple[Tensor, ...] = _ToRows.apply(x, slots, *tables)  # type: ignore[no-untyped-call]
+        return list(found)
+
+    def from_rows(self, xs: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
+        found: Tensor = _FromRows.apply(slots, len(xs), *xs, *tables)  # type: ignore[no-untyped-call]
+        return found
+
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(list(xs), axis)
 
@@ -310,6 +318,31 @@ def _after_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -
     asked = q.reshape(b, k.shape[1], each * t, c)
     mask = mask.repeat(1, 1, each, 1)
     return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(b, h, t, c)
+
+
+class _ToRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(slots)
+        return tuple(x.index_select(0, table) for table in tables)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (slots,) = ctx.saved_tensors
+        return torch.cat(grads).index_select(0, slots), None, *([None] * len(grads))
+
+
+class _FromRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, count: int, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs[count:])
+        return torch.cat(inputs[:count]).index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tables = ctx.saved_tensors
+        found = [grad.index_select(0, table) for table in tables]
+        return None, None, *found, *([None] * len(tables))
 
 
 def prefix_mask(t_q: int, t_k: int, window: int, prefix: Tensor) -> Tensor:

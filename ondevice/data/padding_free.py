@@ -30,21 +30,28 @@ LEAST_PROMPT = 128
 """Few rows are prompts, so that their width costs little."""
 FEW_WIDTHS = 512
 """Up to here a width is a power of two: what attention takes in vain is little."""
-SCORES = 2048
-"""Scores of attention that take about as long as a token in a block's matrices: between three and
-four hidden sizes of small models."""
+SCORES = 1024
+"""Scores of attention, of all heads, that take about as long as a token in a block's matrices: few
+where attention is no single kernel, as on CPUs."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch of rows is laid out. `prompts` None: rows hold their prompts."""
+    """How a batch of rows is laid out. `used` of the `tokens` are some. `prompts` None: rows hold
+    their prompts."""
 
+    used: int
     tokens: int
     rows: int
     width: int
     prompts: Prompts | None = None
     prompt_rows: int = 0
     prompt_width: int = 0
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether a place of a row is left empty."""
+        return self.used < self.rows * self.width + self.prompt_rows * self.prompt_width
 
     @property
     def cost(self) -> float:
@@ -63,9 +70,10 @@ def layout(rows: Sequence[Row], size: int, least: int) -> Layout:
     room = max(least, bucket(len(prompts.ids), 1, finer=0))
     if len(prompts.ids) == len(rows) or room >= size:
         total = sum(row.length - 1 for row in rows)
-        return Layout(_tokens(total), size, _width(max(row.length - 1 for row in rows)))
+        return Layout(total, _tokens(total), size, _width(max(row.length - 1 for row in rows)))
     total = sum(len(ids) for ids in prompts.ids) + sum(len(row.completion) - 1 for row in rows)
     return Layout(
+        total,
         _tokens(total),
         size,
         _width(max(len(row.completion) - 1 for row in rows)),
@@ -76,7 +84,8 @@ def layout(rows: Sequence[Row], size: int, least: int) -> Layout:
 
 
 def _tokens(count: int) -> int:
-    return bucket(count, LEAST_TOKENS, finer=1)
+    """With one at least that is nothing."""
+    return bucket(count + 1, LEAST_TOKENS, finer=1)
 
 
 def _width(longest: int, least: int = LEAST_WIDTH) -> int:
@@ -101,8 +110,8 @@ def padding_free_batch(
     """The batch of `completion_batch` in this layout: ids and positions (1, T), `index` into these,
     targets, weights (K,), member (N, K); places (N, A), the token at each place of a row; slots
     (T,), where among all S places each token stands. Where prompts stand once also prompt_places
-    (R, P), prompt_lengths (R,) and prompt_of (N,), the prompt of each answer. What fills a table up
-    is some token or place, whose figure nobody uses."""
+    (R, P), prompt_lengths (R,) and prompt_of (N,), the prompt of each answer. Empty places are filled
+    with the last token, which is nothing, and tokens that are nothing stand at an empty place."""
     writer = _Writer(found)
     batch: Batch = {}
     if found.prompts is None:
@@ -125,6 +134,7 @@ def padding_free_batch(
             "prompt_lengths": lengths,
             "prompt_of": of,
         }
+    writer.fill_up()
     batch |= {
         "ids": writer.ids[None],
         "positions": writer.positions[None],
@@ -144,11 +154,11 @@ class _Writer:
         self.end = 0
         self.ids = np.zeros(found.tokens, np.int32)
         self.positions = np.zeros(found.tokens, np.int32)
-        # spread: gradients of nothing, all added at one place, would wait for each other
-        self.prompt_places = _spread(prompts, found.tokens)
-        self.places = _spread(rows, found.tokens)
-        self.slots = _spread((found.tokens,), prompts[0] * prompts[1] + rows[0] * rows[1])
+        self.prompt_places = np.full(prompts, found.tokens - 1, np.int32)
+        self.places = np.full(rows, found.tokens - 1, np.int32)
         self.before = prompts[0] * prompts[1]
+        assert found.is_ragged and found.used < found.tokens
+        self.slots = np.zeros(found.tokens, np.int32)
         self.targets: list[NDArray[np.int32]] = []
         self.index: list[NDArray[np.int32]] = []
 
@@ -172,11 +182,12 @@ class _Writer:
         self.slots[first : self.end] = slot + each
         return first
 
+    def fill_up(self) -> None:
+        """Lets tokens that are nothing stand at an empty place."""
+        taken = np.zeros(self.before + self.places.size, np.bool_)
+        taken[self.slots[: self.end]] = True
+        self.slots[self.end :] = np.argmin(taken)
+
     def learn(self, targets: Any, index: Any) -> None:
         self.targets.append(np.asarray(targets, np.int32))
         self.index.append(np.asarray(index, np.int32))
-
-
-def _spread(shape: tuple[int, ...], most: int) -> NDArray[np.int32]:
-    count = int(np.prod(shape))
-    return (np.arange(count) % max(most, 1)).astype(np.int32).reshape(shape)

@@ -30,7 +30,7 @@ from ondevice.data.padding_free import SCORES, Layout, attention_scores, layout,
 
 NO_SHARING = 0
 """`prompt_rows` where each answer is to have its prompt in its own row."""
-HARDLY = 0.9
+HARDLY = 0.8
 """A way that takes so much of another's time takes hardly less."""
 
 
@@ -150,7 +150,7 @@ def unpadded_layout(
     if prompt_rows == NO_SHARING or start is not None:
         return None
     found = layout(rows, size, prompt_rows)
-    if found.cost < _padded_cost(rows, size, start, prompt_rows):
+    if found.is_ragged and found.cost < _padded_cost(rows, size, start, prompt_rows):
         return found
     return None
 

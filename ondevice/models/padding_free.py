@@ -6,7 +6,7 @@ head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ondevice.models.shared_prompts import attention_after_prompts
@@ -30,22 +30,35 @@ class PaddingFree:
         self, ops: Ops, q: Array, k: Array, v: Array, *, scale: float, window: int
     ) -> Array:
         """(1, H, T, C) from queries, keys and values (1, H or H_kv, T, C)."""
-        asked, keys, values = (_tokens(x) for x in (q, k, v))
-        written = tuple(_rows(ops, x, self.places) for x in (asked, keys, values))
-        parts: list[Array] = []
+        shapes = [self.places.shape]
+        tables = [self.places.reshape(-1)]
+        if self.prompts is not None:
+            shapes.insert(0, self.prompts.shape)
+            tables.insert(0, self.prompts.reshape(-1))
+        asked, keys, values = (self._rows(ops, x, tables, shapes) for x in (q, k, v))
+        written = (asked[-1], keys[-1], values[-1])
         if self.prompts is None:
-            parts.append(ops.attention(*written, scale=scale, window=window))
+            parts = [ops.attention(*written, scale=scale, window=window)]
         else:
             assert self.lengths is not None and self.of is not None
-            prompts = self.prompts
-            read = tuple(_rows(ops, x, prompts) for x in (asked, keys, values))
-            parts += attention_after_prompts(
+            read = (asked[0], keys[0], values[0])
+            parts = attention_after_prompts(
                 ops, read, written, self.lengths, self.of, scale=scale, window=window
             )
         _, h, t, c = q.shape
         flat = [x.swapaxes(1, 2).reshape(-1, h * c) for x in parts]
-        together = flat[0] if len(flat) == 1 else ops.concat(flat, 0)
-        return ops.take(together, self.slots).reshape(1, t, h, c).swapaxes(1, 2)
+        return ops.from_rows(flat, tables, self.slots).reshape(1, t, h, c).swapaxes(1, 2)
+
+    def _rows(
+        self, ops: Ops, x: Array, tables: Sequence[Array], shapes: Sequence[tuple[int, ...]]
+    ) -> list[Array]:
+        """(N, H, A, C) for each table of tokens (N, A) from x (1, H, T, C)."""
+        _, h, t, c = x.shape
+        found = ops.to_rows(x.swapaxes(1, 2).reshape(t, h * c), tables, self.slots)
+        rows: list[Array] = []
+        for part, (n, a) in zip(found, shapes, strict=True):
+            rows.append(part.reshape(n, a, h, c).swapaxes(1, 2))
+        return rows
 
 
 def padding_free(batch: Mapping[str, Array]) -> PaddingFree | None:
@@ -61,17 +74,3 @@ def padding_free(batch: Mapping[str, Array]) -> PaddingFree | None:
         batch["prompt_lengths"],
         batch["prompt_of"],
     )
-
-
-def _tokens(x: Array) -> Array:
-    """(T, H, C) of x (1, H, T, C)."""
-    _, h, t, c = x.shape
-    return x.swapaxes(1, 2).reshape(t, h, c)
-
-
-def _rows(ops: Ops, x: Array, places: Array) -> Array:
-    """(N, H, A, C) the tokens of x (T, H, C) at `places` (N, A)."""
-    t, h, c = x.shape
-    n, a = places.shape
-    found = ops.take(x.reshape(t, h * c), places.reshape(-1))
-    return found.reshape(n, a, h, c).swapaxes(1, 2)
