@@ -176,7 +176,21 @@ class MLXOps:
         return mx.logsumexp(x, axis)
 
     def log_likelihood(self, x: mx.array, targets: mx.array) -> mx.array:
-        return -nn.losses.cross_entropy(x, targets)
+        at = targets[:, None]
+
+        @mx.custom_function
+        def forward(x: mx.array) -> mx.array:
+            return mx.take_along_axis(x, at, 1)[:, 0] - mx.logsumexp(x, -1)
+
+        # one pass over the logits, where the gradients of both parts are four
+        @forward.vjp
+        def backward(x: mx.array, cotangent: mx.array, found: mx.array) -> mx.array:
+            norm = mx.take_along_axis(x, at, 1) - found[:, None]
+            hit = self._places(x.shape[1]) == at
+            return (hit - mx.exp(x - norm)) * cotangent[:, None]
+
+        made: mx.array = forward(x)
+        return made
 
     def exp(self, x: mx.array) -> mx.array:
         return mx.exp(x)
