@@ -77,8 +77,16 @@ SIZES = {
     "long": replace(_5M, prompt_tokens=400, pair_length=640, pairs=4),
     "smollm2": _SMOLLM2,
     "vocabulary": replace(_5M, vocab_size=152_000, rows=1, length=2048, chats=1, chat_tokens=1900),
-    # wide enough for groups of 64 in every matrix
-    "quantised": replace(_SMOLLM2, vocab_size=4096, num_hidden_layers=6, dtype="float32", bits=4),
+    # wide enough for groups of 64 in every matrix; few tokens, for MLX unpacks slowly on a CPU
+    "quantised": replace(
+        _SMOLLM2,
+        vocab_size=4096,
+        num_hidden_layers=4,
+        rows=4,
+        chats=4,
+        dtype="float32",
+        bits=4,
+    ),
     "empty": _TINY,  # what a process holds in which next to no model is loaded
     "traced": replace(_5M, hidden_size=32, intermediate_size=64, num_hidden_layers=2),
 }
