@@ -3,8 +3,8 @@
     import ondevice as od
 
     base = od.init(data="book.txt", out="runs/mine")
-    base = od.pretrain(base, "book.txt", out="runs/mine", steps=500)
-    model = od.sft(base, "chats.jsonl", out="runs/mine", steps=300)
+    base = od.pretrain(base, "book.txt", out="runs/mine", epochs=4)
+    model = od.sft(base, "chats.jsonl", out="runs/mine")
     print(od.generate(model=model, prompt="Once upon a time", max_new_tokens=40)[0])
 
 Fields are those of the command line and of recipes (`ondevice.config`). Stages return the folder of

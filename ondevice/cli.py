@@ -129,9 +129,21 @@ def _command(argv: list[str]) -> int:
     if line.help:
         print_help(verb, cls)
         return 0
-    config = None if cls is None else make_config(verb, cls, line)
+    config = None
+    if cls is not None:
+        config = make_config(verb, cls, line, _continued(verb, line))
     _perform(verb, config, line)
     return 0
+
+
+def _continued(verb: Verb, line: Line) -> Mapping[str, Any]:
+    """The settings of the finished stage that a command goes on from; empty where it names none."""
+    named = line.values.get("continue_from")
+    if not named:
+        return {}
+    from ondevice.stages.continued import settings_of  # half a second
+
+    return settings_of(verb.name, str(named))
 
 
 def help_text() -> str:

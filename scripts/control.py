@@ -52,6 +52,7 @@ def main(run: Path, steps: int) -> None:
             batch_size=ROWS,
             sequence_length=WIDTH,
             learning_rate=2e-4,
+            warmup_steps=0,
             schedule="constant",
             backend="torch",
             device="cpu",

@@ -173,6 +173,8 @@ def _run_stages(files: Path, out: Path, backend: str, device: str) -> dict[str, 
         **common,
         "model": files / "policy",
         "eval_every": 0,
+        "learning_rate": 3e-4,
+        "warmup_steps": 0,
         "steps": 4,
         "out": out,
     }

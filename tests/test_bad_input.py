@@ -167,7 +167,7 @@ CASES = {
     ),
     "yaml list": Case("run listed.yaml", "listed.yaml: stages", "is a list", "sft: {steps: 500}"),
     "yaml type": Case(
-        "run kind.yaml", "kind.yaml: stages.sft.steps", "'many'", "expected a whole number"
+        "run kind.yaml", "kind.yaml: stages.sft.steps", "'many'", "expected auto or a whole number"
     ),
     "yaml form": Case("run open.yaml", "open.yaml:2", "not valid YAML", "expected"),
     "yaml bytes": Case("run bytes.yaml", "bytes.yaml", "is not", "UTF-8 text"),
@@ -313,7 +313,10 @@ CASES = {
     "bytes in prompt": Case("generate m a\udcffb", "prompt", "is not UTF-8 text", "convert it"),
     "empty prompt": Case("generate m --prompt=\u2003", "prompt", "is empty", "write something"),
     "long rows": Case(
-        "sft m chats.jsonl --out o --steps 1", "sequence_length", f"holds {CONTEXT}", "or fewer"
+        "sft m chats.jsonl --out o --sequence-length 256",
+        "sequence_length",
+        f"holds {CONTEXT}",
+        "or fewer",
     ),
     "long name": Case("generate " + "x" * 999 + " hi", "x" * 999, "file name too long", ""),
     "long name of data": Case("sft m " + "x" * 999, "x" * 999, "file name too long", ""),

@@ -75,7 +75,7 @@ def test_a_verb_s_help_names_its_fields(verb: str, capsys: pytest.CaptureFixture
     assert bool(example) == (VERBS[verb].sets and verb != "run")
     if verb == "sft":
         assert (
-            "--learning-rate FLOAT" in out
+            "--learning-rate {auto}|FLOAT" in out
             and "Peak rate of AdamW." in out
             and "--set KEY=VALUE" in out
         )
@@ -91,7 +91,7 @@ def test_a_verb_s_help_names_its_fields(verb: str, capsys: pytest.CaptureFixture
         (["sft", "-s", "3"], "sft: unknown flag '-s'"),
         (["sft", "--steps"], "--steps: needs a value"),
         (["sft", "--steps", "--seed", "1"], "--steps: needs a value"),
-        (["sft", "--steps", "many"], "--steps: expected a whole number, got 'many'"),
+        (["sft", "--steps", "many"], "--steps: expected auto or a whole number, got 'many'"),
         (["sft", "--steps", "0"], "--steps: 0 is too small (give 1 or more)"),
         (["sft", "--packing=maybe"], "--packing: expected true or false, got 'maybe'"),
         (["sft", "--set", "stepz=3"], "unknown key 'stepz' (did you mean 'steps'?)"),

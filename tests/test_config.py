@@ -203,7 +203,7 @@ def test_sets_and_shared_settings() -> None:
         (
             "tiny",
             ["sft.steps=abc"],
-            "tiny.yaml: stages.sft.steps: expected a whole number, got 'abc'",
+            "tiny.yaml: stages.sft.steps: expected auto or a whole number, got 'abc'",
         ),
         (
             "tiny",

@@ -73,14 +73,24 @@ def test_a_start_that_has_changed_is_not_gone_back_to(files: Path, tmp_path: Pat
 def test_what_is_measured_counts_where_a_measurement_decides(
     files: Path, tmp_path: Path, decides: dict[str, Any]
 ) -> None:
-    """A save measures, too: where measurements end the stage or pick its weights, saves are a part
-    of its settings.
+    """Where measurements end the stage or pick its weights, what they read is a part of its
+    settings; a save measures nothing.
     """
-    for field in ("save_every", "eval_batches"):
-        one, other = (of(files, "dpo", tmp_path, **decides, **{field: value}) for value in (2, 3))
-        said = f"has a checkpoint, with {field} 2, not 3"
-        assert refused(one, other, tmp_path, "dpo") == said
-        older = {name: value for name, value in one.items() if name != field}
-        assert not refused(older, other, tmp_path, "dpo")
-        plain = [of(files, "dpo", tmp_path, **{field: value}) for value in (2, 3)]
-        assert plain[0] == plain[1]
+    decides = {**decides, "eval_every": 1}
+    one, other = (of(files, "dpo", tmp_path, **decides, eval_batches=n) for n in (2, 3))
+    assert refused(one, other, tmp_path, "dpo") == "has a checkpoint, with eval_batches 2, not 3"
+    older = {name: value for name, value in one.items() if name != "eval_batches"}
+    assert not refused(older, other, tmp_path, "dpo")
+    assert of(files, "dpo", tmp_path, eval_batches=2) == of(files, "dpo", tmp_path, eval_batches=3)
+    saved = [of(files, "dpo", tmp_path, **decides, save_every=n) for n in (2, 3)]
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(
+    "machine", [{"checkpointing": True}, {"micro_batch": 2}, {"save_every": 7}]
+)
+def test_what_is_the_machines_is_in_no_fingerprint(
+    files: Path, tmp_path: Path, machine: dict[str, Any]
+) -> None:
+    plain = of(files, "dpo", tmp_path)
+    assert of(files, "dpo", tmp_path, **machine) == plain and not set(machine) & set(plain)

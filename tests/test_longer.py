@@ -5,6 +5,7 @@ finished stage.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def test_which_rates_would_have_been_the_same() -> None:
     """By the rates themselves: constant always, wsd until its decay, every schedule in its warm-up."""
 
     def cfg(schedule: Any) -> PretrainConfig:
-        return PretrainConfig(steps=80, warmup_steps=4, schedule=schedule, decay_fraction=0.25)
+        return PretrainConfig(
+            steps=80, warmup_steps=4, learning_rate=1e-3, schedule=schedule, decay_fraction=0.25
+        )
 
     assert same_so_far(cfg("constant"), 40, 40) and same_so_far(cfg("constant"), 400, 40)
     assert same_so_far(cfg("wsd"), 40, 32) and not same_so_far(cfg("wsd"), 40, 40)
-    shorter = PretrainConfig(steps=40, warmup_steps=4, schedule="wsd", decay_fraction=0.25)
+    shorter = replace(cfg("wsd"), steps=40)
     assert learning_rate(31, cfg("wsd")) == learning_rate(31, shorter)
     for schedule in ("cosine", "linear"):
         assert same_so_far(cfg(schedule), 40, 4) and not same_so_far(cfg(schedule), 40, 6)
@@ -154,9 +157,9 @@ def test_what_cannot_go_on_is_refused(files: Path, tmp_path: Path) -> None:
     assert "its state is adamw's" in refused(optimizer="muon")
     assert "no optimizer state to go on from" in refused(adapter="lora")
     assert "whose optimizer is to go on (leave it out)" in refused(model=str(files / "policy"))
-    with pytest.raises(UserError, match="is complete, with steps 2, not 5") as error:
-        sft(files, tmp_path / "r", steps=5, warmup_steps=0, resume=True)
-    assert "--continue-from" in error.value.hint
+    with pytest.raises(UserError, match="is complete, with steps 2, not 1") as error:
+        sft(files, tmp_path / "r", steps=1, warmup_steps=0, resume=True)
+    assert f"ondevice sft --continue {tmp_path / 'r' / 'sft'}" in error.value.hint
     shutil.rmtree(tmp_path / "r" / "sft" / "checkpoints" / "step-00000002")
     assert "the checkpoint of its result cannot be read" in refused()
     (tmp_path / "r" / "sft" / "done.json").unlink()
@@ -180,3 +183,25 @@ def test_what_the_schedule_does_not_allow_is_refused_with_the_reason(
     with pytest.raises(UserError, match="6 steps are done already"):
         sft(files, tmp_path / "r", steps=5, schedule="cosine", save_every=4, resume=True)
     sft(files, tmp_path / "r", steps=6, schedule="cosine", save_every=4, resume=True)
+    with pytest.raises(
+        UserError, match="is complete, with steps 6, not 12, and its cosine schedule has ended"
+    ) as error:
+        sft(files, tmp_path / "r", steps=12, schedule="cosine", save_every=4, resume=True)
+    assert "--continue" in error.value.hint
+
+
+def test_a_finished_stage_of_a_constant_rate_goes_on_for_longer(
+    files: Path, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"schedule": "constant", "save_every": 4}
+    sft(files, tmp_path / "whole", steps=9, **fields)
+    sft(files, tmp_path / "longer", steps=6, **fields)
+    with pytest.raises(UserError, match="is complete, with seed 0, not 1"):
+        sft(files, tmp_path / "longer", steps=9, seed=1, resume=True, **fields)
+    sft(files, tmp_path / "longer", steps=9, resume=True, **fields)
+    assert curve(tmp_path / "longer") == curve(tmp_path / "whole")
+    one, other = (
+        load_file(tmp_path / name / "sft" / "model" / "model.safetensors")
+        for name in ("longer", "whole")
+    )
+    assert all(np.array_equal(one[name], other[name]) for name in other)

@@ -19,6 +19,7 @@ import pytest
 import models
 from data_samples import small_tokenizer
 from ondevice.common.errors import Interrupted
+from ondevice.common.files import sha256
 from ondevice.config.stages import PretrainConfig
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
@@ -121,6 +122,7 @@ class Stage:
                 "steps": 8,
                 "schedule": "constant",
                 "learning_rate": 1e-2,
+                "warmup_steps": 0,
                 "eval_every": 1,
                 "save_every": 0,
                 **settings,
@@ -281,11 +283,29 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(stage: Stage) -> None:
 
 
 def test_measured_saved_and_kept_when_it_was_asked_for(stage: Stage) -> None:
-    stage.fit(Scripted([9, 8, 7, 6, 5, 4]), steps=10, eval_every=4, save_every=3, keep=3)
-    # every saved step is measured, so that the best one can be known
-    assert [e["step"] for e in stage.events("eval")] == [3, 4, 6, 8, 9, 10]
+    """A save measures nothing: how often it is saved is the machine's to decide."""
+    stage.fit(Scripted([9, 8, 7]), steps=10, eval_every=4, save_every=3, keep=3)
+    assert [e["step"] for e in stage.events("eval")] == [4, 8, 10]
     assert [e["step"] for e in stage.events("checkpoint")] == [3, 6, 9, 10]
     assert stage.kept() == [6, 9, 10]
+    record = checkpoint.load(checkpoint.path_at(stage.folder.checkpoints, 9)).record
+    assert record["measured"] is None and record["sound"] and record["best_saved_step"] is None
+
+
+def test_saves_of_a_stage_that_an_earlier_version_began_go_on_measuring(stage: Stage) -> None:
+    """Otherwise its patience would end it at another step."""
+    stage.fit(Scripted([9, 8]), steps=4, eval_every=4, save_every=2, patience=5)
+    for path in checkpoint.steps(stage.folder.checkpoints):
+        file = path / "trainer.json"
+        record = json.loads(file.read_text())
+        assert record.pop("saves_measure") is False
+        file.write_text(json.dumps(record))
+        manifest = path / "MANIFEST.json"
+        listed = json.loads(manifest.read_text())
+        listed["files"]["trainer.json"] = {"size": file.stat().st_size, "sha256": sha256(file)}
+        manifest.write_text(json.dumps(listed))
+    stage.fit(Scripted([8, 7, 6]), steps=10, eval_every=4, save_every=2, patience=5, resume=True)
+    assert [e["step"] for e in stage.events("eval")] == [4, 6, 8, 10]
 
 
 def test_a_source_is_asked_for_each_step_once_and_never_past_the_end(stage: Stage) -> None:

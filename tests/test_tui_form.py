@@ -300,7 +300,7 @@ def test_the_form_checks_says_the_command_and_starts(
         await pilot.press("ctrl+g")
         assert not started
         fields["learning_rate"].put("many")
-        await until_shown(pilot, "expected a number")
+        await until_shown(pilot, "expected auto or a number")
         fields["learning_rate"].put("2e-3")
         fields["steps"].put("7")
         fields["isolate_documents"].put(True)

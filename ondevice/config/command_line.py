@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ondevice.common.errors import UserError, nearest
+from ondevice.config.auto import AUTO
 from ondevice.config.verbs import Verb, usage
 
 
@@ -37,6 +38,8 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
     kinds: dict[str, Any] = typing.get_type_hints(cls) if cls else {}
     line = Line()
     words = list(verb.positional)
+    if "model" in words and _continues(argv):
+        words.remove("model")  # it is that of the finished stage
     rest = list(argv)
     while rest:
         token = rest.pop(0)
@@ -54,6 +57,21 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
     return line
 
 
+CONTINUE = "continue"
+"""How a command line says `continue_from`: a word that Python keeps to itself."""
+
+
+def _continues(argv: Sequence[str]) -> bool:
+    """Whether a command line goes on from a finished stage."""
+    for token in argv:
+        if token == "--":
+            break
+        name = token.partition("=")[0].replace("-", "_")
+        if name in (f"__{CONTINUE}", "__continue_from"):
+            return True
+    return False
+
+
 def _refuse_gone(cls: type | None, token: str) -> None:
     """Raises UserError for the flag of an earlier version, naming what took its place."""
     gone: Mapping[str, str] = getattr(cls, "gone", {})
@@ -63,13 +81,15 @@ def _refuse_gone(cls: type | None, token: str) -> None:
         raise UserError("is gone", where=name, hint=gone[key])
 
 
-def make_config(verb: Verb, cls: type, line: Line) -> Any:
-    """The verb's config: defaults (or a recipe's, with --recipe), flags over them, --set over
-    these.
+def make_config(
+    verb: Verb, cls: type, line: Line, continued: Mapping[str, Any] | None = None
+) -> Any:
+    """The verb's config: defaults (or a recipe's, with --recipe, or those of the finished stage that
+    it goes on from, `continued`), flags over them, --set over these.
     """
     from ondevice.config.load import apply_set, from_mapping, to_mapping
 
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(continued or {})
     given = dict(line.values)
     if verb.name != "run":  # there the changes are the recipe's
         for assignment in line.sets:
@@ -106,7 +126,7 @@ def _take_flag(
     name, equals, text = token.partition("=")
     key = name.lstrip("-").replace("-", "_")
     given = text if equals else None
-    switched_off = key.startswith("no_") and kinds.get(key[3:]) is bool
+    switched_off = key.startswith("no_") and _is_switch(kinds.get(key[3:]))
     if not name.startswith("--"):
         key = ""  # no short flags, and no field has an empty name
     if key == "json" and verb.json:
@@ -115,10 +135,12 @@ def _take_flag(
         line.sets.append(_value(name, given, rest))
     elif key == "recipe" and verb.recipe:
         line.recipe = _value(name, given, rest)
+    elif key == CONTINUE and "continue_from" in kinds:
+        line.values["continue_from"] = _value(name, given, rest)
     elif switched_off and given is None:
         line.values[key[3:]] = False
-    elif kinds.get(key) is bool:
-        line.values[key] = _truth(name, given, rest)
+    elif _is_switch(kinds.get(key)):
+        line.values[key] = _truth(name, given, rest, kinds[key] is not bool)
     elif key in kinds:
         value = _value(name, given, rest)
         if typing.get_origin(kinds[key]) is tuple:
@@ -132,16 +154,27 @@ def _take_flag(
         )
 
 
-def _truth(name: str, given: str | None, rest: list[str]) -> bool:
-    """Of a flag that is on or off: on, unless a word says true or false. Raises UserError for any
-    other value that is joined to it."""
-    if given is None and rest and rest[0].lower() in ("true", "false"):
+def _is_switch(kind: Any) -> bool:
+    """Whether a flag of this type is on or off, or either or auto."""
+    return kind is bool or bool in typing.get_args(kind)
+
+
+def _truth(name: str, given: str | None, rest: list[str], automatic: bool) -> bool | str:
+    """Of a flag that is on or off: on, unless a word says true or false, or auto where it may be
+    left to the rules. Raises UserError for any other value that is joined to it."""
+    words = ("true", "false", AUTO) if automatic else ("true", "false")
+    if given is None and rest and rest[0].lower() in words:
         given = rest.pop(0)
     if given is None:
         return True
-    if given.lower() not in ("true", "false"):
-        raise UserError(f"expected true or false, got {given!r}", where=name)
-    return given.lower() == "true"
+    word = given.lower()
+    if word not in words:
+        raise UserError(
+            f"expected {', '.join(words[:-1])} or {words[-1]}, got {given!r}", where=name
+        )
+    if word == AUTO:
+        return AUTO
+    return word == "true"
 
 
 def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
@@ -158,7 +191,7 @@ def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
         if key and (key == initials or name.startswith(key) or key in words):
             return f"did you mean {_flag(name)!r}?"
     for name, kind in kinds.items():
-        if kind is bool:
+        if _is_switch(kind):
             known.append(f"no_{name}")
     hint = nearest(_flag(key), map(_flag, known))
     if hint.startswith("did"):

@@ -5,6 +5,9 @@ on to the same bits. Standard library only.
 of a step, and `micro_batch` how many of them are computed at once. In GRPO and PPO, where a step is
 a rollout, `batch_size` was the micro-batch, and `rollout_batch`, in `sample` `batch_size`, how many
 completions are written at once.
+
+A save measured, too: who measured at saves alone and let a measurement decide is asked for
+`eval_every` now.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 _ROWS_OF_A_STEP = 16  # what `batch_size` was where a training stage did not say
 _EVAL_BATCHES = 20
+_SAVE_EVERY = 200
 _CHATS = 4  # completions of a micro-batch to one chat beside them in PPO, and the fewest chats
 
 
@@ -28,7 +32,16 @@ def upgraded(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         _rename(now, "batch_size", "decode_batch")
     elif "accumulate" in now:
         _upgrade_steps(now)
+    _upgrade_measuring(now)
     return now
+
+
+def _upgrade_measuring(now: dict[str, Any]) -> None:
+    """The measurements of saves, where they decided."""
+    saves = _whole(now.get("save_every", _SAVE_EVERY))
+    decides = _whole(now.get("patience")) is not None or now.get("take_best") is True
+    if decides and saves is not None and str(now.get("eval_every")) == "0":
+        now["eval_every"] = saves
 
 
 def _upgrade_steps(now: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import AutoInt, auto
 from ondevice.config.effects import only
 from ondevice.config.stages import TrainingConfig
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
@@ -74,8 +75,9 @@ class SFTConfig(TuningConfig):
     """
     validation: str = ""
     """Held-out chats; empty: the last part of the data (builtin has its own)."""
-    sequence_length: int = 256
-    """Tokens of a row; longer chats are cut at the end and counted."""
+    sequence_length: AutoInt = auto()
+    """Tokens of a row; longer chats are cut at the end and counted. auto: what 99 % of the chats
+    need, up to the model's context."""
     packing: bool = True
     """Several chats a row, attention kept inside each."""
     loss_on: Literal["assistant", "all"] = "assistant"
@@ -130,8 +132,9 @@ class ClassifyConfig(TrainingConfig):
     """
     label: str = "label"
     """Column of the class."""
-    sequence_length: int = 128
-    """Longest text in tokens; longer ones are cut at the end and counted."""
+    sequence_length: AutoInt = auto()
+    """Longest text in tokens; longer ones are cut at the end and counted. auto: what 99 % of the
+    texts need, up to the model's context."""
 
     gives = "classifier"
     without_effect = {"sample_every": "a classifier writes no answers"}

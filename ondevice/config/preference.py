@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import AUTO, AutoFloat, AutoInt, auto, is_auto
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
 from ondevice.config.finetuning import TuningConfig
 from ondevice.config.rows import RowsConfig
-from ondevice.config.stages import RowsAtOnce, StageConfig
+from ondevice.config.stages import STEPS, RowsAtOnce, StageConfig
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
@@ -127,10 +128,12 @@ class PairsConfig(TuningConfig):
     """About which part of the prompts is held out where no validation is given: each prompt's text
     decides.
     """
-    sequence_length: int = 256
-    """Longest prompt and response together; longer pairs are left out and counted."""
-    batch_size: int = 16
-    """Pairs that one optimizer step learns from."""
+    sequence_length: AutoInt = auto()
+    """Longest prompt and response together; longer pairs are left out and counted. auto: what 99 %
+    of the pairs need, up to the model's context."""
+    batch_size: AutoInt = auto()
+    """Pairs that one optimizer step learns from. auto: 16, and fewer of few pairs, so that there
+    are about 100 steps."""
 
     def check(self) -> None:
         super().check()
@@ -267,14 +270,20 @@ class PPOConfig(RolloutConfig):
     """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows:
     a.jsonl:2,b.jsonl:1.
     """
-    steps: int = 20
-    """Rollouts."""
+    steps: AutoInt = only(AUTO, *STEPS)
+    """Rollouts. auto: as many as prompt_epochs needs; 20 on the built-in corpus, which has no
+    end."""
+    prompt_epochs: AutoFloat = only(
+        AUTO, lambda cfg: is_auto(cfg, "steps"), "steps says it", "give one of the two"
+    )
+    """Times that the prompts are gone through, in place of steps. auto: once."""
     epochs: int = 4
     """Times that a rollout is learned from."""
     minibatches: int = 1
     """Parts into which each of these goes through the optimizer."""
-    learning_rate: float = 3e-5
-    """Peak rate of AdamW, policy and value model."""
+    learning_rate: AutoFloat = auto()
+    """Peak rate of AdamW, policy and value model. auto: what is published for PPO and the model's
+    size, ten times that for an adapter."""
     kl_coef: float = 0.05
     """Price of moving away from the reference: taken from the reward of each token."""
     target_kl: float = only(
@@ -312,6 +321,8 @@ class PPOConfig(RolloutConfig):
     """The stage stops with a diagnosis where the distance to the reference (nats a completion)
     passes this.
     """
+
+    epochs_field = "prompt_epochs"
 
     def check(self) -> None:
         super().check()
@@ -354,14 +365,16 @@ class GRPOConfig(RolloutConfig):
     (reasoning-gym), or several with their shares: a.jsonl:2,gym:NAME:1."""
     validation: str = ""
     """Held-out problems; empty: a part of the data (builtin and gym have their own)."""
-    steps: int = 60
-    """Rollouts."""
+    steps: AutoInt = only(AUTO, *STEPS)
+    """Rollouts. auto: as many as epochs needs; 60 on the built-in corpus and gyms, which have no
+    end."""
     prompts: int = 16
     """Prompts of one rollout."""
     group_size: int = 8
     """Completions of each prompt."""
-    learning_rate: float = 1e-5
-    """Peak rate of AdamW."""
+    learning_rate: AutoFloat = auto()
+    """Peak rate of AdamW. auto: what is published for GRPO and the model's size, ten times that
+    for an adapter."""
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo"] = "dapo"
     """What divides what: tokens of the whole rollout (dapo), each completion by its length (grpo),
     tokens of a partition (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a

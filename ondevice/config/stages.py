@@ -8,10 +8,12 @@ field.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import AUTO, AutoBool, AutoFloat, AutoInt, auto, is_auto
 from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
 from ondevice.config.rows import RowsConfig
@@ -57,25 +59,28 @@ class StageConfig:
         refuse_idle(self)
 
     def _at_least(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
+        for name, value in self._given(*names):
             if value < low:
                 raise UserError(f"{value} is too small", where=name, hint=f"give {low} or more")
 
+    def _given(self, *names: str) -> Iterator[tuple[str, Any]]:
+        """Those of these settings that are not left at auto, with their values."""
+        for name in names:
+            if not is_auto(self, name):
+                yield name, getattr(self, name)
+
     def _check_rows_at_once(self, name: str) -> None:
-        value = getattr(self, name)
-        if value != "auto" and value < 1:
-            raise UserError(f"{value} is too small", where=name, hint="give auto, or 1 or more")
+        for _, value in self._given(name):
+            if value < 1:
+                raise UserError(f"{value} is too small", where=name, hint="give auto, or 1 or more")
 
     def _above(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
+        for name, value in self._given(*names):
             if not value > low:
                 raise UserError(f"{value} is too small", where=name, hint=f"give more than {low}")
 
     def _between(self, low: float, high: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
+        for name, value in self._given(*names):
             if not low <= value <= high:
                 raise UserError(
                     f"{value} is out of range", where=name, hint=f"give {low} to {high}"
@@ -83,23 +88,44 @@ class StageConfig:
 
 
 def _measured_often(cfg: Any) -> bool:
-    """Whether there are measurements before the end: at each save, too."""
-    return bool(cfg.eval_every or cfg.save_every)
+    """Whether there are measurements before the end."""
+    return bool(cfg.eval_every)
+
+
+def _ends_in_time(cfg: Any) -> bool:
+    """Whether the warm-up ends within the steps, as far as both are known."""
+    if is_auto(cfg, "warmup_steps") or is_auto(cfg, "steps"):
+        return True
+    return bool(cfg.warmup_steps <= cfg.steps)
+
+
+STEPS: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: is_auto(cfg, cfg.epochs_field),
+    "how often the data is gone through says how many steps there are",
+    "give one of the two",
+)
+"""When `steps` has an effect, for `only`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RowsConfig, StageConfig):
     """What every stage that trains has: the optimizer, the schedule and the loop."""
 
-    steps: int = 1000
-    """Optimizer steps."""
+    steps: AutoInt = only(AUTO, *STEPS)
+    """Optimizer steps. auto: as many as epochs needs; 1,000 on the built-in corpus, which has no
+    end."""
+    epochs: AutoFloat = only(
+        AUTO, lambda cfg: is_auto(cfg, "steps"), "steps says it", "give one of the two"
+    )
+    """Times that the data is gone through, in place of steps. auto: once."""
     continue_from: str = ""
-    """A finished stage of the same kind, or its run: its weights and its optimizer's state go on
-    here for further steps, with a schedule of their own."""
+    """A finished stage of the same kind, or its run (also --continue): its weights and its
+    optimizer's state go on here for further steps, with a schedule of their own."""
     limit: int = 0
     """Rows read of each source of the data at most, the first ones; 0: all."""
-    batch_size: int = 16
-    """Rows that one optimizer step learns from."""
+    batch_size: AutoInt = auto()
+    """Rows that one optimizer step learns from. auto: 16, and fewer of few rows, so that there are
+    about 100 steps; of running text more short ones."""
     micro_batch: RowsAtOnce = "auto"
     """Rows whose gradient is computed at once; those of one step are added up. Fewer take less
     memory, and the result is the same within rounding. auto: as many as suit the machine. Halved
@@ -109,15 +135,16 @@ class TrainingConfig(RowsConfig, StageConfig):
     """adamw8bit: AdamW whose moments take one byte a number, so that training all weights takes
     10 to 11 bytes a parameter in place of 16 to 19. muon: Muon for the blocks' matrices, AdamW for
     everything else."""
-    learning_rate: float = 3e-4
-    """Peak rate of AdamW."""
-    muon_learning_rate: float = only(
-        0.02,
+    learning_rate: AutoFloat = auto()
+    """Peak rate of AdamW. auto: what is published for the stage and the model's size, ten times
+    that for an adapter."""
+    muon_learning_rate: AutoFloat = only(
+        AUTO,
         lambda cfg: cfg.optimizer == "muon",
         "the optimizer is not muon",
         "give --optimizer muon too",
     )
-    """Peak rate of Muon."""
+    """Peak rate of Muon. auto: 0.02 for random weights, for others less as learning_rate is less."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95
@@ -130,13 +157,14 @@ class TrainingConfig(RowsConfig, StageConfig):
     """Largest global norm of the gradient; 0 turns clipping off."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the rate falls after the warm-up; wsd: constant, then linear over the last part."""
-    warmup_steps: int = only(
-        0,
-        lambda cfg: cfg.warmup_steps <= cfg.steps,
+    warmup_steps: AutoInt = only(
+        AUTO,
+        _ends_in_time,
         "so long a warm-up never ends in this run",
         "give no more than --steps",
     )
-    """Steps over which the rate rises from 0."""
+    """Steps over which the rate rises from 0. auto: 3 % of the steps of pretrain and sft, 10 % of
+    those of the other stages."""
     decay_fraction: float = only(
         0.2, lambda cfg: cfg.schedule == "wsd", "the schedule is not wsd", "give --schedule wsd too"
     )
@@ -150,20 +178,22 @@ class TrainingConfig(RowsConfig, StageConfig):
         "give --schedule cosine, linear or wsd too",
     )
     """The rate at the end, as a part of the peak."""
-    checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, a third more time."""
+    checkpointing: AutoBool = auto()
+    """Recompute each block in the backward pass: less memory, a third more time. auto: where one
+    row would not fit this machine's memory without."""
     compile: Literal["auto", "always", "never"] = "auto"
     """auto: compile the step on MLX and CUDA; always: on torch's CPU too, which needs a C++
     compiler.
     """
-    eval_every: int = 100
-    """Steps between measurements on held-out data; 0: only at the end."""
+    eval_every: AutoInt = auto()
+    """Steps between measurements on held-out data; 0: only at the end. auto: ten measurements."""
     eval_batches: int = 20
     """Batches of held-out data a measurement reads at most."""
     sample_every: int = 0
     """Steps between answers to the fixed prompts; 0: only at the end."""
-    save_every: int = 200
-    """Steps between checkpoints; 0: only at the end and at a stop."""
+    save_every: AutoInt = auto()
+    """Steps between checkpoints; 0: only at the end and at a stop. auto: at every second
+    measurement. A save measures nothing."""
     keep: int = 2
     """Newest checkpoints kept, beside the best one."""
     push_every: int = 0
@@ -183,12 +213,14 @@ class TrainingConfig(RowsConfig, StageConfig):
     )
     """The stage's result is the best checkpoint on held-out data, not the last."""
 
+    epochs_field = "epochs"  # the setting that says how often the data is gone through
     gone = {"accumulate": "give --batch-size, rows per step, and --micro-batch, rows at once"}
 
     def check(self) -> None:
         super().check()
         self.check_rows()
         self._at_least(1, "steps", "batch_size", "eval_batches")
+        self._above(0, self.epochs_field)
         self._check_rows_at_once("micro_batch")
         self._at_least(2, "keep")
         self._at_least(
@@ -313,8 +345,9 @@ class PretrainConfig(TrainingConfig):
     """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not
     learned as text.
     """
-    sequence_length: int = 128
-    """Tokens of a row."""
+    sequence_length: AutoInt = auto()
+    """Tokens of a row. auto: what 99 % of the documents need, up to 1,024 and to the model's
+    context."""
     isolate_documents: bool = False
     """Keep attention inside each document of a row (an encoder always does)."""
     objective: Literal["auto", "causal", "masked", "spans", "infilling"] = "auto"

@@ -296,6 +296,21 @@ def fitted_length(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, b
     return int(learned[-1]) + 2, cut
 
 
+def learned_lengths(chats: ChatRows, loss_on: Literal["assistant", "all"]) -> NDArray[np.int64]:
+    """(N,) places of a row that each chat takes where none is cut, of those with something to
+    learn.
+    """
+    lengths = array("q")
+    for start, end in zip(map(int, chats.starts), map(int, chats.ends), strict=True):
+        if loss_on == "all":
+            needed = end - start
+        else:
+            needed, _ = fitted_length(chats.mask[start:end], end - start)
+        if needed > 1:
+            lengths.append(needed - 1)
+    return np.array(lengths, np.int64)
+
+
 def tokenize_corpus(
     texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, key: str | None = None
 ) -> NDArray[Any]:

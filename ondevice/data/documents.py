@@ -81,6 +81,16 @@ class Documents:
         return Joined(pieces, self.tokens.dtype)
 
 
+def document_lengths(tokens: Any, eos: int) -> NDArray[np.int64]:
+    """(D,) tokens of each document of a stream, or of several joined as one, in which each ends with
+    `eos`.
+    """
+    if not isinstance(tokens, Joined):
+        return np.diff(_ends(np.asarray(tokens), eos), prepend=0)
+    lengths = [document_lengths(part, eos) for part in tokens.parts]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
+
+
 def _key(tokens: NDArray[Any]) -> int:
     return int.from_bytes(hashlib.blake2b(tokens.data, digest_size=8).digest(), "little")
 

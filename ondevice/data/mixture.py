@@ -72,6 +72,14 @@ def sources(data: str) -> tuple[DataSource, ...]:
     )
 
 
+def is_generated(data: str) -> bool:
+    """Whether all of it is made by the program: the built-in corpus, or a gym's problems. Raises
+    UserError as `sources`.
+    """
+    names = [source.data.partition(":")[0] for source in sources(data)]
+    return all(name in ("builtin", "gym") for name in names)
+
+
 def _weighted(plain: str) -> tuple[DataSource, ...]:
     """The sources, where each has a weight; nothing otherwise. Raises UserError for a number that
     cannot be one."""

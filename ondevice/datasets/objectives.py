@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.config.finetuning import SFTConfig
+from ondevice.config.auto import is_auto
+from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import ChatSource, TextSource
 from ondevice.data.chat_encoding import ChatRow
@@ -85,9 +86,32 @@ SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {
 }
 
 
+def check_rows_of(cfg: SFTConfig, model: Model) -> None:
+    """Raises UserError for settings that the architecture cannot keep, and for rows that are longer
+    than its context.
+    """
+    if model.network.decoder_start_token_id is not None:
+        for name, usual in (("loss_on", "assistant"), ("replay", "")):
+            if getattr(cfg, name) != usual:
+                raise UserError(
+                    "an encoder-decoder learns answers alone", where=name, hint="leave it out"
+                )
+    check_length(cfg, model, model.cfg.max_position_embeddings)
+
+
+def check_length(cfg: SFTConfig | ClassifyConfig | PretrainConfig, model: Model, room: int) -> None:
+    """Raises UserError where a row that a person asks for is longer than `room`."""
+    if not is_auto(cfg, "sequence_length") and cfg.sequence_length > room:
+        raise UserError(
+            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+            where="sequence_length",
+            hint=f"give {room} or fewer",
+        )
+
+
 def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
     """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is
-    read beside them. Raises UserError for settings that only the first can keep."""
+    read beside them."""
     common: dict[str, Any] = {
         "sequence_length": cfg.sequence_length,
         "batch_size": cfg.batch_size,
@@ -101,11 +125,6 @@ def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
             packing=cfg.packing and supports_packing(model.cfg),
             loss_on=cfg.loss_on,
         )
-    for name, usual in (("loss_on", "assistant"), ("replay", "")):
-        if getattr(cfg, name) != usual:
-            raise UserError(
-                "an encoder-decoder learns answers alone", where=name, hint="leave it out"
-            )
 
     def source(chats: Iterable[ChatRow]) -> CompletionSource:
         answers, skipped = counted_answers(ChatRows.of(chats))

@@ -71,9 +71,15 @@ class PairData:
     good: int = 0
 
 
-def pairs(cfg: PairsConfig, model: Model, ctx: DataContext) -> PairData:
-    """Raises UserError for missing, empty or unreadable data, or where no pair is left on either
-    side.
+def pairs(
+    cfg: PairsConfig,
+    model: Model,
+    ctx: DataContext,
+    longest: Callable[[NDArray[np.int64], str], int],
+) -> PairData:
+    """Pairs that are longer than the model's context or than `longest` says, by the lengths of those
+    to learn from and what they are called, are left out. Raises UserError for missing, empty or
+    unreadable data, or where no pair is left on either side.
     """
     require_chat_template(model)
     wanted = DataSpec.of(cfg, str(ctx.folder.parent / FILE))
@@ -92,8 +98,12 @@ def pairs(cfg: PairsConfig, model: Model, ctx: DataContext) -> PairData:
             reuse_cached(place, wanted, ctx),
             lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share),
         )
-        limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
-        fits = stored.places(model.network.decoder_start_token_id) <= limit
+        places = stored.places(model.network.decoder_start_token_id)
+        lengths = places[_epoch(stored, ~stored.held, wanted)]
+        if not len(lengths):
+            raise _too_few(stored, 0, int(stored.held.sum()), wanted)
+        limit = min(longest(lengths, _kind_of(stored)), model.cfg.max_position_embeddings)
+        fits = places <= limit
         if not fits.all():
             ctx.warn(
                 f"{(~fits).sum()} of {len(stored)} {_kind_of(stored)} are longer than {limit} tokens and "
@@ -244,18 +254,12 @@ def _parted(stored: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> P
     """What is learned of the pairs that fit, by the sources' weights, and what is held out. Raises
     UserError where one of the two, or a source, is left without."""
     what = _kind_of(stored)
-    numbers = []
-    for source in range(len(wanted.weights)):
-        numbers.append(np.flatnonzero(fits & ~stored.held & (stored.source == source)))
+    numbers = _by_source(stored, fits & ~stored.held, wanted)
     parts = [Lazy(stored.__getitem__, part) for part in numbers]
     train = mixture(parts, wanted.weights, wanted.seed)
     heldout = Lazy(stored.__getitem__, np.flatnonzero(fits & stored.held))
     if not train or not heldout:
-        raise UserError(
-            f"{len(train)} {what} to learn from and {len(heldout)} held out are too few",
-            where=wanted.data,
-            hint=f"rate or give more {what}, or give --validation FILE",
-        )
+        raise _too_few(stored, len(train), len(heldout), wanted)
     for source_of, part in zip(sources(wanted.data), parts, strict=True):
         if not part:
             raise UserError(
@@ -263,8 +267,7 @@ def _parted(stored: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> P
                 where=source_of.data,
                 hint="leave it out of the mixture",
             )
-    order = epoch_order(list(map(len, numbers)), wanted.weights, wanted.seed)
-    learned = np.concatenate(numbers)[order]
+    learned = _epoch(stored, fits & ~stored.held, wanted)
     return PairData(
         train,
         heldout,
@@ -274,6 +277,32 @@ def _parted(stored: StoredPairs, fits: NDArray[np.bool_], wanted: DataSpec) -> P
         margins=int((stored.margin != 0).sum()),
         judged=_are_judged(stored),
         good=int((stored.label[learned] > 0).sum()),
+    )
+
+
+def _by_source(
+    stored: StoredPairs, which: NDArray[np.bool_], wanted: DataSpec
+) -> list[NDArray[np.int64]]:
+    """Of each source the numbers of those of its pairs of which `which` is true."""
+    numbers = []
+    for source in range(len(wanted.weights)):
+        numbers.append(np.flatnonzero(which & (stored.source == source)))
+    return numbers
+
+
+def _epoch(stored: StoredPairs, which: NDArray[np.bool_], wanted: DataSpec) -> NDArray[np.int64]:
+    """Numbers of the pairs of one epoch of those of which `which` is true."""
+    numbers = _by_source(stored, which, wanted)
+    order = epoch_order(list(map(len, numbers)), wanted.weights, wanted.seed)
+    return np.concatenate(numbers)[order]
+
+
+def _too_few(stored: StoredPairs, learned: int, heldout: int, wanted: DataSpec) -> UserError:
+    what = _kind_of(stored)
+    return UserError(
+        f"{learned} {what} to learn from and {heldout} held out are too few",
+        where=wanted.data,
+        hint=f"rate or give more {what}, or give --validation FILE",
     )
 
 

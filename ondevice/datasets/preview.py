@@ -15,13 +15,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from ondevice.common.errors import UserError
 from ondevice.common.sanitize import sanitize
 from ondevice.config.data import DataConfig
 from ondevice.config.effects import idle
-from ondevice.config.finetuning import ClassifyConfig, SFTConfig
-from ondevice.config.preference import RewardConfig
-from ondevice.config.stages import PretrainConfig
 from ondevice.data.chat_encoding import (
     add_template,
     with_template_kwargs,
@@ -43,6 +42,7 @@ from ondevice.models.model_folder import whole_folder
 from ondevice.models.network import objective
 from ondevice.models.registry import load_config
 from ondevice.runs.resolve import find_model
+from ondevice.training.defaults import MOST_TEXT, row_length
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
 BRACKETS = ("⟦", "⟧")
@@ -56,14 +56,6 @@ _MEANS = {
     "judged": "dpo --loss-type kto",
     "prompt": "grpo and ppo",
 }
-_STAGES: dict[str, Any] = {
-    "text": PretrainConfig,
-    "label": ClassifyConfig,
-    "chat": SFTConfig,
-    "preference": RewardConfig,
-    "judged": RewardConfig,
-    "prompt": SFTConfig,
-}  # whose usual sequence_length is taken
 _CUT = ("chat", "preference", "judged", "label")  # forms of which sequence_length cuts rows
 
 
@@ -87,9 +79,9 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if form in ("chat", "prompt"):
         rows.template = DataSpec("").for_template(model.tokenizer).template
     _check_effects(cfg, form, model)
-    length = cfg.sequence_length or _STAGES[form].sequence_length
     columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
     count = counter_of(form, columns)
+    length = cfg.sequence_length or _usual_length(cfg, form, model, rows, count)
     counts = Counts(
         most_examples=cfg.examples,
         spelt=Spelt(model.tokenizer),
@@ -124,6 +116,18 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if counts.spelt is not None:
         shown["spelt"] = counts.spelt.told(form == "text" and not cfg.separator)
     return shown
+
+
+def _usual_length(cfg: DataConfig, form: str, model: Model, rows: Rows, count: Count) -> int:
+    """The sequence_length that a stage takes by itself for these rows."""
+    context = model.cfg.max_position_embeddings
+    if form not in _CUT:
+        return min(context, MOST_TEXT)
+    whole = Counts(held=_held_out(cfg, model, context, count))
+    count(islice(rows, cfg.limit or None), model, context, whole)
+    if not whole.lengths:
+        return context
+    return row_length(np.array(whole.lengths), context)
 
 
 def _check_effects(cfg: DataConfig, form: str, model: Model) -> None:

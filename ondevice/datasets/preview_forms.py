@@ -8,6 +8,7 @@ became of them.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +65,8 @@ class Counts:
     separator: str = ""
     held: set[int] = field(default_factory=set)  # hashes of what is held out
     gathers: bool = False  # them
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    """Tokens of a stage's row that each row takes which is learned from."""
 
     def held_out(self, key: int, where: str) -> bool:
         """Whether what is called so is held out, and so not learned from; it is counted."""
@@ -78,9 +81,10 @@ class Counts:
         self.bad += bad
         self.skipped.setdefault(reason, [0, where])[0] += 1
 
-    def use(self, tokens: int, learned: int, cut: bool) -> None:
-        """Counts a row that is learned from."""
+    def use(self, tokens: int, learned: int, cut: bool, length: int = 0) -> None:
+        """Counts a row that is learned from, which takes `length` tokens of a stage's row."""
         self.used += 1
+        self.lengths.append(length or tokens)
         self.cut += cut
         self.tokens += tokens
         self.learned += learned
@@ -300,7 +304,7 @@ def _count_chats(
             reason = "nothing of an answer is within sequence_length" if cut else _NO_ANSWER
             counts.skip(reason, where, False)
             continue
-        counts.use(kept, int(row.mask[:kept].sum()), cut)
+        counts.use(kept, int(row.mask[:kept].sum()), cut, kept - 1)
         if counts.wants_example:
             # all of it where nothing is cut: what follows the last target is left out of the row,
             # but is worth a look
@@ -322,7 +326,8 @@ def _count_answers(
             counts.skip(f"{_NO_ANSWER}, or nothing before it", where, False)
         for answer in answers:
             row = fitted_row(answer, length, tokenizer)
-            counts.use(row.length, len(row.completion), row.length < answer.length)
+            longer = max(len(row.prompt), len(row.completion))
+            counts.use(row.length, len(row.completion), row.length < answer.length, longer)
             if counts.wants_example:
                 counts.examples.append({"where": where, "tokens": _side(row, tokenizer)})
 
@@ -339,7 +344,8 @@ def _pairs(rows: Records, model: Model, length: int, counts: Counts, judged: boo
         except BadRow as error:
             counts.skip(str(error), where)
             continue
-        if token_pair.places(model.network.decoder_start_token_id) > length:
+        places = token_pair.places(model.network.decoder_start_token_id)
+        if places > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
         sides = _sides(token_pair, judged)
@@ -348,7 +354,7 @@ def _pairs(rows: Records, model: Model, length: int, counts: Counts, judged: boo
         for side in sides.values():
             tokens += side.length
             learned += len(side.completion)
-        counts.use(tokens, learned, False)
+        counts.use(tokens, learned, False, places)
         if counts.wants_example:
             shown: dict[str, Any] = {"where": where}
             for name, side in sides.items():

@@ -22,6 +22,7 @@ from ondevice.planning.dimensions import Dimensions, dimensions
 from ondevice.planning.memory import Bytes, bytes_of_stage, checkpoint_bytes, disk_bytes
 from ondevice.planning.model_facts import ModelFacts
 from ondevice.planning.seconds import read_terms, step_seconds
+from ondevice.planning.settings import settings_of, with_settings
 from ondevice.planning.source_facts import DataFacts
 from ondevice.planning.stage_facts import (
     Surroundings,
@@ -78,6 +79,8 @@ class StagePlan:
     data: str = ""
     written: bool = False
     bytes: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Those that a rule may decide, with the numbers that they will have, about."""
 
     def mapping(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -93,6 +96,7 @@ def plan_stage(name: str, cfg: StageConfig, around: Surroundings) -> tuple[Stage
         return _nothing(name), around
     facts = prepared(cfg, start_model(cfg, around))
     found = data_of(cfg, facts, around)
+    cfg = with_settings(cfg, facts, found, around.machine)
     trained = trained_by(cfg, facts, around.machine.dtype, judge(cfg, around))
     planned = _Planned(name, cfg, around, facts, found, trained)
     plan = planned.sample() if isinstance(cfg, SampleConfig) else planned.training()
@@ -188,6 +192,7 @@ class _Planned:
             self.data.told(),
             bool(work.decodes) and self.facts.answer is None,
             used.mapping(),
+            settings_of(cfg),
         )
 
     def _bytes(self, work: Work, measured: Work) -> Bytes:
@@ -248,11 +253,10 @@ class _Planned:
 
 
 def measurements(cfg: TrainingConfig) -> int:
-    """How often a stage measures: before the first step, every so often, at each save, at the end."""
+    """How often a stage measures: before the first step, every so often, at the end."""
     points = {cfg.steps}
-    for every in (cfg.eval_every, cfg.save_every):
-        if every:
-            points |= set(range(every, cfg.steps + 1, every))
+    if cfg.eval_every:
+        points |= set(range(cfg.eval_every, cfg.steps + 1, cfg.eval_every))
     return 1 + len(points)
 
 

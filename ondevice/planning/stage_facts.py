@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import is_auto
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.preference import (
@@ -151,12 +152,16 @@ def data_of(cfg: StageConfig, facts: ModelFacts, around: Surroundings) -> DataFa
 def _pairs_to_come(cfg: PairsConfig, asked: DataFacts, facts: ModelFacts) -> DataFacts:
     """Of pairs that an earlier stage is to sample and rate: a prompt each, with answers as long as
     the model's are."""
-    length = max(1, round(facts.answer or cfg.sequence_length / 4))
+    most = 256  # where nothing is known
+    if not is_auto(cfg, "sequence_length"):
+        most = cfg.sequence_length
+    length = max(1, round(facts.answer or most / 4))
     pairs = []
     for n, prompt in enumerate(asked.examples):
         one, other = length + n % 5, max(1, length - n % 5)
         pairs.append(TokenPair(Row(prompt, [1] * one), Row(prompt, [1] * other)))
-    pairs = [pair for pair in pairs if pair.length <= cfg.sequence_length]
+    if not is_auto(cfg, "sequence_length"):
+        pairs = [pair for pair in pairs if pair.length <= most]
     count = asked.rows
     if count is None or not pairs:
         return UNKNOWN

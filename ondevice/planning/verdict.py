@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from ondevice.common.errors import UserError
 from ondevice.common.progress import size
+from ondevice.config.auto import AUTO
 from ondevice.config.finetuning import TuningConfig
-from ondevice.config.preference import PPOConfig, SampleConfig
+from ondevice.config.preference import PPOConfig, RolloutConfig, SampleConfig
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.planning.machine import Machine
 from ondevice.planning.plan import StagePlan, plan_stage
 from ondevice.planning.stage_facts import Surroundings
 
+_ROLLOUT_ROWS = 16  # from which on micro-batches are halved
 TIGHT = 0.8
 """Of the memory, from which on other programs may feel it."""
 
@@ -51,7 +53,7 @@ def verdict(
         return Verdict("yes")
     if plan.memory <= budget:
         return Verdict("tight", memory_told(plan, before.machine))
-    return Verdict("no", memory_told(plan, before.machine), _change(plan.stage, cfg, before))
+    return Verdict("no", memory_told(plan, before.machine), _change(plan.stage, cfg, plan, before))
 
 
 def memory_told(plan: StagePlan, machine: Machine) -> str:
@@ -81,21 +83,26 @@ def _keep_less(cfg: StageConfig) -> str:
     return "make room"
 
 
-def _change(name: str, cfg: StageConfig, before: Surroundings) -> str:
+def _change(name: str, cfg: StageConfig, plan: StagePlan, before: Surroundings) -> str:
     """The first change of the settings with which the stage fits, as flags; empty where none of
     them does."""
     budget = before.machine.budget
     assert budget is not None
+    if plan.settings:  # an adapter or fewer rows are to be compared at the same steps
+        changes: dict[str, Any] = dict(plan.settings)
+        if isinstance(cfg, TrainingConfig):
+            changes[cfg.epochs_field] = AUTO
+        cfg = replace(cfg, **changes)
     together: dict[str, Any] = {}
     for change in _changes(cfg):
         for attempt in (change, {**together, **change}):
             try:
                 changed = replace(cfg, **attempt)
                 changed.check()
-                plan, _ = plan_stage(name, changed, before)
+                other, _ = plan_stage(name, changed, before)
             except UserError:
                 continue  # a setting that does not go with the others
-            if plan.memory <= budget:
+            if other.memory <= budget:
                 return flags(attempt)
         together |= change
     return ""
@@ -108,7 +115,8 @@ def _changes(cfg: StageConfig) -> Iterator[dict[str, Any]]:
         return
     if not isinstance(cfg, TrainingConfig):
         return
-    rows = cfg.batch_size
+    # a rollout has rows of its own
+    rows = _ROLLOUT_ROWS if isinstance(cfg, RolloutConfig) else cfg.batch_size
     while rows > 1:
         rows //= 2
         yield {"micro_batch": rows}

@@ -99,9 +99,8 @@ def _past(folder: StageFolder, record: Mapping[str, Any]) -> StageRecord:
             data = {name: value for name, value in event.items() if name not in _NOT_COUNTS}
         elif event.get("event") == "step":
             step = int(event.get("step") or 0)
-    return StageRecord(
-        folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step
-    )
+    config = {**_mapping(start.get("config")), **folder.settings_record().get("settings", {})}
+    return StageRecord(folder, record, config, _mapping(start.get("versions")), data, step)
 
 
 def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:

@@ -17,6 +17,7 @@ from ondevice.common.progress import Progress
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
+from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.data.context import DataContext
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
@@ -82,6 +83,7 @@ class StageStart:
     fingerprint: dict[str, Any] = field(default_factory=dict)
     continued: checkpoint.Checkpoint | None = None
     check: Callable[[], None] = lambda: None
+    on_settled: Callable[[StageConfig], None] = lambda cfg: None
 
 
 @dataclass
@@ -103,6 +105,8 @@ class Context:
     """What looks on while the stage trains."""
     foreseen: str = ""
     """What the stage will take, in a line, until it is told."""
+    settled: TrainingConfig | None = None
+    """The stage's settings, with a number in place of each `auto`; None: nothing is settled yet."""
     taken: ResultRecord | None = None
     """Whose weights the stage's result has, once it is trained."""
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ondevice.models.model import Model
+from ondevice.models.network import supports_packing
 from ondevice.models.shapes import shapes
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.seam.protocols import Memory
@@ -27,6 +28,8 @@ _UNKNOWN_MEMORY = 8 << 30  # what a machine is taken to have where it does not s
 _OF_GPU = 4  # a micro-batch takes one part in so many of a GPU's memory,
 _OF_CPU = 32  # and of a CPU's: a matrix product of some hundred rows keeps its cores busy
 _LEAST_BUDGET = 256 << 20
+_TRAINED_BYTES = 16  # of a parameter: weight, gradient and AdamW's two moments in float32
+_FROZEN_BYTES = 4
 _KEYS_AND_VALUES = re.compile(r"(k_proj|v_proj|\.k|\.v|key|value|key_value)\.weight$")
 
 
@@ -104,6 +107,23 @@ def count_tokens(batch: Mapping[str, Any]) -> int:
         for name, values in batch.items()
         if name.split(".")[-1] in ("ids", "source_ids", "prompt_ids")
     )
+
+
+def needs_checkpointing(model: Model, backend: Device, tokens: int, *, whole: bool) -> bool:
+    """Whether the backward pass of one row of `tokens` tokens would take more of the memory than is
+    free beside the training itself. `whole`: all weights are trained, not an adapter.
+    """
+    if not supports_packing(model.cfg):
+        return False  # a library's layers, which cannot
+    total = backend.memory().total or _UNKNOWN_MEMORY
+    size = _TRAINED_BYTES if whole else _FROZEN_BYTES
+    free = total - size * parameter_count(model)
+    return activation_bytes(model, backend, checkpointing=False) * tokens > max(free, 0) / 2
+
+
+def parameter_count(model: Model) -> int:
+    """Parameters of the model's own shape, whatever stands beside them."""
+    return sum(math.prod(shape) for shape in shapes(model.cfg).values())
 
 
 def activation_bytes(model: Model, backend: Device, *, checkpointing: bool) -> float:

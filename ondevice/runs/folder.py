@@ -1,7 +1,8 @@
 """The run folder: where things lie in it, its locks, the clock, and requests to stop.
 
     runs/<name>/recipe.yaml
-    runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, save, redo, checkpoints/, model/, done.json}
+    runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, save, redo, settings.json,
+                         checkpoints/, model/, done.json}
 
 A stage is locked with `flock` for as long as the process that trains it lives. The kernel frees the
 lock when that process dies in any way, kill -9 included, so there is no stale lock to remove.
@@ -143,6 +144,10 @@ class StageFolder:
         return self.path / "model"
 
     @property
+    def settings(self) -> Path:
+        return self.path / "settings.json"
+
+    @property
     def done(self) -> Path:
         return self.path / "done.json"
 
@@ -183,6 +188,13 @@ class StageFolder:
     def done_record(self) -> dict[str, Any] | None:
         """What done.json holds; None where the stage is not complete or the file is damaged."""
         return _read_object(self.done)
+
+    def settings_record(self) -> dict[str, Any]:
+        """What settings.json holds: {"settings", "why", "epochs", "rows"}, the settings that a rule
+        may decide with their values; {} where a stage does not train, has not come so far, or was
+        begun by an earlier version, or the file is damaged."""
+        record = _read_object(self.settings) or {}
+        return record if isinstance(record.get("settings"), dict) else {}
 
 
 class StopRequest:

@@ -134,7 +134,8 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     record = done or {}
     marks = record.get("marks")
     began = _number(first.get("t"))
-    steps = first.get("steps")
+    # how many there are to be may be settled only after the first event, and raised at a resume
+    steps = stage.settings_record().get("settings", first).get("steps")
     return {
         "stage": stage.name,
         "state": _state(done is not None, holder is not None, ended),

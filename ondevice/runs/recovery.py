@@ -51,6 +51,8 @@ class State:
     measured: dict[str, Any] | None = None
     score: float | None = None  # the one of them that decides, where it is finite
     sound: bool = False
+    # whether a save measures, too: of a stage that an earlier version began
+    saves_measure: bool = False
     last_update: int | None = None  # the number of the batch that changed the weights last
     # numbers of batches that are not learned from
     left_out: list[int] = field(default_factory=list)
@@ -64,9 +66,11 @@ class State:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> State:
-        return cls(
-            **{name: value for name, value in record.items() if name in cls.__dataclass_fields__}
-        )
+        known: dict[str, Any] = {"saves_measure": True}
+        for name, value in record.items():
+            if name in cls.__dataclass_fields__:
+                known[name] = value
+        return cls(**known)
 
     def number(self) -> int:
         """The number of the next step's batch."""

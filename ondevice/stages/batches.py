@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.stages import StageConfig
+from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.data.context import DataContext
 from ondevice.data.packing import Batch
 from ondevice.datasets.spec import builtin_in
 from ondevice.seam.select import load_backend
 from ondevice.stages.pipeline import with_models
+from ondevice.stages.settled import by_rules
 
 STAGES = ("pretrain", "sft")
-"""Those whose batches follow from their data alone: each has `start_model` and `sources`."""
+"""Those whose batches follow from their data alone: each has `start_model`, `read`, `facts` and
+`sources`."""
 
 
 def check_stage(name: str) -> None:
@@ -36,13 +39,18 @@ def batches(name: str, cfg: StageConfig, number: int = 0) -> list[Batch]:
     cfg = with_models(name, cfg)
     corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig()) or CorpusConfig()
     stage = importlib.import_module(f"ondevice.stages.{name}")
-    model = stage.start_model(cfg, load_backend(cfg.backend, cfg.device, cfg.dtype))
+    assert isinstance(cfg, TrainingConfig)
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    model = stage.start_model(cfg, backend)
     micro_batch = getattr(cfg, "micro_batch", "auto")
     with tempfile.TemporaryDirectory() as folder:
         # as deep as a stage in a run: the folders beside a run are looked through for tokens
         place = Path(folder) / "run" / name
         place.mkdir(parents=True)
-        source = stage.sources(cfg, model, DataContext(place, corpus)).train
+        ctx = DataContext(place, corpus)
+        found = stage.read(cfg, model, ctx)
+        cfg, _, _ = by_rules(cfg, model, partial(stage.facts, cfg, model, found), backend)
+        source = stage.sources(cfg, model, found, ctx).train
         micro_batches: list[Batch] = source.batch(
             number, None if micro_batch == "auto" else micro_batch
         )

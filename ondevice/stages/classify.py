@@ -23,9 +23,11 @@ from ondevice.data.class_labels import (
     same_classes,
 )
 from ondevice.data.completion_batches import text_batch
+from ondevice.data.mixture import is_generated
 from ondevice.data.packing import Batch
 from ondevice.data.truncation import cut_where
 from ondevice.datasets import text_and_chats
+from ondevice.datasets.objectives import check_length
 from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.base_config import MULTI_LABEL
@@ -36,6 +38,8 @@ from ondevice.models.score_head import names_of, need_scores, with_head
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
+from ondevice.stages.settled import settle
+from ondevice.training.defaults import DataFacts
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import classification_loss
@@ -44,15 +48,11 @@ from ondevice.training.losses import classification_loss
 def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
     model = load_model(cfg.model, ctx.backend, backbone_only=True)
     need_scores(model)
-    if cfg.sequence_length > model.cfg.max_position_embeddings:
-        raise UserError(
-            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-            where="sequence_length",
-            hint="give as many or fewer",
-        )
+    check_length(cfg, model, model.cfg.max_position_embeddings)
     texts = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx.data, cfg.pair)
     model, numbers = _numbered(model, texts.train, cfg, ctx)
     names = names_of(model)
+    cfg = settle(cfg, model, partial(facts, cfg, model, texts.train), ctx)
     rows = partial(
         LabelledSource,
         model=model,
@@ -105,6 +105,13 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
             }
         },
     )
+
+
+def facts(cfg: ClassifyConfig, model: Model, rows: Sequence[LabelledText]) -> DataFacts:
+    """What of the texts to learn from the settings follow from."""
+    inputs = text_inputs(rows, model, model.cfg.max_position_embeddings)
+    lengths = np.array([len(ids) for ids in inputs.ids], np.int64)
+    return DataFacts(lengths, "texts", builtin=is_generated(cfg.data))
 
 
 def _start_params(cfg: ClassifyConfig, classes: tuple[str, ...], backend: Backend) -> Params:

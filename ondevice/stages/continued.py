@@ -4,12 +4,37 @@ state, with a schedule of its own. The batches go on where they stopped."""
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.config.earlier import upgraded
+from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig
-from ondevice.runs import checkpoint
+from ondevice.runs import checkpoint, events
 from ondevice.runs.folder import RunFolder, StageFolder
+
+_OF_ITS_OWN = {
+    "model",
+    "out",
+    "resume",
+    "continue_from",
+    "steps",
+    "epochs",
+    "warmup_steps",
+    "eval_every",
+    "save_every",
+    "push_every",
+    "push_to",
+    "backend",
+    "device",
+    "dtype",
+    "micro_batch",
+    "checkpointing",
+}
+"""Settings of a stage that goes on that are not those of the finished one: how long it trains, where
+it lies, and the machine's."""
 
 
 def finished(name: str, cfg: StageConfig) -> StageFolder | None:
@@ -18,6 +43,24 @@ def finished(name: str, cfg: StageConfig) -> StageFolder | None:
     named = str(getattr(cfg, "continue_from", ""))
     if not named:
         return None
+    return _finished(name, named)
+
+
+def settings_of(name: str, named: str) -> dict[str, Any]:
+    """The settings of the finished stage that is named so, except those that each stage has of its
+    own. Raises UserError as `finished`.
+    """
+    stage = _finished(name, named)
+    told: dict[str, Any] = {}
+    for event in events.read(stage.events):
+        if event.get("event") == "start" and isinstance(event.get("config"), dict):
+            told = event["config"]
+    told = upgraded(name, told) | stage.settings_record().get("settings", {})
+    known = {field.name for field in fields(STAGES[name])} - _OF_ITS_OWN
+    return {key: value for key, value in told.items() if key in known}
+
+
+def _finished(name: str, named: str) -> StageFolder:
     path = Path(os.path.expanduser(named))
     if path.name == name and not (path / name).is_dir():
         run = RunFolder(path.parent)

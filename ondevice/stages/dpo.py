@@ -59,7 +59,7 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 
 def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     model = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
-    found = load_pairs(cfg, model, ctx)
+    cfg, found = load_pairs(cfg, model, ctx)
     _warn_of_pairs(found, cfg, ctx)
     least_prompt_rows(model, ctx)
     train, drift = _source("train", found.train, found.judged, cfg, model, ctx)

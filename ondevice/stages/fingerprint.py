@@ -12,6 +12,7 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, sha256
 from ondevice.common.json_files import parse_json
+from ondevice.config.auto import BY_RULE, left_to_rules
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.earlier import upgraded
 from ondevice.config.finetuning import TuningConfig
@@ -40,6 +41,7 @@ _NO_MATTER = {
     "dtype",
     "micro_batch",
     "decode_batch",
+    "checkpointing",
     "keep",
     "save_every",
     "sample_every",
@@ -50,10 +52,8 @@ _NO_MATTER = {
     "reward_timeout",
 }
 """Fields that do not decide what the result is: a run may go on with other ones."""
-_OF_MEASURING = ("save_every", "eval_batches")
-"""Those that decide it all the same where a measurement ends the stage or picks its weights: a save
-measures, too.
-"""
+_OF_MEASURING = ("eval_batches",)
+"""Those that decide it all the same where a measurement ends the stage or picks its weights."""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
 """Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights
 that are not finite.
@@ -86,7 +86,9 @@ def fingerprint_of(
         decides: Collection[str] = _OF_MEASURING
     else:
         decides = ()
-    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER or k in decides}
+    # what is left to a rule is put in once it is settled
+    unknown = left_to_rules(cfg) | _NO_MATTER.difference(decides)
+    out = {name: value for name, value in to_mapping(cfg).items() if name not in unknown}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     for name in type(cfg).without_effect:
@@ -114,6 +116,15 @@ def fingerprint_of(
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
+
+
+def settle_fingerprint(fingerprint: dict[str, Any], cfg: TrainingConfig) -> None:
+    """Puts settings that a rule has decided into the stage's fingerprint."""
+    unknown = left_to_rules(cfg) | _NO_MATTER
+    for name in BY_RULE:
+        if hasattr(cfg, name) and name not in unknown:
+            fingerprint[name] = getattr(cfg, name)
+    fingerprint.pop(cfg.epochs_field, None)  # the steps say it
 
 
 def check_start(cfg: StageConfig, fingerprint: Mapping[str, Any]) -> None:
@@ -153,6 +164,29 @@ def model_digest(folder: Path) -> str:
     return digest([sha256(p) for p in parts if p.is_file()])
 
 
+def goes_on_longer(
+    cfg: StageConfig, folder: StageFolder, fingerprint: dict[str, Any], restart_hint: str
+) -> bool:
+    """Whether a complete stage is to be trained for more steps, and its schedule allows it. Raises
+    UserError where a setting beside the steps differs.
+    """
+    done = folder.done_record()
+    if done is None or not cfg.resume or not isinstance(cfg, TrainingConfig):
+        return False
+    before = done.get("fingerprint", {})
+    steps, now = before.get("steps"), fingerprint.get("steps")
+    if not isinstance(steps, int) or not isinstance(now, int) or now <= steps:
+        return False
+    # an early end is no schedule's
+    last = checkpoint.path_at(folder.checkpoints, steps)
+    if not same_so_far(cfg, steps, steps) or checkpoint.find_damage(last) is not None:
+        return False
+    changes = {name: value for name, (_, value) in changed_rates(before, fingerprint).items()}
+    old = {**before, **changes, "steps": now}
+    compare(old, fingerprint, folder, "is complete", restart_hint)
+    return True
+
+
 def complete(
     folder: StageFolder, fingerprint: dict[str, Any], resume: bool, restart_hint: str
 ) -> bool:
@@ -162,15 +196,20 @@ def complete(
     done = folder.done_record()
     if done is None:
         return False
-    steps = done.get("fingerprint", {}).get("steps")
-    if (
-        fingerprint.get("steps") != steps
-        and "continue_from" not in STAGES[folder.name].without_effect
-    ):
+    steps, now = done.get("fingerprint", {}).get("steps"), fingerprint.get("steps")
+    if now is not None and now != steps:
+        hint = f"set it back; or {restart_hint}"
+        if "continue_from" not in STAGES[folder.name].without_effect:
+            on = (
+                f"go on from it: ondevice {folder.name} --continue {folder.path} with another --out"
+            )
+            hint = f"{on}; set it back; or {restart_hint}"
+        schedule = done.get("fingerprint", {}).get("schedule", "")
+        why = ""
+        if resume and schedule != "constant":
+            why = f", and its {schedule} schedule has ended: longer, it would have been another one"
         raise UserError(
-            f"is complete, with steps {steps}, not {fingerprint.get('steps')}",
-            where=str(folder.path),
-            hint=f"set it back; {restart_hint}; or go on from it: --continue-from {folder.path} with another --out",
+            f"is complete, with steps {steps}, not {now}{why}", where=str(folder.path), hint=hint
         )
     compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", restart_hint)
     if not resume:
@@ -196,9 +235,9 @@ def changed_steps(
     them already.
     """
     before, now = old.get("steps"), new.get("steps")
-    if not isinstance(cfg, TrainingConfig) or before is None or before == now:
+    if not isinstance(cfg, TrainingConfig) or before is None or now in (None, before):
         return {}
-    if now is not None and now < done:
+    if now < done:
         raise UserError(
             f"{done} steps are done already", where="steps", hint=f"give {done} or more"
         )
@@ -206,8 +245,8 @@ def changed_steps(
         raise UserError(
             f"the {done} steps so far had the rates of a {cfg.schedule} schedule over {before} steps",
             where="steps",
-            hint=f"give --steps {before}; a run that may become longer takes --schedule "
-            "constant, or wsd, which can before its decay",
+            hint=f"give --steps {before}, then --continue goes on from its end; a run that may "
+            "become longer takes --schedule constant, or wsd, which can before its decay",
         )
     return {"steps": (before, cfg.steps)}
 

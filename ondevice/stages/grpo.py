@@ -49,6 +49,7 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
+from ondevice.stages.settled import prompt_facts, settle
 from ondevice.stages.tuning import (
     least_prompt_rows,
     load_start,
@@ -80,6 +81,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
         ctx.folder.path / "rewards.log",
     ) as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
+        cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "problems", cfg.data), ctx)
         held = bool(cfg.beta) and shares_reference(policy, ctx.backend)
         loss = partial(
             grpo_loss,

@@ -1,20 +1,38 @@
-"""The pairs that a stage learns from, and what it says of them."""
+"""The pairs that a stage learns from, what it says of them, and the settings that follow from them."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ondevice.config.preference import PairsConfig
+from ondevice.data.mixture import is_generated
 from ondevice.datasets.preference_pairs import PairData, pairs
 from ondevice.models.model import Model
 from ondevice.runs.context import Context
+from ondevice.stages.settled import settle
+from ondevice.training.defaults import DataFacts
+
+Config = TypeVar("Config", bound=PairsConfig)
 
 
-def load_pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
-    """The pairs that the settings name; an event and a line say how many. Raises UserError as
-    `pairs` does.
+def load_pairs(cfg: Config, model: Model, ctx: Context) -> tuple[Config, PairData]:
+    """The settings without any auto, and the pairs that they name; an event and a line say how many.
+    Raises UserError as `pairs` does.
     """
-    data = pairs(cfg, model, ctx.data)
+    settled = cfg
+
+    def longest(lengths: NDArray[np.int64], unit: str) -> int:
+        nonlocal settled
+        facts = DataFacts(lengths, unit, builtin=is_generated(cfg.data))
+        settled = settle(cfg, model, lambda: facts, ctx)
+        return settled.sequence_length
+
+    data = pairs(cfg, model, ctx.data, longest)
     _tell(data, ctx)
-    return data
+    return settled, data
 
 
 def _tell(data: PairData, ctx: Context) -> None:

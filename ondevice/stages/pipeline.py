@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from ondevice.common.distribution import own_version
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.common.files import write_file
 from ondevice.common.sanitize import to_stderr
+from ondevice.config.auto import AUTO
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import dump_yaml
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import ExamConfig, Recipe, load_recipe, recipe_for
 from ondevice.config.runs import RunConfig
-from ondevice.config.stages import StageConfig
+from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import EvalSuite, builtin_exam, measure
 from ondevice.models.model import Model
@@ -32,6 +34,8 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import available
 from ondevice.stages.continued import finished
 from ondevice.stages.runner import Caller, run_stage
+from ondevice.stages.settled import as_recorded, with_rules_of
+from ondevice.training.defaults import builtin_length
 
 
 def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
@@ -154,10 +158,16 @@ def _run_stages(
     if start:
         given["policy"] = start
 
+    settled = _begun(run, recipe, folder)
+
     # Called once a stage can begin: a recipe that does not fit what stands in the folder must not
     # replace the recipe there.
     def keep_recipe() -> None:
-        write_file(folder.recipe, recipe_text(recipe))
+        write_file(folder.recipe, recipe_text(dataclasses.replace(recipe, stages=settled)))
+
+    def keep_settled(name: str, cfg: StageConfig) -> None:
+        settled[name] = with_rules_of(settled[name], cfg)
+        keep_recipe()
 
     again = False
     for name, settings in recipe.stages.items():
@@ -167,7 +177,12 @@ def _run_stages(
         if shared.stop.requested:
             raise Interrupted(f"stopped before {name}. {resume_hint}")
         cfg = _placed(settings, given, _goes_on(run))
-        caller = Caller(resume_hint, f"--redo {name} runs it again", keep_recipe)
+        caller = Caller(
+            resume_hint,
+            f"--redo {name} runs it again",
+            keep_recipe,
+            partial(keep_settled, name),
+        )
         model = run_stage(name, cfg, folder, shared=shared, caller=caller, redo=again)
         given[cfg.gives] = str(model)
 
@@ -180,6 +195,18 @@ def _ask_again(folder: RunFolder, recipe: Recipe, first: str) -> None:
         stage = folder.stage(name)
         if stage.path.is_dir():
             stage.redo.touch()
+
+
+def _begun(run: RunConfig, recipe: Recipe, folder: RunFolder) -> dict[str, StageConfig]:
+    """The recipe's stages, those that the run goes on with as they were begun."""
+    stages = dict(recipe.stages)
+    if not _goes_on(run):
+        return stages
+    for name, cfg in stages.items():
+        if name in run.redo:
+            break
+        stages[name] = as_recorded(cfg, folder.stage(name))
+    return stages
 
 
 def run_one(name: str, cfg: StageConfig) -> Path:
@@ -233,7 +260,7 @@ def _settings_of_one(cfg: StageConfig, stop: StopRequest) -> RunSettings:
         return RunSettings(stop)
     exam = None
     if cfg.gives == "policy":
-        exam = _exam_on(builtin_exam(corpus, getattr(cfg, "sequence_length", 128)))
+        exam = _exam_on(builtin_exam(corpus, _row_length(cfg)))
     prompts = load_recipe("minute").prompts
     return RunSettings(stop, corpus=corpus, prompts=prompts, exam=exam, exam_settings=ExamConfig())
 
@@ -270,4 +297,15 @@ def _filled(cfg: StageConfig, changes: Mapping[str, Any]) -> StageConfig:
 
 
 def _exam_length(recipe: Recipe) -> int:
-    return int(getattr(recipe.stages.get("pretrain"), "sequence_length", 128))
+    pretrain = recipe.stages.get("pretrain")
+    if pretrain is None:
+        return EvalSuite.sequence_length
+    return _row_length(pretrain)
+
+
+def _row_length(cfg: StageConfig) -> int:
+    """Tokens of a row of text in the exam of a stage on the built-in corpus."""
+    length = getattr(cfg, "sequence_length", EvalSuite.sequence_length)
+    if length == AUTO and isinstance(cfg, TrainingConfig):
+        return builtin_length(cfg)
+    return int(length)

@@ -54,6 +54,7 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
+from ondevice.stages.settled import prompt_facts, settle
 from ondevice.stages.tuning import load_start, reference_params, shares_reference, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
@@ -74,6 +75,7 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
     value = with_adapter(value, cfg, ctx)
     judge = judge.with_params(reference_params(judge, ctx.backend))
     feed = PPOFeed(cfg, ctx, policy, judge, value)
+    cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "prompts", cfg.data), ctx)
     names = list(policy.params)
     loss = partial(
         ppo_loss,

@@ -11,8 +11,10 @@ from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import TextSource
 from ondevice.data.context import DataContext
+from ondevice.data.documents import document_lengths
+from ondevice.data.mixture import is_generated
 from ondevice.datasets import text_and_chats
-from ondevice.datasets.objectives import most_of, source_of
+from ondevice.datasets.objectives import check_length, most_of, source_of
 from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import load_model
@@ -20,7 +22,9 @@ from ondevice.models.model import Model
 from ondevice.models.network import objective, supports_packing
 from ondevice.runs.context import Context
 from ondevice.seam.protocols import Backend
+from ondevice.stages.settled import settle
 from ondevice.stages.summary import bytes_per_token
+from ondevice.training.defaults import DataFacts
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import causal_lm_loss
@@ -28,7 +32,9 @@ from ondevice.training.losses import causal_lm_loss
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = start_model(cfg, ctx.backend)
-    data = sources(cfg, model, ctx.data)
+    found = read(cfg, model, ctx.data)
+    cfg = settle(cfg, model, partial(facts, cfg, model, found), ctx)
+    data = sources(cfg, model, found, ctx.data)
     sizes: dict[str, Any] = {}
     if isinstance(data.held, TextSource):  # every token is a target: a loss is bits per byte
         sizes["held_bytes_per_token"] = bytes_per_token(
@@ -69,11 +75,24 @@ class TextSources(NamedTuple):
     held_tokens: int
 
 
-def sources(cfg: PretrainConfig, model: Model, ctx: DataContext) -> TextSources:
-    """The batches of the text that the settings name. Raises UserError for data as `texts` does."""
-    train, heldout = text_and_chats.token_streams(
-        DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator
-    )
+Streams = tuple[text_and_chats.Tokens, text_and_chats.Tokens]
+"""Tokens to learn from and tokens held out."""
+
+
+def read(cfg: PretrainConfig, model: Model, ctx: DataContext) -> Streams:
+    """The text that the settings name. Raises UserError for data as `texts` does."""
+    return text_and_chats.token_streams(DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator)
+
+
+def facts(cfg: PretrainConfig, model: Model, streams: Streams) -> DataFacts:
+    """What of the text to learn from the settings follow from."""
+    lengths = document_lengths(streams[0], model.tokenizer.eos_id)
+    return DataFacts(lengths, "documents", builtin=is_generated(cfg.data))
+
+
+def sources(cfg: PretrainConfig, model: Model, streams: Streams, ctx: DataContext) -> TextSources:
+    """The batches of the text. Raises UserError where there is too little of it."""
+    train, heldout = streams
     rows = source_of(cfg, model)
     measured = rows(heldout)
     return TextSources(rows(train), measured, len(train), len(heldout))
@@ -110,10 +129,4 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
                 where=name,
                 hint=f"leave it out; it is for {' and '.join(known)}",
             )
-    room = most_of(model, cfg.sequence_length)
-    if cfg.sequence_length > room:
-        raise UserError(
-            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-            where="sequence_length",
-            hint=f"give {room} or fewer",
-        )
+    check_length(cfg, model, most_of(model, model.cfg.max_position_embeddings))

@@ -36,7 +36,7 @@ from ondevice.training.sequence_logprobs import Scorer
 def run(cfg: RewardConfig, ctx: Context) -> StageResult:
     model = load_start(cfg.model, cfg, ctx.backend, backbone_only=True)
     need_scores(model)
-    data = load_pairs(cfg, model, ctx)
+    cfg, data = load_pairs(cfg, model, ctx)
     if cfg.strength_margin and not data.strong:
         raise UserError(
             "no pair is of a strength above 1, so that it would change nothing",

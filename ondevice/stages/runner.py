@@ -15,6 +15,7 @@ from typing import Any
 from ondevice.common import atomic
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.files import whole_folder, write_file
+from ondevice.config.auto import is_auto
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import COPY as PAIRS
@@ -46,8 +47,10 @@ from ondevice.stages.fingerprint import (
     compare,
     complete,
     fingerprint_of,
+    goes_on_longer,
     refuse_unfinished,
 )
+from ondevice.stages.settled import as_recorded
 from ondevice.stages.summary import outcome, summary
 from ondevice.stages.tuning import result
 
@@ -55,11 +58,13 @@ from ondevice.stages.tuning import result
 @dataclass(frozen=True)
 class Caller:
     """Who runs a stage. `resume_hint` says how a person goes on after a stop, `restart_hint` how
-    one begins anew; `on_ready` is called once nothing stands in the way."""
+    one begins anew; `on_ready` is called once nothing stands in the way, `on_settled` with the
+    settings once each has its number."""
 
     resume_hint: str = ""
     restart_hint: str = "give another --out"
     on_ready: Callable[[], None] = lambda: None
+    on_settled: Callable[[StageConfig], None] = lambda cfg: None
 
 
 def run_stage(
@@ -80,16 +85,21 @@ def run_stage(
     folder = run.stage(name)
     redo = redo or folder.redo.is_file()
     resume = cfg.resume and not redo
+    if not redo and (resume or folder.done_record() is not None):
+        cfg = as_recorded(cfg, folder)
+        cfg.check()
     fingerprint = fingerprint_of(cfg, shared.corpus, folder, resume)
     check = partial(check_start, cfg, fingerprint)
-    start = StageStart(resume, fingerprint, state_of(name, cfg), check)
+    start = StageStart(resume, fingerprint, state_of(name, cfg), check, caller.on_settled)
     # before the folder: where it is refused, none is made
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     with folder.locked():
         if redo:
             _clear(folder, shared.say)
             folder.redo.unlink(missing_ok=True)
-        if complete(folder, fingerprint, cfg.resume, caller.restart_hint):
+        if goes_on_longer(cfg, folder, fingerprint, caller.restart_hint):
+            folder.done.unlink()
+        elif complete(folder, fingerprint, cfg.resume, caller.restart_hint):
             shared.say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)
         if not resume:
@@ -145,6 +155,7 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
             folder.events,
             folder.samples,
             folder.groups,
+            folder.settings,
             folder.path / PAIRS,
             folder.path / REJECTED,
         ):
@@ -179,7 +190,7 @@ def _guarded(ctx: Context, cfg: StageConfig, caller: Caller, plan: StagePlan | N
         "start",
         newest.step if newest else 0,
         stage=ctx.name,
-        steps=getattr(cfg, "steps", 0),
+        steps=_known_steps(cfg),
         config=to_mapping(cfg),
         versions=ctx.versions(),
         plan=None if plan is None else plan.mapping(),
@@ -192,6 +203,13 @@ def _guarded(ctx: Context, cfg: StageConfig, caller: Caller, plan: StagePlan | N
     except BaseException as error:
         events.emit("failed", reason=type(error).__name__, message=str(error))
         raise
+
+
+def _known_steps(cfg: StageConfig) -> int:
+    """0 where none are trained, or it is not settled yet how many."""
+    if not isinstance(cfg, TrainingConfig) or is_auto(cfg, "steps"):
+        return 0
+    return cfg.steps
 
 
 def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
@@ -213,6 +231,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
         f"ondevice.stages.{ctx.name}"
     ).run
     stage_result = body(cfg, ctx)
+    cfg = ctx.settled or cfg
     if isinstance(stage_result, Model):
         stage_result = StageResult(stage_result)
     record: dict[str, Any] = {

@@ -16,18 +16,24 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.config.finetuning import SFTConfig
+from ondevice.data.batches import learned_lengths
 from ondevice.data.chat_encoding import ChatRow, add_template
+from ondevice.data.completion_batches import answers_of
 from ondevice.data.context import DataContext
+from ondevice.data.mixture import is_generated
 from ondevice.datasets import text_and_chats
-from ondevice.datasets.objectives import _where_cut, rows_of
+from ondevice.datasets.objectives import _where_cut, check_rows_of, rows_of
 from ondevice.datasets.spec import DataSpec
+from ondevice.datasets.text_and_chats import Chats
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_generative
 from ondevice.models.network import supports_packing
 from ondevice.models.shapes import shapes
 from ondevice.runs.context import Context
 from ondevice.seam.protocols import Backend
+from ondevice.stages.settled import settle
 from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.defaults import DataFacts
 from ondevice.training.loop import fit
 from ondevice.training.losses import causal_lm_loss
 
@@ -36,7 +42,9 @@ _LOOKED_AT = 10_000  # rows of which empty answers are counted
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
-    data = sources(cfg, model, ctx.data)
+    found = read(cfg, model, ctx.data)
+    cfg = settle(cfg, model, partial(facts, cfg, model, found), ctx)
+    data = sources(cfg, model, found, ctx.data)
     source, heldout = data.train, data.held
     chats = source.examples - data.replayed
     ctx.events.emit(
@@ -78,24 +86,43 @@ class ChatSources(NamedTuple):
     replayed: int
 
 
-def sources(cfg: SFTConfig, model: Model, ctx: DataContext) -> ChatSources:
-    """The batches of the chats that the settings name. Raises UserError for settings that the model
-    cannot keep, and for data as `chats` does.
+def read(cfg: SFTConfig, model: Model, ctx: DataContext) -> Chats:
+    """The chats that the settings name. Raises UserError for settings that the model cannot keep,
+    and for data as `chats` does.
     """
     # what the architecture cannot do is refused before anything that a number could mend
-    rows = rows_of(cfg, model)
-    if cfg.sequence_length > model.cfg.max_position_embeddings:
-        raise UserError(
-            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-            where="sequence_length",
-            hint="give as many or fewer",
-        )
+    check_rows_of(cfg, model)
     chats = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not supports_packing(model.cfg):
         ctx.tell(
             f"each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
         )
     _tell_of_empty_answers(chats.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
+    return chats
+
+
+def facts(cfg: SFTConfig, model: Model, chats: Chats) -> DataFacts:
+    """What of the chats to learn from the settings follow from: where the prompt is read beside the
+    answer, the longer of the two. Raises UserError where nothing of them is to be learned.
+    """
+    if model.network.decoder_start_token_id is None:
+        lengths = learned_lengths(chats.train, cfg.loss_on)
+    else:
+        answers = answers_of(chats.train)
+        sizes = (max(len(row.prompt), len(row.completion)) for row in answers)
+        lengths = np.fromiter(sizes, np.int64, len(answers))
+    if not len(lengths):
+        raise UserError(
+            "no chat has a token to learn",
+            where="data",
+            hint="none has a message of the assistant's that is to be learned",
+        )
+    return DataFacts(lengths, "chats", builtin=is_generated(cfg.data))
+
+
+def sources(cfg: SFTConfig, model: Model, chats: Chats, ctx: DataContext) -> ChatSources:
+    """The batches of the chats. Raises UserError where nothing of them is learned."""
+    rows = rows_of(cfg, model)
     train = chats.train
     if cfg.replay:
         train = text_and_chats.with_replay(

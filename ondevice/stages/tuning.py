@@ -53,7 +53,7 @@ def load_start(
 
 
 def _checked(model: Model, cfg: TuningConfig) -> Model:
-    if not supports_packing(model.cfg) and cfg.checkpointing:
+    if not supports_packing(model.cfg) and cfg.checkpointing is True:
         raise UserError(
             f"cannot be had for a {model.cfg.model_type} model, whose layers are its library's",
             where="checkpointing",

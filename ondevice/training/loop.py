@@ -477,8 +477,8 @@ class _Fit:
         stopping = self.ctx.shared.stop.requested
         saving = last or _due(state.step, cfg.save_every)
         asked = self.ctx.shared.stop.save_requested()
-        # a person's wish to stop or to save changes no measurement, by which a run may end early
-        if saving or _due(state.step, cfg.eval_every):
+        # neither a save nor a person's wish to stop changes a measurement, by which a run may end
+        if last or _due(state.step, cfg.eval_every) or (saving and state.saves_measure):
             score = self._evaluate()
             note(f"step {state.step}: {self.better.words()} {score:.4f}")
             if self._note_score(score) and cfg.take_best:

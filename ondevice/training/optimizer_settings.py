@@ -11,7 +11,9 @@ from ondevice.seam.protocols import OptimSettings
 def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
     """The optimizer's settings as a backend takes them. Muon updates the matrices of the blocks."""
     matrices = []
+    ratio = 0.0
     if cfg.optimizer == "muon":
+        ratio = cfg.muon_learning_rate / cfg.learning_rate
         for name, array in params.items():
             if is_block_matrix(name, array.shape):
                 matrices.append(name)
@@ -22,6 +24,6 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
         eps=cfg.eps,
         weight_decay=cfg.weight_decay,
         clip_norm=cfg.clip_norm,
-        muon_ratio=cfg.muon_learning_rate / cfg.learning_rate,
+        muon_ratio=ratio,
         muon_names=frozenset(matrices),
     )

@@ -99,6 +99,9 @@ class History:
         self.newest[kind] = event
         if kind == "start" and not self.start:
             self.start = event
+        elif kind in ("start", "settings") and event.get("steps"):
+            # settled after the start, or more at a resume
+            self.start = {**self.start, "steps": event["steps"]}
         elif kind in ONCE and isinstance(step, int) and not is_repeated:
             self._points(self.steps if kind == "step" else self.evals, event, step)
         if isinstance(step, int):

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import AUTO
 from ondevice.config.load import parse_yaml
+
+TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class FieldSpec:
         """
         if isinstance(text, bool):
             return text
+        if text in TRUTH and bool in typing.get_args(self.kind):
+            return TRUTH[text]
         if self.many:
             return [part.strip() for part in text.split(",") if part.strip()]
         if typing.get_origin(self.kind) in (dict, Mapping) or dataclasses.is_dataclass(self.kind):
@@ -49,6 +54,8 @@ class FieldSpec:
         """A value as its control shows it."""
         if value is None:
             return ""
+        if isinstance(value, bool):
+            return str(value).lower()
         if isinstance(value, (list, tuple)):
             return ", ".join(map(str, value))
         if isinstance(value, Mapping):
@@ -75,6 +82,8 @@ def fields_of(cls: type) -> list[FieldSpec]:
 
 
 def _spec(name: str, kind: Any, told: str) -> FieldSpec:
+    if bool in typing.get_args(kind):
+        return FieldSpec(name, kind, told, choices=(AUTO, *TRUTH))
     if typing.get_origin(kind) is typing.Literal:
         return FieldSpec(name, kind, told, choices=tuple(map(str, typing.get_args(kind))))
     return FieldSpec(name, kind, told, flag=kind is bool, many=typing.get_origin(kind) is tuple)

@@ -54,3 +54,19 @@ def told(plan: dict[str, Any]) -> str:
 def is_calibrated(plan: dict[str, Any]) -> bool:
     """Whether it has times, or can have none."""
     return "wrong" in plan or bool(plan["machine"]["calibrated"])
+
+
+def settings(plan: dict[str, Any]) -> dict[str, Any]:
+    """Of a stage's plan the settings that a rule may decide, with their numbers; empty for a recipe's,
+    and where there is no plan."""
+    stages = plan.get("stages") or ()
+    if len(stages) != 1:
+        return {}
+    return dict(stages[0].get("settings") or {})
+
+
+def figure(value: Any) -> str:
+    """A setting's number, as a person reads it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}"

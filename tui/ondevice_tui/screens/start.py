@@ -16,6 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Select
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import AUTO, BY_RULE
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.recipe import STAGES, recipe_names, stage_defaults
 from ondevice.config.runs import RunConfig
@@ -105,6 +106,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._checking = False  # a check is on its way
         # of each command that was planned, its line; empty while it is asked for
         self._plans: dict[tuple[str, ...], str] = {}
+        # and what its settings at auto come to
+        self._settled: dict[tuple[str, ...], dict[str, Any]] = {}
         self._measuring = False  # how fast this machine is, for the times of plans
         # a field that was looked for and is not mounted yet: what is typed is for it
         self._goal: Field | None = None
@@ -325,7 +328,7 @@ The stage is started as a process of its own: it goes on when this app is closed
                 continue
             field.put(field.default)
             if field.spec.choices:
-                field.begun = str(field.default)
+                field.begun = field.spec.text(field.default)
             else:
                 field.begun = field.entry
 
@@ -346,9 +349,21 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._show_command()
         self._show_verdict(told, planned)
         for field in self.query(Field):
-            if field.spec.name == "steps":
-                field.add(planned)
+            self._explain(field, planned)
         return not told
+
+    def _explain(self, field: Field, planned: str) -> None:
+        """Shows behind a field's help what follows from the values: the plan at the steps, and what
+        a setting at auto comes to."""
+        name = field.spec.name
+        words = []
+        settled = self._settled.get(tuple(self._words), {})
+        if self._entered.get(name) == AUTO and name in settled:
+            words.append(f"here about {plan_process.figure(settled[name])}")
+        if name == "steps" and planned:
+            words.append(planned)
+        if name in BY_RULE:
+            field.add("; ".join(words))
 
     def _find_wrong(self) -> tuple[str, str]:
         """(field, what is wrong there), both empty where nothing is. Reads the fields and makes the
@@ -410,6 +425,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         run = Path(str(self._entered.get("out") or "runs"))
         plan = await plan_process.ask(words, run)
         self._plans[words] = plan_process.told(plan)
+        self._settled[words] = plan_process.settings(plan)
         if not plan_process.is_calibrated(plan) and not self._measuring:
             self._measuring = True
             self.run_worker(partial(self._measure, words, run), group="measure")

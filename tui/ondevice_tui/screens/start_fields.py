@@ -27,7 +27,7 @@ class Field(Vertical):
         elif spec.choices:
             self.control = Select(
                 [(content(choice), choice) for choice in spec.choices],
-                value=str(value),
+                value=spec.text(value),
                 allow_blank=False,
                 compact=True,
             )
@@ -40,7 +40,7 @@ class Field(Vertical):
         if spec.flag:
             self.begun = bool(value)
         elif spec.choices:
-            self.begun = str(value)
+            self.begun = spec.text(value)
 
     def compose(self) -> Iterable[Widget]:
         with Horizontal(classes="field-row"):
@@ -63,7 +63,7 @@ class Field(Vertical):
         if isinstance(self.control, Checkbox):
             self.control.value = bool(value)
         elif isinstance(self.control, Select):
-            self.control.value = str(value)
+            self.control.value = self.spec.text(value)
         else:
             self.control.value = self.spec.text(value)
 

@@ -1,0 +1,51 @@
+"""Settings that may be left at `auto`. Standard library only.
+
+A stage puts a number in place of each `auto` at its start, before anything reads it, by the rules of
+`training/defaults.py`. To a type checker such a field is the number that a stage reads; a person may
+give `auto` too, and that is the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+AUTO = "auto"
+EPOCHS = ("epochs", "prompt_epochs")
+BY_RULE = (
+    "sequence_length",
+    "batch_size",
+    "steps",
+    "learning_rate",
+    "muon_learning_rate",
+    "warmup_steps",
+    "eval_every",
+    "save_every",
+    "checkpointing",
+)
+"""Settings that a stage puts a number in place of. (What else may be auto, such as `micro_batch` or
+`compile`, is chosen by who uses it.)"""
+
+if TYPE_CHECKING:
+    AutoInt = int
+    AutoFloat = float
+    AutoBool = bool
+else:
+    AutoInt = Literal["auto"] | int
+    AutoFloat = Literal["auto"] | float
+    AutoBool = Literal["auto"] | bool
+
+
+def auto() -> Any:
+    """A dataclass field whose default is `auto`."""
+    return dataclasses.field(default=AUTO)
+
+
+def is_auto(config: Any, name: str) -> bool:
+    """Whether the setting is left to the rules."""
+    return bool(getattr(config, name) == AUTO)
+
+
+def left_to_rules(config: Any) -> set[str]:
+    """The settings that no number is known of yet, and the epochs that the steps follow from."""
+    return {name for name in (*BY_RULE, *EPOCHS) if getattr(config, name, None) == AUTO}
