@@ -4,7 +4,7 @@ are the stage's own (`training/defaults.py`), the counts are about."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def with_settings(
         whole = getattr(cfg, "adapter", "none") == "none"
         needed = needs_checkpointing(model, device, _longest(settled, lengths), whole=whole)
         settled = replace(settled, checkpointing=needed)
-    return settled
+    return cast("StageConfig", settled)
 
 
 def settings_of(cfg: StageConfig) -> dict[str, Any]:
