@@ -537,6 +537,8 @@ class _Fit:
             "spent": self.ctx.spent.mapping(),
             "versions": self.ctx.versions(),
         }
+        # a process that goes on from it has the steps before it from the events alone
+        self.ctx.events.flush(sync=True)
         saved = checkpoint.save(
             self.ctx.folder.checkpoints,
             state.step,
