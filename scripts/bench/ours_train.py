@@ -79,6 +79,7 @@ def _settings(job: Job) -> PretrainConfig:
         steps=job.steps,
         learning_rate=job.learning_rate,
         schedule="constant",
+        warmup_steps=0,
         clip_norm=job.clip_norm,
         eval_every=0,
         save_every=0,
