@@ -139,7 +139,7 @@ def test_the_result_is_the_same_on_mlx(files: Path, tmp_path: Path, stage: str) 
     parted = run(files, stage, tmp_path / "parted", "mlx", micro_batch=3)
     # What is left of rounding grows from update to update; where a stage samples, it gives another
     # text in the end.
-    steps = [1e-5, 1e-2, 1e-1, 1e-1]
+    steps = [5e-5, 1e-2, 1e-1, 1e-1]
     assert len(whole) == len(parted) == len(steps)
     compared = 3 if stage in ("ppo", "grpo") else 4
     for one, other, within in zip(whole, parted, steps[:compared], strict=False):
