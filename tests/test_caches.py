@@ -126,6 +126,7 @@ def test_rows_of_chats_and_lines(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_in_another_way() -> None:
     """`made_once` believes what is there: it is for a record that cannot be made again."""
     found = set()

@@ -99,6 +99,7 @@ def test_an_answer_without_an_end(
     assert server.sent < 64 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/revision/", "/resolve/.*safetensors"])
 def test_a_byte_at_a_time_is_not_waited_for(
     server: HubServer,  # noqa: F811

@@ -286,6 +286,7 @@ def test_the_remedy_fits(tmp_path: Path, backend: Backend, cache: Path) -> None:
     assert mended["fits"] == "tight"
 
 
+@pytest.mark.slow
 def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(UserError, match="pretrain does not fit|init does not fit"):
         od.run("minute", memory="2MB", out=str(tmp_path / "run"), backend="torch", device="cpu")

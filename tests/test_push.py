@@ -142,6 +142,7 @@ def test_an_adapter_goes_where_its_base_can_be_had(server: HubServer, tmp_path: 
     assert "base_model: org/base" in files["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_tags(server: HubServer, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     first = push(model, tag="step-1200")

@@ -95,6 +95,7 @@ def test_damaged_events_say_nothing(tmp_path: Path, line: str) -> None:
     assert names(tmp_path) == ["pretrain", "sft"]
 
 
+@pytest.mark.slow
 def test_the_times_of_files_are_looked_at_for_nothing_else() -> None:
     """A new use is found by itself: it needs a reason here, and that is not which came first."""
     found = set()

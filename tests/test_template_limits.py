@@ -58,6 +58,7 @@ def outcome(template: str) -> str:
     return "written"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 @pytest.mark.parametrize("part", range(4))
 def test_hostile_templates_take_no_more_than_they_may(part: int) -> None:

@@ -132,6 +132,7 @@ def test_every_kind_of_file_has_one_door() -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_file_is_read_as_a_whole_elsewhere() -> None:
     wrong = []
     for name, node in sources():

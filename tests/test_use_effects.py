@@ -530,6 +530,7 @@ def test_a_worker_reads_all_that_it_takes(files: Path) -> None:
     assert {f.name for f in dataclasses.fields(use.WorkerConfig)} == read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [False, True])
 def test_a_pull_reads_all_that_it_takes(dataset: bool, server: HubServer, tmp_path: Path) -> None:
     read: set[str] = set()
