@@ -135,11 +135,13 @@ def test_the_result_is_the_same_within_rounding(
 @pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "grpo"])
 def test_the_result_is_the_same_on_mlx(files: Path, tmp_path: Path, stage: str) -> None:
     pytest.importorskip("mlx.core")
-    whole = run(files, stage, tmp_path / "whole", "mlx", micro_batch=64)
-    parted = run(files, stage, tmp_path / "parted", "mlx", micro_batch=3)
+    # of two updates the event of a step tells both, the second after rounding has grown
+    once: dict[str, Any] = {"updates": 1} if stage == "grpo" else {}
+    whole = run(files, stage, tmp_path / "whole", "mlx", micro_batch=64, **once)
+    parted = run(files, stage, tmp_path / "parted", "mlx", micro_batch=3, **once)
     # What is left of rounding grows from update to update; where a stage samples, it gives another
     # text in the end.
-    steps = [5e-5, 1e-2, 1e-1, 1e-1]
+    steps = [1e-5, 1e-2, 1e-1, 1e-1]
     assert len(whole) == len(parted) == len(steps)
     compared = 3 if stage in ("ppo", "grpo") else 4
     for one, other, within in zip(whole, parted, steps[:compared], strict=False):
