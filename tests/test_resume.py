@@ -162,11 +162,11 @@ def test_killed_again_and_again_the_curve_is_that_of_one_run(
 def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(
     files: Path, tmp_path: Path, backend_name: str
 ) -> None:
-    whole = settings(files, "pretrain", tmp_path / "whole", backend_name, save_every=0)
+    # more steps than are done before the signal comes
+    longer = {"save_every": 0, "steps": 5 * STEPS}
+    whole = settings(files, "pretrain", tmp_path / "whole", backend_name, **longer)
     od.pretrain(**whole)
-    broken = settings(
-        files, "pretrain", tmp_path / "broken", backend_name, save_every=0, steps=STEPS
-    )
+    broken = settings(files, "pretrain", tmp_path / "broken", backend_name, **longer)
     process = begin("pretrain", broken)
     events = tmp_path / "broken" / "pretrain" / "events.jsonl"
     while process.poll() is None and not (events.exists() and '"start"' in events.read_text()):

@@ -264,7 +264,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
                     ),
                 )
         if ctx.shared.stop.requested:
-            raise Interrupted("stopped before its exam")
+            raise Interrupted("trained and saved, stopped before its exam")
         if not model.cfg.num_labels:
             used = model.with_params(cast_once(model, model.params, ctx.backend))
             exam = ctx.shared.exam
