@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 AUTO = "auto"
 EPOCHS = ("epochs", "prompt_epochs")
-BY_RULE = (
+BY_DATA = (
     "sequence_length",
     "batch_size",
     "steps",
@@ -21,8 +21,9 @@ BY_RULE = (
     "warmup_steps",
     "eval_every",
     "save_every",
-    "checkpointing",
 )
+"""Settings that follow from the data and the model, each after those that it follows from."""
+BY_RULE = (*BY_DATA, "checkpointing")
 """Settings that a stage puts a number in place of. (What else may be auto, such as `micro_batch` or
 `compile`, is chosen by who uses it.)"""
 

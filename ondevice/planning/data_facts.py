@@ -4,12 +4,12 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from ondevice.planning.source_facts import (
     tokens_of,
 )
 from ondevice.preferences.sqlite_store import FILE
+
+Example = TypeVar("Example")
 
 _SAMPLE_BYTES, _SAMPLE_ROWS = 200_000, 400  # of the built-in corpus that is looked at
 _MOST_CHARACTERS = 400_000  # of texts that are encoded
@@ -150,13 +152,7 @@ def prompt_facts(
     """Prompts as their ids; `problems`: those of the built-in corpus that are reasoned about."""
 
     def encoded(asked: Iterable[Any]) -> list[list[int]]:
-        found = []
-        for messages in asked:
-            try:
-                found.append(prompt_ids(messages, tokenizer))
-            except BadRow:
-                continue  # the stage names it
-        return found
+        return _accepted(asked, lambda messages: prompt_ids(messages, tokenizer))
 
     def own(rows: RowSample) -> Encoded:
         asked = [messages for messages, _ in converted(rows.rows, to_prompt)]
@@ -204,13 +200,7 @@ def pair_facts(
     """Pairs as two completions of one prompt. Of a ratings.db all are read."""
 
     def encoded(rows: Iterable[dict[str, Any]]) -> list[TokenPair]:
-        found = []
-        for row in rows:
-            try:
-                found.append(to_tokens(row, tokenizer))
-            except BadRow:
-                continue  # the stage names it
-        return found
+        return _accepted(rows, lambda row: to_tokens(row, tokenizer))
 
     def own(rows: RowSample) -> Encoded:
         pairs = list(converted(rows.rows, to_pair))
@@ -239,6 +229,17 @@ def pair_facts(
         fitting = [pair for pair in fitting if pair.length <= cfg.sequence_length]
     tokens = [tokens_of(part, lambda p: p.chosen.length + p.rejected.length) for part in parts]
     return replace(together(cfg, parts, tokens, "pairs"), examples=fitting)
+
+
+def _accepted(rows: Iterable[Any], encode: Callable[[Any], Example]) -> list[Example]:
+    """The encoded rows, without those that `encode` rejects: the stage names them."""
+    examples = []
+    for row in rows:
+        try:
+            examples.append(encode(row))
+        except BadRow:
+            continue
+    return examples
 
 
 def _votes(data: str) -> bool:

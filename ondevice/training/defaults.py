@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.config.auto import AUTO, is_auto
+from ondevice.config.auto import AUTO, BY_DATA, is_auto
 from ondevice.config.effects import effects
 from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.preference import (
@@ -60,15 +60,6 @@ WANTED_STEPS = 100
 """Steps that a run is to have, where fewer rows per step make that possible: the rate has to rise
 and fall."""
 MEASUREMENTS = 10  # of a run
-_AFTER_LENGTH = (
-    "batch_size",
-    "steps",
-    "learning_rate",
-    "muon_learning_rate",
-    "warmup_steps",
-    "eval_every",
-    "save_every",
-)
 LORA_FACTOR = 10.0  # Schulman 2025
 FRESH_MUON = 0.02  # Jordan 2024, from random weights
 
@@ -153,9 +144,10 @@ def resolved(cfg: Config, model: ModelFacts, data: DataFacts) -> Resolved:
     """
     assert len(data.lengths)
     rules = _Rules(cfg, model, data)
-    rules.settle("sequence_length")
+    length, *rest = BY_DATA
+    rules.settle(length)
     rules.rows = rows_per_epoch(rules.cfg, model, data)
-    for name in _AFTER_LENGTH:
+    for name in rest:
         rules.settle(name)
     return Resolved(rules.cfg, rules.why, rules.rows)
 

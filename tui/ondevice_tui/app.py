@@ -8,7 +8,6 @@ opened again.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from textual.worker import WorkerFailed
 
 from ondevice.common import processes
 from ondevice.common.errors import UserError
-from ondevice.common.json_files import parse_json
 from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
@@ -243,22 +241,11 @@ class OndeviceApp(Steady, App[str]):
     async def _ask_doctor(self) -> None:
         """In a process of its own: it loads the array libraries to see whether they work. An app
         that is closed before the answer comes does not wait for it."""
-        doctor = await processes.start_async(
-            processes.command("ondevice", "doctor", "--json"),
-            processes.Access.OWN,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
         try:
-            said, _ = await doctor.communicate()
-            self.post_message(MachineRead(machine_line(parse_json(said))))
-        except (ValueError, KeyError) as problem:
+            answer = await stage_processes.json_of(["doctor", "--json"], processes.Access.OWN)
+            self.post_message(MachineRead(machine_line(answer)))
+        except (stage_processes.NoAnswer, KeyError) as problem:
             self.post_message(MachineRead(f"`ondevice doctor` failed: {problem}"))
-        finally:
-            if doctor.returncode is None:
-                stage_processes.end(doctor)
-                await doctor.wait()
 
     def on_machine_read(self, message: MachineRead) -> None:
         self.machine = message.line

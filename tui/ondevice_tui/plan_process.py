@@ -4,16 +4,11 @@ process never waits for it, and reads no model and no data.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import processes
-from ondevice.common.json_files import parse_json
 from ondevice_tui import access, stage_processes
-
-COMMAND = tuple(processes.command("ondevice", "plan"))
 
 
 async def ask(words: Sequence[str], run: Path, *, measure: bool = False) -> dict[str, Any]:
@@ -23,27 +18,12 @@ async def ask(words: Sequence[str], run: Path, *, measure: bool = False) -> dict
     planned = list(words[1:]) if words[0] == "run" else list(words)
     if not measure:
         planned.append("--no-time")
-    pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await processes.start_async(
-        [*COMMAND, *planned, "--json"],
-        access.of_command(words, run),
-        stdin=quiet,
-        stdout=pipe,
-        stderr=pipe,
-    )
     try:
-        said, complaint = await process.communicate()
-    finally:
-        if process.returncode is None:
-            stage_processes.end(process)
-            await process.wait()  # else its pipes are closed after the app's event loop
-    try:
-        told: dict[str, Any] = parse_json(said)
-        return told
-    except ValueError:
-        lines = complaint.decode("utf-8", "replace").strip().splitlines()
-        why = lines[-1].removeprefix("ondevice: ") if lines else "the plan's process said nothing"
-        return {"wrong": why}
+        return await stage_processes.json_of(
+            ["plan", *planned, "--json"], access.of_command(words, run)
+        )
+    except stage_processes.NoAnswer as error:
+        return {"wrong": str(error) or "the plan's process said nothing"}
 
 
 def told(plan: dict[str, Any]) -> str:

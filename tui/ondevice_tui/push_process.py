@@ -6,7 +6,6 @@ outlives the app. This process loads no client of the Hub and never sees a token
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import stage_processes
 
-COMMAND = tuple(processes.command("ondevice"))
 EVERY, VOTES = "every stage", "the ratings"  # what can be sent beside a stage's model
 PENDING = "pending-push.json"
 
@@ -74,26 +72,11 @@ def settings(
 async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     """What would be sent, where to, and who is logged in. Raises PlanFailed."""
     words = stage_processes.words_for("push", PushConfig, {**values, "dry_run": True})
-    pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await processes.start_async(
-        [*COMMAND, *words, "--json"], processes.Access.HUB, stdin=quiet, stdout=pipe, stderr=pipe
-    )
     try:
-        said, wrong = await process.communicate()
-    finally:
-        if process.returncode is None:
-            stage_processes.end(process)
-            await process.wait()  # else its pipes are closed after the app's event loop
-    try:
-        told: dict[str, Any] = parse_json(said)
-        return told
-    except ValueError:
-        lines = wrong.decode("utf-8", "replace").strip().splitlines()
+        return await stage_processes.json_of([*words, "--json"], processes.Access.HUB)
+    except stage_processes.NoAnswer as error:
         # the command's flag for what stands in the app's field
-        if lines:
-            why = lines[-1].removeprefix("ondevice: ").replace("--repo-id:", "the name:", 1)
-        else:
-            why = ""
+        why = str(error).replace("--repo-id:", "the name:", 1)
         raise PlanFailed(why or "the plan's process said nothing") from None
 
 

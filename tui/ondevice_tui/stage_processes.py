@@ -23,6 +23,7 @@ from typing import Any
 from ondevice.common import processes
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import parse_json
 from ondevice.config.earlier import upgraded
 from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
@@ -188,6 +189,35 @@ def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return ["--set", f"{name}={json.dumps(value)}"]  # JSON is YAML
     return [f"--{name}={value}"]
+
+
+class NoAnswer(Exception):
+    """A command printed no JSON; the text is its last line of complaint, empty where it has none."""
+
+
+async def json_of(words: Sequence[str], may: processes.Access) -> dict[str, Any]:
+    """The JSON object that `ondevice WORDS…` prints, in a process that ends with whoever waits for it.
+    Raises NoAnswer."""
+    pipe = asyncio.subprocess.PIPE
+    process = await processes.start_async(
+        processes.command("ondevice", *words),
+        may,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+    )
+    try:
+        printed, complaint = await process.communicate()
+    finally:
+        if process.returncode is None:
+            end(process)
+            await process.wait()  # else its pipes are closed after the app's event loop
+    try:
+        answer: dict[str, Any] = parse_json(printed)
+        return answer
+    except ValueError:
+        lines = complaint.decode("utf-8", "replace").strip().splitlines()
+        raise NoAnswer(lines[-1].removeprefix("ondevice: ") if lines else "") from None
 
 
 def end(process: asyncio.subprocess.Process) -> None:
