@@ -30,6 +30,11 @@ NIGHTLY = (
         "each stage on both backends",
     ),
     Nightly(
+        "test_minute.py",
+        r"no_value_in_a_file.*5000",
+        "5,000 odd values in the files of a run: CI tries a hundred",
+    ),
+    Nightly(
         "test_arch_roads.py",
         r"ladder_climbs|whole_road",
         "the encoder's and the encoder-decoder's recipes: CI runs their stages, small",

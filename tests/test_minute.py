@@ -10,18 +10,24 @@ import json
 import lzma
 import os
 import pkgutil
+import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import ondevice as od
 from conftest import BACKENDS
 from ondevice import stages
+from ondevice.cli import main
 from ondevice.config.recipe import load_recipe
 from ondevice.data.builtin.corpus import build
+from ondevice_tui.run_reader import RunsReader
 
 pytestmark = pytest.mark.slow
 STAGES = tuple(load_recipe("minute").stages)
@@ -92,14 +98,19 @@ def test_the_recipe_has_every_stage_there_is() -> None:
     }
 
 
-def test_a_shorter_run_climbs_is_told_and_loads_elsewhere(folder: Path) -> None:
-    """Of so few steps no stage after sft climbs further; that all of them do, the night shows."""
+def shorter(folder: Path) -> tuple[Path, str]:
+    """The recipe with fewer steps: (run folder, what it printed)."""
     sets = []
     for part, fields in SHORTER.items():
         for name, value in fields.items():
             sets += ["--set", f"{part}.{name}={value}"]
     (folder / "shorter").mkdir(exist_ok=True)
-    run, printed = finished(folder / "shorter", "torch", *sets)
+    return finished(folder / "shorter", "torch", *sets)
+
+
+def test_a_shorter_run_climbs_is_told_and_loads_elsewhere(folder: Path) -> None:
+    """Of so few steps no stage after sft climbs further; that all of them do, the night shows."""
+    run, printed = shorter(folder)
     found = marks(run)
     bits = {stage: found[stage]["bits_per_byte"] for stage in WRITERS}
     match = {stage: found[stage]["exact_match"] for stage in WRITERS}
@@ -110,6 +121,72 @@ def test_a_shorter_run_climbs_is_told_and_loads_elsewhere(folder: Path) -> None:
     assert all(0 <= found[stage]["reasoning"]["accuracy"] <= 1 for stage in WRITERS)
     check_what_is_told(run, printed)
     check_other_libraries(run / "sft" / "model", "torch")
+
+
+@pytest.mark.parametrize("cases", [100, 5000])
+def test_no_value_in_a_file_of_a_run_ends_a_reader_in_a_traceback(
+    folder: Path, tmp_path: Path, cases: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of a run that came from elsewhere, or that a person edited: any value of any of them
+    may be of another type. Whatever reads a run says so in one line, or does without it."""
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(
+        shorter(folder)[0],
+        run,
+        ignore=shutil.ignore_patterns("checkpoints", "data", "model", "value_model", "lock"),
+    )
+    files = [f for f in sorted(run.rglob("*")) if f.suffix in (".json", ".jsonl", ".yaml")]
+    rng = random.Random(cases)
+    for _ in range(cases):
+        file = rng.choice(files)
+        kept = file.read_bytes()
+        what = spoil(file, rng)
+        for read in (["runs"], ["runs", "--json"], ["runs", "report", str(run)]):
+            more = ["--folder", str(run.parent)] if len(read) < 3 else []
+            code = main([*read, *more])
+            out, err = capsys.readouterr()
+            assert code in (0, 2) and "Error: " not in out + err, (what, out, err)
+        for seen in RunsReader(run.parent).read():
+            assert "Error: " not in str(seen.get("wrong")), (what, seen)
+        file.write_bytes(kept)
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    *(None, [], {}, "", "x", "\ud800", True, 0, -1, 0.5, 2**31, 10**30, 1e308, float("nan")),
+    *([[1]], {"a": {"b": 1}}, "9" * 5000),
+)
+
+
+def spoil(file: Path, rng: random.Random) -> str:
+    """Puts another value in the place of one of the file's, or takes it away; says what it did."""
+    text = file.read_text()
+    rows = text.splitlines() if file.suffix == ".jsonl" else [text]
+    number = rng.randrange(len(rows))
+    value = yaml.safe_load(rows[number]) if file.suffix == ".yaml" else json.loads(rows[number])
+    place = rng.choice(list(places(value)))
+    odd = rng.choice(ODD_VALUES)
+    inner = value
+    for key in place[:-1]:
+        inner = inner[key]
+    if rng.random() < 0.1:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = odd
+    rows[number] = json.dumps(value)
+    file.write_text("\n".join(rows) + "\n")
+    return f"{file.parent.name}/{file.name}:{number + 1} {place} {odd!r:.40}"
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to each value within a value of JSON."""
+    if place:
+        yield place
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from places(inner, (*place, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from places(inner, (*place, number))
 
 
 def test_the_ladder_climbs_at_every_stage(folder: Path, backend_name: str) -> None:
