@@ -432,6 +432,33 @@ def test_a_normalizer_that_makes_a_text_endlessly_long_is_refused(tmp_path: Path
     assert caught.value.where.endswith("tokenizer.json")
 
 
+def test_two_tokens_with_one_id_are_refused_at_the_file(tmp_path: Path) -> None:
+    """The library reads such a file, and fails at the first copy of what it read."""
+    model = json.loads(small_tokenizer().inner.to_str())["model"]
+    first, *_, last = model["vocab"]
+    model["vocab"][last] = model["vocab"][first]
+    folder = with_rules(tmp_path, model=model)
+    with pytest.raises(UserError, match="have one id") as caught:
+        Tokenizer.load(folder)
+    assert caught.value.where == str(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("ids", [[None], ["2"], {"eos": 2}, [[2]], [2.5], True, "2"])
+def test_a_stop_that_is_not_an_id_is_refused(tmp_path: Path, ids: Any) -> None:
+    small_tokenizer().save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(UserError, match="not the id of a token"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [-1, 10**30, [10**9, -5], None, []])
+def test_an_id_without_a_token_stops_nothing(tmp_path: Path, ids: Any) -> None:
+    small_tokenizer().save(tmp_path)
+    plain = Tokenizer.load(tmp_path).stop_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    assert Tokenizer.load(tmp_path).stop_ids == plain
+
+
 def test_rules_that_fail_on_a_text_are_one_line(tmp_path: Path) -> None:
     split = {
         "type": "Split",

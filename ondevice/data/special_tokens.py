@@ -23,6 +23,7 @@ NAMED = (
     "mask_token",
 )
 """The names that tokenizer_config.json has for special tokens."""
+_MOST_IDS = 1 << 32  # what the library takes as an id
 _LISTED = ("additional_special_tokens", "extra_special_tokens")
 
 # What published folders leave to transformers' class of a tokenizer, by config.json's model_type.
@@ -116,15 +117,24 @@ def _first_id(model_configs: Sequence[Mapping[str, Any]], key: str) -> Any:
 
 
 def stop_ids_of(inner: Any, model_configs: Iterable[Mapping[str, Any]]) -> list[int]:
-    """The ids that end a text according to the files, those that the tokenizer has, each once."""
+    """The ids that end a text according to the files, those that the tokenizer has, each once.
+    Raises UserError for what is not an id: the model would not stop where it should.
+    """
     listed: list[int] = []
     for config in model_configs:
         ids = config.get("eos_token_id")
-        if isinstance(ids, int):
-            listed.append(ids)
-        elif isinstance(ids, list):
-            listed += ids
-    return [i for i in dict.fromkeys(listed) if inner.id_to_token(i) is not None]
+        if ids is None:
+            continue
+        for i in ids if isinstance(ids, list) else [ids]:
+            if not isinstance(i, int) or isinstance(i, bool):
+                raise UserError(
+                    f"has {i!r:.40}, which is not the id of a token",
+                    where="eos_token_id of the model's config.json or generation_config.json",
+                    hint="is the download whole?",
+                )
+            listed.append(i)
+    possible = [i for i in dict.fromkeys(listed) if 0 <= i < _MOST_IDS]
+    return [i for i in possible if inner.id_to_token(i) is not None]
 
 
 def need_tokens(

@@ -29,12 +29,15 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
     if file.is_file():
         try:
             text = bounded.read_text(file)
-            _check_growth(parse_json(text).get("normalizer"), file)
+            raw = parse_json(text)
+            _check_growth(raw.get("normalizer"), file)
+            _check_ids(raw.get("model"), file)
             return tokenizers.Tokenizer.from_str(text)
         except UserError:
             raise
-        except Exception as error:
-            # the library raises bare Exception for a file that it cannot read
+        except BaseException as error:
+            if not _of_the_library(error):
+                raise
             raise UserError(
                 f"cannot be read as a tokenizer: {error}",
                 where=str(file),
@@ -58,15 +61,40 @@ def encoded(encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]
     rules fail on them: a pattern that tries too long, a vocabulary without its unknown token."""
     try:
         return encode(list(texts), add_special_tokens=False)
-    # the library raises bare Exception, and PanicException, which is none, out of its threads
     except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
+        if type(error) is not Exception and not _is_panic(error):
             raise
         raise UserError(
             f"the tokenizer cannot read a text: {str(error)[:200]}",
             where="tokenizer",
             hint="look at its rules, or take another model",
         ) from None
+
+
+def _of_the_library(error: BaseException) -> bool:
+    """Whether a file that is not a tokenizer's can be the cause: the library raises bare Exception,
+    and PanicException, which is not one."""
+    return isinstance(error, Exception) or _is_panic(error)
+
+
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"
+
+
+def _check_ids(model: Any, file: Path) -> None:
+    """Raises UserError where two tokens have one id: the library keeps one of them, and fails later,
+    at the first copy."""
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocab, Mapping):  # a Unigram's is a list
+        return
+    by_id: dict[Any, str] = {}
+    for token, i in vocab.items():
+        if isinstance(i, int) and by_id.setdefault(i, token) != token:
+            raise UserError(
+                f"the tokens {by_id[i]!r:.40} and {token!r:.40} have one id, {i}",
+                where=str(file),
+                hint="is the download whole?",
+            )
 
 
 def _check_growth(normalizer: Any, file: Path) -> None:
@@ -96,9 +124,12 @@ def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 
 
 def _gpt2(vocab: Path, merges: Path, *, prefix: bool) -> Any:
+    _check_ids({"vocab": read_json(vocab)}, vocab)
     try:
         inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # bare, as above
+    except BaseException as error:
+        if not _of_the_library(error):
+            raise
         raise UserError(
             f"cannot be read as a tokenizer: {error}",
             where=str(vocab.parent),
