@@ -214,7 +214,7 @@ def held_against_the_oracle(
 
 @pytest.mark.parametrize("name", FEW)
 def test_the_learned_tokens_are_what_the_assistant_says(name: str, tmp_path: Path) -> None:
-    held_against_the_oracle(name, 25, tmp_path)
+    held_against_the_oracle(name, 12, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "byte-level"])
@@ -244,7 +244,7 @@ def test_the_learned_tokens_of_every_shipped_template_are_what_the_assistant_say
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_template_on_many_more_chats(name: str, tmp_path: Path) -> None:
     held_against_the_oracle(name, 100, tmp_path / "byte-level")
-    held_against_the_oracle(name, 25, tmp_path / "another", another_kind(name))
+    held_against_the_oracle(name, 12, tmp_path / "another", another_kind(name))
 
 
 @pytest.mark.slow
@@ -302,7 +302,7 @@ def of_training_template(name: str, examples: int) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3_6", "nemotron_3_nano"])
 def test_what_is_learned_is_what_a_training_template_marks(name: str) -> None:
-    of_training_template(name, 25)
+    of_training_template(name, 12)
 
 
 @pytest.mark.slow

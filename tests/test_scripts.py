@@ -331,18 +331,18 @@ def unseen_sums(place: Place) -> None:
 
 def plan_accuracy(place: Place) -> None:
     words = ["--sizes", "tiny", "--backends", "torch", "--repeats", 1, "--steps", 3]
-    for name in ("lora", "sample", "grpo"):
+    for name in ("lora", "sample"):
         told = place.script(
             "plan_accuracy.py", *words, "--only", name, "--work", "work", "--results", place.here
         )
     assert str(place.here / "plan.md") in told
     measured = json.loads((place.here / "plan.json").read_text(encoding="utf-8"))["cases"]
-    assert [row["name"] for row in measured] == ["lora", "sample", "grpo"]
+    assert [row["name"] for row in measured] == ["lora", "sample"]
     for row in measured:
         assert row["grown"] > 1e6 and row["cpu"] > 0 and row["planned_grown"] > 1e6
         assert row["planned_cpu"] > 0
     document = (place.here / "plan.md").read_text(encoding="utf-8")
-    assert "**Not fitted to** (3 cases)" in document and "| tiny grpo |" in document
+    assert "**Not fitted to** (2 cases)" in document and "| tiny sample |" in document
 
 
 SMALL: dict[str, Callable[[Place], None]] = {

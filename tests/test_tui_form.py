@@ -218,7 +218,9 @@ def test_a_plan_comes_from_the_command_itself(tmp_path: Path) -> None:
     chats = tmp_path / "chats.jsonl"
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     chats.write_text(f"{json.dumps(row)}\n" * 40)
-    od.init(out=str(tmp_path / "run"), vocab_size=300, device="cpu")
+    text = tmp_path / "text.txt"
+    text.write_text("a few words, again and again\n" * 50)
+    od.init(str(text), out=str(tmp_path / "run"), vocab_size=300, device="cpu")
     model = str(tmp_path / "run" / "init" / "model")
     plan = asyncio.run(ASK(["sft", model, str(chats), "--steps=5"], tmp_path))
     assert plan["stages"][0]["steps"] == 5 and "36 chats" in plan_process.told(plan)
