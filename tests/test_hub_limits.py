@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from hub_client import server  # noqa: F401  # a fixture
 from hub_server import HubServer
@@ -112,3 +113,31 @@ def test_a_byte_at_a_time_is_not_waited_for(
     server.add("me/m", FILES)
     server.ask_for("GET", path, "trickle", times=9)
     assert "hardly sends" in str(refused(tmp_path))
+
+
+@pytest.mark.parametrize("ask", ["download", "snapshot"])
+def test_what_is_fetched_comes_where_it_is_watched(
+    server: HubServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    ask: str,
+) -> None:
+    """hf_xet has connections of its own. Uploads may take it."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    server.add("me/m", FILES)
+    hub = Hub()
+    disabled = []
+    name = "hf_hub_download" if ask == "download" else "snapshot_download"
+    real = getattr(hub._api, name)
+
+    def seen(*args: Any, **how: Any) -> Any:
+        disabled.append(constants.HF_HUB_DISABLE_XET)
+        return real(*args, **how)
+
+    monkeypatch.setattr(hub._api, name, seen)
+    if ask == "download":
+        commit = hub.look("me/m").head
+        file = next(file for file in hub.files("me/m", commit) if file.path == "config.json")
+        assert hub.download("me/m", commit, file).is_file()
+    else:
+        assert (hub.snapshot("me/m", ["*.json"]) / "config.json").is_file()
+    assert disabled == [True] and constants.HF_HUB_DISABLE_XET is False

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from ondevice.common import bounded
 from ondevice.common.errors import UserError
 from ondevice.common.redact import redacted
-from ondevice.hub.limits import TooMuch, TooSlow, limited
+from ondevice.hub.limits import TooMuch, TooSlow, limited, over_http
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
@@ -239,7 +239,7 @@ class Hub:
     def download(self, repo: str, commit: str, file: RemoteFile) -> Path:
         """The file in the client's cache, where an interrupted download goes on. No more comes than
         its commit states."""
-        with _heard(repo, size=file.size):
+        with _heard(repo, size=file.size), over_http():
             return Path(
                 self._api.hf_hub_download(repo, file.path, repo_type=self.kind, revision=commit)
             )
@@ -248,7 +248,7 @@ class Hub:
         """The files of a revision, or of the newest commit, in the client's cache, those at the top
         whose names `wanted` means; where the Hub is not to be asked or does not answer, what the
         cache has, else Offline or Unheard."""
-        with _heard(repo):
+        with _heard(repo), over_http():
             return Path(
                 self._api.snapshot_download(
                     repo,

@@ -75,6 +75,21 @@ def limited(session: Any, size: int | None = None) -> Iterator[Limits]:
         _now.remove(limits)
 
 
+@contextmanager
+def over_http() -> Iterator[None]:
+    """Within, what is fetched comes through the client's session, where `limited` watches it, and not
+    through hf_xet: that is a library of its own with connections of its own, which has no limit on
+    what comes, nor on how long it is waited for. Every file on the Hub is served both ways."""
+    from huggingface_hub import constants  # up to 190 ms
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
 def _watch(response: Any) -> None:
     """The hook: called before a body is read."""
     if not _now:
