@@ -243,6 +243,12 @@ NIGHTLY = (
         r"no_more_than_they_may\[[13]\]",
         "half of the hostile templates: CI has the other half",
     ),
+    Nightly(
+        "test_killed.py",
+        r"-1\]|\[1\]|export",
+        "kills at every file operation, and of exports: CI kills sampling, rating, pulls and what the app "
+        "keeps at each ninth",
+    ),
 )
 
 
