@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common import allocator
+from ondevice.common.disk import DiskFull, as_full
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.config.command_line import Line, make_config, take_apart
 from ondevice.config.recipe import STAGES
@@ -36,7 +37,9 @@ def command() -> int:
     verb = VERBS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if verb is not None and (verb.group == "Train" or verb.name == "bench"):
         allocator.restart()
-    return main()
+    code = main()
+    _close_streams()
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _command(words)
-        sys.stdout.flush()
+        _flush_stdout()
         return code
     except UserError as error:
         if traced:
@@ -71,14 +74,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         # once more at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except Exception as error:
         refused = _refused(error)
         if not refused:
             return _ours()
+        if traced:
+            _ours()
         _complain(refused)
         return 2
-    except Exception:
-        return _ours()
+
+
+def _out(text: str, end: str = "\n") -> None:
+    """A result on stdout. Raises DiskFull where that goes to a file that has no room."""
+    try:
+        sys.stdout.write(text + end)
+        if not end:
+            sys.stdout.flush()
+    except OSError as error:
+        raise _named(error) from error
+
+
+def _flush_stdout() -> None:
+    """Raises DiskFull where what was printed has no room: half of a result counts as none."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise _named(error) from error
+
+
+def _named(error: OSError) -> Exception:
+    """What went wrong with stdout, which the system does not name."""
+    if as_full(error, Path.cwd()):
+        return DiskFull(Path("standard output"), hint="make room where it is written to")
+    return error
+
+
+def _close_streams() -> None:
+    """What a full disk has refused is not tried once more at Python's exit, which would make it
+    another exit code."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 # What a system or its disk refuses, with the path that it refused: nobody's mistake in the program.
@@ -86,24 +124,18 @@ _REFUSED = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
 
 
-def _refused(error: OSError) -> str:
+def _refused(error: Exception) -> str:
     """What a system or its disk has refused, in words; empty for any other error."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if error.errno not in _REFUSED or (error.filename is None and not full):
+    if full := as_full(error, Path.cwd()):
+        return str(full)
+    if not isinstance(error, OSError) or error.errno not in _REFUSED or error.filename is None:
         return ""
-    words = (error.strerror or "cannot be used").lower()
-    if error.filename is not None:
-        words = f"{error.filename}: {words}"
-    if full:
-        words += " (make room)"
-    return words
+    return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
 
 
 def _command(argv: list[str]) -> int:
@@ -227,7 +259,7 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         from ondevice.datasets.preview import render
 
         # harmless already: only the colours are not text
-        print(render(function(cfg=config), config.color))
+        _out(render(function(cfg=config), config.color))
     else:
         result = function() if config is None else function(cfg=config)
         if line.json and isinstance(result, Path):
@@ -294,7 +326,7 @@ def _print_run(folder: Path, line: Line) -> None:
     from ondevice.reports.report import ladder
     from ondevice.runs.folder import RunFolder
 
-    print(sanitize(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
+    _out(sanitize(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:
@@ -306,11 +338,10 @@ def _generate(function: Any, config: Any, line: Line) -> None:
     stream = SanitizedStream()
 
     def write(piece: str) -> None:
-        sys.stdout.write(stream.push(piece))
-        sys.stdout.flush()
+        _out(stream.push(piece), end="")
 
     function(cfg=config, write=write)
-    print(stream.flush())
+    _out(stream.flush())
 
 
 def _print(result: Any, line: Line) -> None:
@@ -320,7 +351,7 @@ def _print(result: Any, line: Line) -> None:
     if line.json:
         from ondevice.common.json_files import to_json
 
-        print(to_json(result, indent=2))
+        _out(to_json(result, indent=2))
         return
     if result is None:
         return
@@ -330,7 +361,7 @@ def _print(result: Any, line: Line) -> None:
         text = "\n".join(_flat(result))
     else:
         text = str(result)
-    print(sanitize(text, limit=None))
+    _out(sanitize(text, limit=None))
 
 
 def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:

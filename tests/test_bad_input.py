@@ -486,6 +486,7 @@ def test_a_full_disk_is_one_line(
     said = capsys.readouterr().err
     assert (
         said.count("\n") == 1
-        and "no space left on device (make room)" in said
+        and "the disk is full" in said
+        and "make room" in said
         and "".join(named) in said
     )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ondevice.common.disk import DiskFull
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import to_json
 from ondevice.common.progress import Progress, duration, number, numbers_line
@@ -161,7 +162,7 @@ def test_a_full_disk_leaves_no_broken_line(tmp_path: Path, monkeypatch: pytest.M
         return write(descriptor, bytes(data[:size]))
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match="events.jsonl: the disk is full"):
         writer.emit("eval", 1, loss=2.0)
     room = 10_000
     writer.emit("eval", 2, loss=1.0)

@@ -266,7 +266,7 @@ def test_no_room_on_the_disk(
 ) -> None:
     server.add("me/m", WEIGHTS)
     monkeypatch.setattr("ondevice.hub.pull.ROOM", 1e15)
-    assert "are needed" in refused("me/m", tmp_path / "out")
+    assert "of the disk, of which" in refused("me/m", tmp_path / "out")
 
 
 def test_nothing_to_take(server: HubServer, tmp_path: Path) -> None:

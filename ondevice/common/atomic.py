@@ -34,17 +34,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ondevice.common import disk
 from ondevice.common.errors import UserError
 from ondevice.common.file_lock import try_lock
 from ondevice.common.sanitize import to_stderr
 
 MARKER, NEW, OLD = ".ondevice", ".new", ".old"
 _FOLDER = re.compile(r"\.tmp-(.+)-[0-9a-f]{16}", re.DOTALL)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TRIES = 100  # of a name that is free, and of a folder that no other process takes for abandoned
-# safetensors and MLX raise errors of their own, that hold the system's as text
-_FULL_TEXT = re.compile(rf"os error ({'|'.join(map(str, _FULL))})\b")
-_UNWRITTEN = re.compile(r"Unable to write (\d+) bytes")
 
 Say = Callable[[str], None]
 
@@ -82,19 +79,15 @@ def aside(target: Path, say: Say = to_stderr) -> Iterator[Path]:
     moves it to `target`. What is left there at the end is removed, and so is what killed processes
     have left beside `target`.
 
-    Raises UserError on a full disk, or where the place was deleted while it was used.
+    Raises DiskFull, or UserError where the place was deleted while it was used.
     """
     sweep(target.parent, say)
-    place, lock = _claim(target)
+    with disk.naming(target):
+        place, lock = _claim(target)
     try:
-        yield place / NEW
+        with _naming(target, place):
+            yield place / NEW
     except BaseException as error:
-        if is_full(error, target.parent):
-            raise UserError(
-                "the disk is full; nothing that was complete is lost",
-                where=str(target),
-                hint="free some space and try again; a stage goes on with --resume",
-            ) from error
         if isinstance(error, FileNotFoundError) and not (place / MARKER).exists():
             raise UserError(
                 "was deleted while it was being written", where=str(place), hint="try again"
@@ -106,6 +99,18 @@ def aside(target: Path, say: Say = to_stderr) -> Iterator[Path]:
         ):  # else the next sweep puts that back
             _remove(place, say)
         lock.close()
+
+
+@contextmanager
+def _naming(target: Path, place: Path) -> Iterator[None]:
+    """A full disk names what was to be made, and says how much of it had been written."""
+    try:
+        yield
+    except Exception as error:
+        full = disk.as_full(error, target)
+        if full is None or full is error:
+            raise
+        raise disk.DiskFull(target, disk.space_of(place), share=full.share) from error
 
 
 def replace(new: Path, target: Path) -> None:
@@ -142,9 +147,24 @@ def remove(path: Path, say: Say = to_stderr) -> None:
     """Deletes a file, a link (not what it points to) or a folder, if it is there: after a kill it
     is whole at its name, or not at its name at all. The caller knows that it is ours. Raises
     OSError where it cannot be moved."""
-    if os.path.lexists(path):
+    if not os.path.lexists(path):
+        return
+    try:
         with aside(path, say) as new, suppress(FileNotFoundError):  # another process was quicker
             os.rename(path, new)
+    except disk.DiskFull:
+        _remove_without_room(path)
+
+
+def _remove_without_room(path: Path) -> None:
+    """Deletes where the disk has not even room for a marker: what makes room must not need any. A
+    kill on the way leaves a `.tmp-` folder that nothing proves to be ours, and that stays."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            place = path.with_name(f".tmp-{path.name}-{os.urandom(8).hex()}")
+            os.rename(path, place)
+            path = place
+        _delete(path)
 
 
 def sweep(folder: Path, say: Say = to_stderr) -> None:
@@ -218,9 +238,13 @@ def _claim(target: Path) -> tuple[Path, _Lock]:
             lock = _Lock(os.open(place / MARKER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
         except FileNotFoundError:  # empty, it was taken for abandoned
             continue
+        except OSError:
+            place.rmdir()
+            raise
         if _locked(lock):
             text = f"ondevice writes {target.name} here: process {os.getpid()} on {socket.gethostname()}\n"
-            os.write(lock.descriptor, text.encode())
+            with suppress(OSError):  # a full disk: the lock is the proof, the text is for people
+                os.write(lock.descriptor, text.encode())
             return place, lock
         lock.close()
     raise OSError(errno.EEXIST, "no free name for a temporary folder", str(target.parent))
@@ -257,22 +281,6 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error says that the disk of `folder`, or a person's share of it, is full:
-    safetensors' and MLX's are no OSError."""
-    if isinstance(error, UserError):
-        return False
-    if isinstance(error, OSError) and error.errno in _FULL or _FULL_TEXT.search(str(error)):
-        return True
-    unwritten = _UNWRITTEN.search(str(error))
-    if unwritten is None:
-        return False
-    try:
-        return shutil.disk_usage(folder).free < int(unwritten[1]) + (1 << 20)
-    except OSError:
-        return False
 
 
 def sync(path: Path) -> None:

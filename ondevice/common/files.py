@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic
+from ondevice.common import atomic, disk
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -26,10 +26,11 @@ def whole_folder(
 
     A folder that already stands there is replaced only once the new one is complete; without
     `replacing` only an empty one is. With `replacing` one process at a time writes to a target: the
-    caller holds a lock. Raises UserError on a full disk, where the folder was deleted while it was
+    caller holds a lock. Raises DiskFull, and UserError where the folder was deleted while it was
     filled and, without `replacing`, where another process was quicker.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk.naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.aside(target) as folder:
         folder.mkdir()
         yield folder
@@ -52,12 +53,16 @@ def whole_folder(
 
 
 def write_file(path: Path, text: str) -> None:
-    """A small file, whole or not there. Raises UserError on a full disk."""
-    with atomic.aside(path) as new:
-        new.write_text(text, encoding="utf-8")
-        atomic.sync(new)
-        os.replace(new, path)
-        atomic.sync(path.parent)
+    """A small file, whole or not there. Raises DiskFull."""
+
+    def write() -> None:
+        with atomic.aside(path) as new:
+            new.write_text(text, encoding="utf-8")
+            atomic.sync(new)
+            os.replace(new, path)
+            atomic.sync(path.parent)
+
+    disk.until_written(path, write)
 
 
 def sha256(file: Path) -> str:

@@ -18,6 +18,7 @@ markup must be given plain text all the same, and HTML goes through `sanitize_ht
 from __future__ import annotations
 
 import bisect
+import contextlib
 import html
 import re
 import sys
@@ -82,8 +83,10 @@ def sanitize(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> 
 
 
 def to_stderr(text: str) -> None:
-    """A text for people, on stderr at once."""
-    print(sanitize(text), file=sys.stderr, flush=True)
+    """A text for people, on stderr at once. Where it cannot be written, nobody reads it: the
+    terminal is gone, or the disk of a log is full. What must be known has an event, too."""
+    with contextlib.suppress(OSError):
+        print(sanitize(text), file=sys.stderr, flush=True)
 
 
 def sanitize_html(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:

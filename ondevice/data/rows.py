@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ondevice.common import bounded
+from ondevice.common.disk import naming
 from ondevice.common.errors import UserError
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.folders import kind_of, known, listing
@@ -282,9 +283,10 @@ def add_lines(path: Path, lines: list[str]) -> int:
                 there.add((line or b"").decode("utf-8", "replace").rstrip("\n"))
     new = [line for line in lines if line not in there]
     if new:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write("\n".join(new) + "\n")
+        with naming(Path(path)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write("\n".join(new) + "\n")
     return len(new)
 
 

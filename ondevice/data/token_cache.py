@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common import atomic
+from ondevice.common.disk import DiskFull, naming
 from ondevice.common.files import sha256, sha256_once, write_file
 from ondevice.common.json_files import load_json, parse_json
 from ondevice.common.sanitize import to_stderr
@@ -62,7 +63,8 @@ def cached(
     """`path`, which `make` has written if it was not there, or was not what was written: a file or
     a folder, whole or not at all, with the length and the hash of each of its files beside it.
 
-    `say` is told of what was damaged and is made anew. Raises UserError on a full disk.
+    `say` is told of what was damaged and is made anew. Raises DiskFull also where a run waits for
+    room: what is made of may be gone through once, so the stage is tried again, not this.
     """
     reason = None
     if os.path.lexists(path):
@@ -75,7 +77,8 @@ def cached(
 
 
 def _make(path: Path, make: Callable[[Path], None], *, summed: bool, damaged: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.aside(path) as part:
         make(part)
         if summed:
@@ -147,7 +150,7 @@ def link_from(other: Path, path: Path) -> None:
             os.link(other, part)
 
     if find_damage(other) is None:
-        with suppress(OSError, shutil.Error):
+        with suppress(OSError, shutil.Error, DiskFull):  # it is then made, which says what is full
             cached(path, make)
 
 

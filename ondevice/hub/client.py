@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ondevice.common import bounded
+from ondevice.common.disk import as_full
 from ondevice.common.errors import UserError
 from ondevice.common.redact import redacted
 from ondevice.hub.limits import TooMuch, TooSlow, limited, over_http
@@ -100,7 +101,7 @@ class Hub:
     Unheard, nothing else that the client might."""
 
     def __init__(self, kind: Kind = "model", *, bars: bool = False) -> None:
-        from huggingface_hub import HfApi  # up to 190 ms
+        from huggingface_hub import HfApi, try_to_load_from_cache  # up to 190 ms
         from huggingface_hub.utils.logging import set_verbosity_error
         from huggingface_hub.utils.tqdm import disable_progress_bars  # up to 190 ms
 
@@ -109,6 +110,7 @@ class Hub:
         set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings hold signed addresses
         self.kind = kind
         self._api = HfApi()
+        self._cached = try_to_load_from_cache
         self._operations: dict[str, Any] = {}
 
     def account(self) -> Account:
@@ -244,6 +246,11 @@ class Hub:
                 self._api.hf_hub_download(repo, file.path, repo_type=self.kind, revision=commit)
             )
 
+    def has(self, repo: str, commit: str, file: RemoteFile) -> bool:
+        """Whether the file is in the client's cache already. Nobody is asked."""
+        found = self._cached(repo, file.path, cache_dir=None, revision=commit, repo_type=self.kind)
+        return isinstance(found, str)
+
     def snapshot(self, repo: str, wanted: Sequence[str], revision: str | None = None) -> Path:
         """The files of a revision, or of the newest commit, in the client's cache, those at the top
         whose names `wanted` means; where the Hub is not to be asked or does not answer, what the
@@ -312,13 +319,18 @@ def logged_in() -> bool:
     return get_token() is not None
 
 
+def cache_folder() -> Path:
+    """Where the client keeps what it has fetched."""
+    from huggingface_hub import constants  # up to 190 ms
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def cached_card(data_set: str) -> str:
     """The text of a data set's card where the client's cache has it, the newest; empty otherwise.
     Nobody is asked.
     """
-    from huggingface_hub import constants  # up to 190 ms
-
-    kept = Path(constants.HF_HUB_CACHE) / f"datasets--{data_set.replace('/', '--')}" / "snapshots"
+    kept = cache_folder() / f"datasets--{data_set.replace('/', '--')}" / "snapshots"
     cards = sorted(kept.glob("*/README.md"))
     # the commit that the branch's name meant last; without it none is known to be the newest
     with suppress(OSError, ValueError):
@@ -411,6 +423,8 @@ def _translated(error: BaseException, where: str) -> Exception:
     if isinstance(error, ValueError) and (named or type(error) is ValueError):
         # metadata or a name that the Hub does not take
         return UserError(redacted(str(error)), where=where)
+    if full := as_full(error, cache_folder()):
+        return full
     if isinstance(error, OSError):
         said = redacted(error.strerror or str(error)).lower()
         return UserError(f"cannot be fetched: {said}", where=error.filename or where)

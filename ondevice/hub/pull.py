@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ondevice.common.disk import nearest_folder, need_room
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256, whole_folder
 from ondevice.common.json_files import load_json
 from ondevice.common.progress import size
 from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.hub import PullConfig
-from ondevice.hub.client import Hub, RemoteFile, git_blob_of, with_retries
+from ondevice.hub.client import Hub, RemoteFile, cache_folder, git_blob_of, with_retries
 
 ORIGIN = ".pulled.json"
 """Where a pulled folder came from: {"repo", "commit", "kind"}."""
@@ -81,7 +82,7 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     commit = with_retries(lambda: client.look(cfg.repo_id, revision), cfg.repo_id, wait).head
     found = with_retries(lambda: client.files(cfg.repo_id, commit), cfg.repo_id, wait)
     wanted, left_out = choose(cfg.repo_id, found)
-    _need_room(out, wanted)
+    _need_room(out, wanted, [file for file in wanted if not client.has(cfg.repo_id, commit, file)])
     total, done = sum(file.size for file in wanted), 0
     with whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
@@ -196,16 +197,22 @@ def _listed(path: str) -> bool:
     return file.suffix.lower() in _KINDS
 
 
-def _need_room(out: Path, files: Iterable[RemoteFile]) -> None:
-    """Raises UserError where the disk has no room for the files."""
-    near = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
-    needed, free = sum(file.size for file in files) * ROOM, shutil.disk_usage(near).free
-    if needed > free:
-        raise UserError(
-            f"{size(needed)} are needed, {size(free)} are free",
-            where=str(near),
-            hint="free some space",
-        )
+def _need_room(
+    out: Path,
+    files: Iterable[RemoteFile],
+    to_fetch: Iterable[RemoteFile],
+    cache: Path | None = None,
+) -> None:
+    """Raises DiskFull where the disk has no room for the files, or for those of them that are
+    fetched into the client's cache first."""
+    here = sum(file.size for file in files) * ROOM
+    first = sum(file.size for file in to_fetch) * ROOM
+    cache = cache or cache_folder()
+    if nearest_folder(out).stat().st_dev == nearest_folder(cache).stat().st_dev:
+        need_room(out, here + first, "this repository, with the Hub's cache,")
+        return
+    need_room(cache, first, "this repository, in the Hub's cache (HF_HOME),")
+    need_room(out, here, "this repository")
 
 
 def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:

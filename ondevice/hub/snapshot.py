@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ondevice.common.disk import DiskFull
 from ondevice.common.errors import UserError
 from ondevice.hub.client import Hub, NoReply, Offline
 
@@ -53,6 +54,8 @@ def fetched(name: str, revision: str | None = None, wanted: Sequence[str] = WANT
             where=name,
             hint=f"fetch it where there is a network: hf download {name}{option}",
         ) from None
+    except DiskFull:
+        raise
     except UserError as error:
         raise UserError(
             f"there is no such folder here, and of the Hub: {error.message}",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from ondevice.common.physical_memory import available_memory, physical_memory
 from ondevice.config.sizes import parse_memory
@@ -113,14 +111,3 @@ def _budget(memory: str, total: int, own: bool) -> int | None:
     margin = min(MOST_MARGIN, max(LEAST_MARGIN, physical // 10))
     room = max(0, available - margin)
     return min(room, total) if 0 < total < physical else room
-
-
-def free_disk(folder: Path) -> int | None:
-    """Bytes that are free where the folder is or will be; None where the system does not tell."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        return shutil.disk_usage(place).free
-    except OSError:
-        return None

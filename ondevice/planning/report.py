@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.disk import free_bytes
 from ondevice.common.progress import duration, number, size
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import ExamConfig, Recipe
 from ondevice.config.stages import StageConfig
 from ondevice.planning import calibration
-from ondevice.planning.machine import Machine, free_disk, planned_machine
+from ondevice.planning.machine import Machine, planned_machine
 from ondevice.planning.plan import StagePlan, corpus_in, plan_stage, seconds_of_all
 from ondevice.planning.stage_facts import Surroundings
 from ondevice.planning.verdict import Verdict, verdict
@@ -55,7 +56,7 @@ def _reads_builtin(recipe: Recipe) -> bool:
 
 
 def _report(stages: Sequence[tuple[str, StageConfig]], around: Surroundings) -> dict[str, Any]:
-    free = free_disk(around.run)
+    free = free_bytes(around.run)
     rows, plans = [], []
     needed = 0.0
     for name, cfg in stages:
@@ -70,6 +71,7 @@ def _report(stages: Sequence[tuple[str, StageConfig]], around: Surroundings) -> 
                 "fits": found.fits,
                 "why": found.why,
                 "change": found.change,
+                "on_disk": bool(found.disk),
                 "line": line(plan, found),
             }
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ondevice.common.disk import free_bytes, space_of
 from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig, Recipe
 from ondevice.config.stages import StageConfig
 from ondevice.planning import calibration
-from ondevice.planning.machine import Machine, free_disk, machine_of, planned_machine
+from ondevice.planning.machine import Machine, machine_of, planned_machine
 from ondevice.planning.plan import StagePlan, plan_stage
 from ondevice.planning.report import is_planned, line, plan_recipe
 from ondevice.planning.stage_facts import Surroundings
@@ -37,9 +38,10 @@ def plan_at_start(
         plan, _ = plan_stage(folder.name, cfg, around)
     except UserError:
         return None
-    found_fit = verdict(plan, cfg, around, free_disk(folder.path), there=bytes_in(folder.path))
+    there = space_of(folder.path) if folder.path.is_dir() else 0
+    found_fit = verdict(plan, cfg, around, free_bytes(folder.path), there=there)
     if not cfg.anyway:
-        refuse(folder.name, found_fit)
+        refuse(folder.name, found_fit, folder.path)
     return plan, line(plan, found_fit)
 
 
@@ -56,20 +58,10 @@ def refuse_recipe(recipe: Recipe, folder: Path) -> None:
         return  # the stage says it itself, better
     for row in report["stages"]:
         if row["fits"] == "no":
-            refuse(row["stage"], Verdict(row["fits"], row["why"], row["change"]))
+            needed = row["disk"] if row["on_disk"] else 0.0
+            refuse(row["stage"], Verdict(row["fits"], row["why"], row["change"], needed), folder)
 
 
 def _machine(cfg: StageConfig) -> Machine:
     found = calibration.load(cfg.backend, cfg.device, cfg.dtype)
     return planned_machine(cfg.backend, cfg.device, cfg.dtype, cfg.memory, found)
-
-
-def bytes_in(folder: Path) -> int:
-    """Of all files of a stage, by an earlier process of it."""
-    if not folder.is_dir():
-        return 0
-    total = 0
-    for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            total += file.stat().st_size
-    return total

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from ondevice.common.disk import DiskFull
 from ondevice.common.errors import UserError
 from ondevice.common.progress import size
 from ondevice.config.auto import AUTO
@@ -32,6 +34,8 @@ class Verdict:
     fits: Fits
     why: str = ""
     change: str = ""
+    disk: float = 0.0
+    """Bytes of the disk that are needed, where these are what does not fit."""
 
 
 def verdict(
@@ -47,7 +51,7 @@ def verdict(
     needed = max(0.0, plan.disk - there)
     if free is not None and needed > free:
         why = f"its checkpoints need {size(needed)} of the disk, of which {size(free)} are free"
-        return Verdict("no", why, _keep_less(cfg))
+        return Verdict("no", why, _keep_less(cfg), needed)
     budget = before.machine.budget
     if budget is None or plan.memory <= TIGHT * budget:
         return Verdict("yes")
@@ -65,15 +69,16 @@ def memory_told(plan: StagePlan, machine: Machine) -> str:
     return f"{takes}, and this machine has {size(machine.budget)} for it now"
 
 
-def refuse(name: str, found: Verdict, where: str = "") -> None:
-    """Raises UserError where a stage does not fit, with the remedy."""
+def refuse(name: str, found: Verdict, folder: Path) -> None:
+    """Raises UserError where a stage does not fit, with the remedy; DiskFull, for which a run may
+    wait, where it is the disk of `folder` that has no room."""
     if found.fits != "no":
         return
-    raise UserError(
-        f"{name} does not fit: {found.why}",
-        where=where,
-        hint=f"{found.change or 'take a smaller model'}; --anyway starts it all the same",
-    )
+    message = f"{name} does not fit: {found.why}"
+    hint = f"{found.change or 'take a smaller model'}; --anyway starts it all the same"
+    if found.disk:
+        raise DiskFull(folder, int(found.disk), message=message, hint=hint)
+    raise UserError(message, hint=hint)
 
 
 def _keep_less(cfg: StageConfig) -> str:

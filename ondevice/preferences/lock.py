@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ondevice.common import disk
 from ondevice.common.atomic import sync
 from ondevice.common.errors import UserError
 from ondevice.common.file_lock import lock
@@ -66,6 +67,8 @@ def _opened(file: Path) -> int:
             os.fchmod(descriptor, file.stat().st_mode & 0o666)
         return descriptor
     except OSError as error:
+        if full := disk.as_full(error, lock_file):
+            raise full from error
         raise UserError(
             f"its lock, {lock_file.name}, cannot be opened ({error.strerror})",
             where=str(file),

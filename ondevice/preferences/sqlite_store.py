@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+from ondevice.common.disk import DiskFull, free_bytes, naming
 from ondevice.common.errors import UserError
 from ondevice.preferences import lock
 from ondevice.preferences.schema import APPLICATION, COLUMNS, SCHEMA, VERSION
@@ -100,7 +100,8 @@ class Store:
     def _connect(cls, file: Path, create: bool, patience_s: float) -> Self:
         mode = "rw"
         if create:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            with naming(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
             mode = "rwc"
         address = f"file:{quote(str(file.absolute()))}?mode={mode}"
         try:
@@ -285,20 +286,27 @@ def refused(error: Exception, file: Path) -> Exception:
         "SQLITE_BUSY": "another program has held it for too long",
         "SQLITE_LOCKED": "another program holds it",
         "SQLITE_READONLY": "cannot be written",
-        "SQLITE_FULL": "the disk is full",
+        "SQLITE_FULL": "",
         "SQLITE_IOERR": "the disk has failed to read or write it",
         "SQLITE_CANTOPEN": "cannot be opened",
         "SQLITE_NOTADB": NOT_OURS,
     }
     for code, reason in reasons.items():
         if name == code or name.startswith(code + "_"):
-            if code == "SQLITE_IOERR" and shutil.disk_usage(file.parent).free < FULL_BYTES:
-                reason = reasons["SQLITE_FULL"]  # what SQLite says where its side files cannot grow
+            # what SQLite says where its side files cannot grow, or be made
+            beside = code in ("SQLITE_IOERR", "SQLITE_CANTOPEN") and _has_no_room(file)
+            if code == "SQLITE_FULL" or beside:
+                return DiskFull(file)
             return UserError(reason, where=str(file))
     undecoded = isinstance(error, UnicodeDecodeError) or "Could not decode to UTF-8" in str(error)
     if undecoded or name.startswith("SQLITE_CORRUPT"):
         return Damaged("is damaged", where=str(file), hint=REPAIR)
     return error
+
+
+def _has_no_room(file: Path) -> bool:
+    free = free_bytes(file)
+    return free is not None and free < FULL_BYTES
 
 
 def clean(text: str) -> str:

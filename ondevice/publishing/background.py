@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ondevice.common import atomic, processes
+from ondevice.common import atomic, disk, processes
 from ondevice.common.errors import UserError
 from ondevice.common.files import whole_folder
 from ondevice.common.redact import redacted
@@ -101,14 +101,20 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
     """
     root = stage.path / FOLDER
     target = root / saved.path.name
-    with whole_folder(target) as folder:
-        for file in sorted(saved.model.iterdir()):
-            if file.is_symlink():
-                raise UserError("is a link, and is not sent", where=str(file))
-            try:
-                os.link(file, folder / file.name)
-            except OSError:  # a disk without links
-                shutil.copyfile(file, folder / file.name)
+
+    def fill() -> None:
+        with whole_folder(target) as folder:
+            for file in sorted(saved.model.iterdir()):
+                if file.is_symlink():
+                    raise UserError("is a link, and is not sent", where=str(file))
+                try:
+                    os.link(file, folder / file.name)
+                except OSError as error:  # a disk without links
+                    if disk.is_full(error, folder):
+                        raise
+                    shutil.copyfile(file, folder / file.name)
+
+    disk.until_written(target, fill)
     waiting = [path for path in checkpoint.steps(root) if not (path / PENDING).is_file()]
     for old in waiting[:-WAITING]:
         atomic.remove(old)
@@ -119,7 +125,7 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
 
 def start(stage: StageFolder, repo: str) -> subprocess.Popen[bytes]:
     """The pushing process: its output goes to push.log; it outlives this one."""
-    with open(stage.path / LOG, "ab") as log:
+    with disk.naming(stage.path / LOG), open(stage.path / LOG, "ab") as log:
         return processes.start(
             processes.command("ondevice.publishing.background", str(stage.path.absolute()), repo),
             processes.Access.HUB,

@@ -6,7 +6,8 @@ and `judges.py`.
 JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}], "unused": [names of public
 functions that are no rewards]} or {"failed", "where"}; then for each {"call": name, "arguments":
 {…}} one {"values": […]} (number, null, or {"type": name} for what is not a number) or {"error",
-"where"}. What the functions print goes to stderr, what they read is empty.
+"where"}, with {"full": path} where the disk was full. What the functions print goes to stderr, what
+they read is empty.
 
 It ends, and everything it started in its process group with it, when its stdin ends or its parent
 is gone.
@@ -14,8 +15,10 @@ is gone.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import inspect
+import io
 import json
 import os
 import signal
@@ -24,6 +27,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -202,7 +206,27 @@ def _reply(
             raise TypeError(f"returned {type(values).__name__}, not a list of numbers")
         return {"values": [_value(value) for value in values]}
     except BaseException as error:  # whatever it is, it is the person's, and is told to them
-        return {"error": _named(error), "where": _place(error, file)}
+        return {"error": _named(error), "where": _place(error, file), **_full(error)}
+
+
+def _full(error: BaseException) -> dict[str, str]:
+    """Where a function has found the disk full: that is not the function's fault."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"full": os.path.abspath(error.filename or ".")}
+    return {}
+
+
+class _Printed(io.TextIOWrapper):
+    """What is printed goes to a log; what a full disk refuses of it is dropped."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
 
 
 def _as_turns(name: str, column: Any) -> Any:
@@ -262,6 +286,14 @@ def _take_pipes() -> tuple[IO[str], IO[str]]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    printed = io.FileIO(2, "w", closefd=False)
+    # unbuffered: what was refused does not come again with the next line
+    sys.stdout = sys.stderr = _Printed(
+        printed,
+        encoding="utf-8",
+        errors="backslashreplace",
+        write_through=True,
+    )
     return requests, replies
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import processes
+from ondevice.common import disk, processes
 from ondevice.common.bounded import LARGEST
 from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
@@ -98,17 +98,26 @@ class Host:
         self, name: str, arguments: Mapping[str, Any], timeout: float | None = None
     ) -> list[Any]:
         """What the function returned, an item as host.py writes it. Raises CallFailed; the next
-        call starts afresh.
+        call starts afresh; DiskFull where what the function writes has no room and nobody waits.
         """
         if self._process is None:
             try:
                 self.start()
+            except disk.DiskFull:
+                raise
             except UserError as error:
                 raise CallFailed(str(error)) from error
         request = (
             json.dumps({"call": name, "arguments": arguments}, default=str, skipkeys=True) + "\n"
         )
-        reply = self._exchange(request.encode(), timeout or self.timeout)
+
+        def ask() -> dict[str, Any]:
+            reply = self._exchange(request.encode(), timeout or self.timeout)
+            if reply.get("full"):  # what the function writes itself
+                raise disk.DiskFull(Path(reply["full"]))
+            return reply
+
+        reply = disk.until_written(self.file, ask)
         if "error" in reply:
             message = sanitize(reply["error"], newlines=False)
             kind = message.partition(":")[0]
@@ -180,7 +189,9 @@ def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Pop
     arguments = [str(file), str(os.getpid())]
     if names:
         arguments.append(",".join(names))
-    with open(log or os.devnull, "ab") as printed:  # the child has its own
+    place = log or Path(os.devnull)
+    # the child has its own
+    with disk.until_written(place, lambda: place.open("ab")) as printed:
         process = processes.start(
             processes.command("ondevice.rewards.host", *arguments),
             processes.Access.REWARD,

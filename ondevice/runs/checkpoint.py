@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic
+from ondevice.common import atomic, disk
 from ondevice.common.files import FORMAT, MANIFEST, sha256, whole_folder
 from ondevice.common.json_files import load_json, to_json
 from ondevice.common.sanitize import to_stderr
@@ -68,12 +68,18 @@ def save(
     ones remain.
 
     `best` None: no better one is on disk than the one that was called the best so far, which then
-    stays. `say` is told of what stood in the way. Raises UserError on a full disk.
+    stays. `say` is told of what stood in the way. Raises DiskFull where nobody waits for room.
     """
     target = path_at(checkpoints, step)
-    with whole_folder(target, {"step": step}) as folder:
-        write(folder)
-        (folder / RECORD).write_text(to_json(record, indent=1) + "\n")
+
+    def write_all() -> None:
+        with whole_folder(target, {"step": step}) as folder:
+            write(folder)
+            (folder / RECORD).write_text(to_json(record, indent=1) + "\n")
+
+    # the one before it says how much room one takes
+    before = steps(checkpoints)[-1:]
+    disk.until_written(target, write_all, disk.space_of(before[0]) if before else 0)
     reason = find_damage(target)
     if reason is None:  # older ones go only after the new one is known to be readable
         prune(checkpoints, step, keep=keep, best=best, say=say)
@@ -211,7 +217,11 @@ def _point(link: Path, target: Path, say: Say) -> None:
             f"{link.name} was a folder, not a link, as a copy that follows links makes one: it is {copy.name} now, and "
             "nothing needs it"
         )
-    with atomic.aside(link) as new:
-        new.symlink_to(target.name)
-        os.replace(new, link)
-        atomic.sync(link.parent)
+
+    def write() -> None:
+        with atomic.aside(link) as new:
+            new.symlink_to(target.name)
+            os.replace(new, link)
+            atomic.sync(link.parent)
+
+    disk.until_written(link, write)

@@ -23,6 +23,7 @@ from ondevice.models.model import Model
 from ondevice.runs import checkpoint
 from ondevice.runs.callbacks import Callback
 from ondevice.runs.device_batch import DeviceBatch
+from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import StageFolder, StopRequest
 from ondevice.runs.recovery import ResultRecord
@@ -49,6 +50,10 @@ class ElapsedTime:
         """What `mapping` told a checkpoint: a resumed stage goes on from there."""
         self._before = {**self._before, **before}
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds in which nothing was done."""
+        self._began += seconds
+
     def mapping(self) -> dict[str, float]:
         now = {"seconds": ticks() - self._began, "cpu_seconds": _cpu_seconds() - self._cpu}
         return {name: round(self._before[name] + value, 3) for name, value in now.items()}
@@ -71,6 +76,8 @@ class RunSettings:
     exam: Exam | None = None
     exam_settings: ExamConfig | None = None
     say: Callable[[str], None] = to_stderr
+    pause: DiskPause | None = None
+    """Waits where the disk is full; None: nobody does, and the stage ends."""
 
 
 @dataclass(frozen=True)

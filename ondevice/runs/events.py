@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import bounded
+from ondevice.common import bounded, disk
 from ondevice.common.clock import clock, ticks
-from ondevice.common.errors import UserError
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.json_files import parse_json, to_json
 
 FLUSH_S = 1.0
@@ -31,11 +31,14 @@ class LineFile:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = disk.until_written(path, self._open)
         self._end = _cut_torn_line(self._descriptor)
         self._waiting = bytearray()
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, record: Mapping[str, Any]) -> int:
         """Adds a line (written at the next `flush`); returns its byte offset in the file."""
@@ -44,17 +47,21 @@ class LineFile:
         return offset
 
     def flush(self, *, sync: bool = False) -> None:
-        """Writes what waits. What a full disk refuses goes on waiting: the next flush continues in
-        mid-line.
+        """Writes what waits. What a full disk refuses goes on waiting, here or until the next flush,
+        which continues in mid-line. Raises DiskFull where nobody waits for room.
         """
-        if self._waiting:
-            self._check_place()
-        while self._waiting:
-            written = os.write(self._descriptor, self._waiting)
-            self._end += written
-            del self._waiting[:written]
-        if sync:
-            os.fsync(self._descriptor)
+
+        def write() -> None:
+            if self._waiting:
+                self._check_place()
+            while self._waiting:
+                written = os.write(self._descriptor, self._waiting)
+                self._end += written
+                del self._waiting[:written]
+            if sync:
+                os.fsync(self._descriptor)
+
+        disk.until_written(self.path, write)
 
     def _check_place(self) -> None:
         """Raises UserError where the file is not there any more, or another one is: what is written
@@ -76,6 +83,8 @@ class LineFile:
         if self._descriptor >= 0:
             try:
                 self.flush()
+                if self._waiting:  # that there was no room for a while
+                    self.flush()
             finally:
                 os.close(self._descriptor)
                 self._descriptor = -1
@@ -83,8 +92,18 @@ class LineFile:
     def __enter__(self) -> LineFile:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *raised: object) -> None:
+        close_after(kind, self)
+
+
+def close_after(error: object, file: LineFile | EventWriter) -> None:
+    """Closes at the end of a `with`. After an error a full disk is not told of: the error is, and
+    may well be the same."""
+    try:
+        file.close()
+    except (disk.DiskFull, Interrupted):
+        if error is None:
+            raise
 
 
 class EventWriter:
@@ -108,6 +127,10 @@ class EventWriter:
         if event != "step" or ticks() - self._flushed >= FLUSH_S:
             self.flush()
 
+    def note(self, event: str, **fields: Any) -> None:
+        """Adds an event that is written with the next one."""
+        self._file.append({"t": round(self._now(), 3), "event": event, **fields})
+
     def flush(self, *, sync: bool = False) -> None:
         self._file.flush(sync=sync)
         self._flushed = ticks()
@@ -118,8 +141,8 @@ class EventWriter:
     def __enter__(self) -> EventWriter:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *raised: object) -> None:
+        close_after(kind, self)
 
 
 def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:

@@ -20,19 +20,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ondevice.common import disk
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.file_lock import lock, try_lock
 from ondevice.common.json_files import load_json
 from ondevice.runs.order import ordered
 
+HOLDER_BYTES = 2048  # of a lock's text: within one block of any disk
 LOCK_PATIENCE_S = 0.5  # `runs` looks at a lock by taking it for an instant: a start waits that out
 
 
@@ -185,6 +187,26 @@ class StageFolder:
             os.close(descriptor)
         return None
 
+    def note(self, **fields: str | None) -> None:
+        """Says more in the lock of who holds it, for whom `holder` is asked: by the process that
+        holds it. The few bytes are written over in place, which needs no room on the disk."""
+        record = {**_read_holder(self.lock), **fields}
+        kept = {name: value for name, value in record.items() if value is not None}
+        try:
+            descriptor = os.open(self.lock, os.O_WRONLY)
+        except OSError:
+            return  # the folder was removed: whoever writes there says so
+        try:
+            # a disk that copies what is written over may have no room: the terminal is told, too
+            with suppress(OSError):
+                os.pwrite(descriptor, _holder_text(kept), 0)
+        finally:
+            os.close(descriptor)
+
+    def stopped_in_pause(self) -> str:
+        """Why a process that has ended could write no event of its end; empty where it could."""
+        return str(_read_holder(self.lock).get("stopped") or "")
+
     def done_record(self) -> dict[str, Any] | None:
         """What done.json holds; None where the stage is not complete or the file is damaged."""
         return _read_object(self.done)
@@ -289,7 +311,7 @@ def _say(text: str) -> None:
 
 def _take(file: Path) -> int:
     """An open, locked descriptor with this process's name written in the file."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = disk.until_written(file, lambda: os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
     try:
         _flock(descriptor, file)
         me = {
@@ -299,11 +321,20 @@ def _take(file: Path) -> int:
             "command": sys.argv[0],
         }
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, (json.dumps(me) + "\n").encode(), 0)
+        disk.until_written(file, lambda: os.pwrite(descriptor, _holder_text(me), 0))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _holder_text(record: Mapping[str, Any]) -> bytes:
+    """Always of one length, so that it can be written over where there is no room."""
+    text = json.dumps(record).encode()
+    if len(text) >= HOLDER_BYTES:
+        cut = {name: str(value)[:200] for name, value in record.items()}
+        text = json.dumps(cut).encode()[: HOLDER_BYTES - 1]
+    return text.ljust(HOLDER_BYTES - 1) + b"\n"
 
 
 def _flock(descriptor: int, file: Path) -> None:
@@ -349,7 +380,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        disk.until_written(path, lambda: path.mkdir(parents=True, exist_ok=True))
     except (FileExistsError, NotADirectoryError):
         raise UserError(
             "a file is in the way", where=str(path), hint="give another --out"

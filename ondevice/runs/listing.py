@@ -122,7 +122,8 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     died (its process is gone and left no word). `holder` names the process that trains, `last` is
     the time of the newest event. `since` (time, step): where it began or went on last, or the first
     step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
-    those resumes that are in that part. `planned`: seconds that its plan said, where it had a time.
+    those resumes that are in that part. `waits`: why the process that trains it does nothing now,
+    as on a full disk; empty where it works. `planned`: seconds that its plan said, where it had a time.
     """
     first = events.first_event(stage.events)
     seen = _Events()
@@ -131,6 +132,8 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     holder = stage.holder()
     done = stage.done_record()
     ended = seen.last if seen.last.get("event") == "failed" else {}
+    if not ended and holder is None and done is None and (stopped := stage.stopped_in_pause()):
+        ended = {"event": "failed", "reason": "stopped", "message": stopped}
     record = done or {}
     marks = record.get("marks")
     began = _number(first.get("t"))
@@ -148,6 +151,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "since": seen.since,
         "paused": seen.paused,
         "holder": holder,
+        "waits": str((holder or {}).get("paused") or ""),
         "message": str(ended.get("message", "")),
         "seconds": _number(record.get("seconds")),
         "planned": _planned(first),
@@ -177,6 +181,8 @@ class _Events:
         at = _number(event.get("t"))
         before = _number(self.last.get("t"))
         resumed = event.get("event") == "resume"
+        if event.get("event") == "paused":
+            self.paused += max(_number(event.get("seconds")) or 0.0, 0.0)
         self.last = event
         self.newest[str(event.get("event", ""))] = event
         if isinstance(event.get("step"), int):
@@ -269,8 +275,11 @@ def _stage_line(stage: Mapping[str, Any]) -> str:
         step = f"step {stage['step']}"
         if stage["steps"]:
             step += f"/{stage['steps']}"
-    line = f"  {stage['stage']:<12}{stage['state']:<10}{step:<18}{numbers_line(stage['numbers'])}"
-    return line.rstrip()
+    state = "paused" if stage.get("waits") else stage["state"]
+    line = f"  {stage['stage']:<12}{state:<10}{step:<18}{numbers_line(stage['numbers'])}".rstrip()
+    if stage.get("waits"):
+        line += f"\n  {'':<12}{stage['waits']}: it goes on once there is room"
+    return line
 
 
 def find_run(name: str, folder: str | Path) -> RunFolder:

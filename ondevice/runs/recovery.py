@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.common import atomic
+from ondevice.common import atomic, disk
 from ondevice.runs import checkpoint
 from ondevice.runs.checkpoint import Checkpoint
 
@@ -154,10 +154,9 @@ def measured_checkpoints(checkpoints: Path, name: str, newest: int) -> list[Chec
 
 def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -> Path:
     """Writes a step's micro-batches to `<stage>/ruined/batch-00000012.npz`, as arrays `0.ids`,
-    `0.weights`, `1.ids` …, for a person to look at or to replay. Raises UserError on a full disk.
+    `0.weights`, `1.ids` …, for a person to look at or to replay. Raises DiskFull where nobody waits for room.
     """
     file = stage / FOLDER / f"batch-{number:08d}.npz"
-    file.parent.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     arrays: Any = {
         f"{n}.{name}": np.asarray(values)
@@ -165,8 +164,13 @@ def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -
         for name, values in batch.items()
     }
     np.savez(buffer, **arrays)
-    with atomic.aside(file) as new:
-        new.write_bytes(buffer.getvalue())
-        atomic.sync(new)
-        atomic.replace(new, file)
+
+    def write() -> None:
+        file.parent.mkdir(exist_ok=True)
+        with atomic.aside(file) as new:
+            new.write_bytes(buffer.getvalue())
+            atomic.sync(new)
+            atomic.replace(new, file)
+
+    disk.until_written(file, write)
     return file

@@ -28,6 +28,7 @@ from ondevice.planning.start import refuse_recipe
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
 from ondevice.runs.context import Exam, RunSettings
+from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.protocols import Backend
@@ -65,17 +66,19 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     if not _goes_on(cfg):
         refuse_recipe(recipe, folder.path)
     stop = StopRequest()
+    pause = DiskPause(stop)
     shared = RunSettings(
         stop,
         corpus=recipe.corpus,
         prompts=recipe.prompts,
         exam=_recipe_exam(recipe),
         exam_settings=recipe.exam,
+        pause=pause,
     )
     to_stderr(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
-    with stop:
+    with stop, pause():
         _run_stages(cfg, recipe, folder, shared=shared, start=start)
-    write_report(folder)
+        write_report(folder)
     return folder.path
 
 
@@ -223,8 +226,9 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
     resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     stop = StopRequest()
-    shared = _settings_of_one(cfg, stop)
-    with stop:
+    pause = DiskPause(stop)
+    shared = dataclasses.replace(_settings_of_one(cfg, stop), pause=pause)
+    with stop, pause():
         return run_stage(name, cfg, folder, shared=shared, caller=Caller(resume_hint))
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic
+from ondevice.common import atomic, disk
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.files import whole_folder, write_file
 from ondevice.config.auto import is_auto
@@ -79,11 +80,52 @@ def run_stage(
     """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished
-    stage in the way. Raises Interrupted once a stop has been saved.
+    stage in the way, DiskFull where nobody waits for room. Raises Interrupted once a stop has been
+    saved.
     """
     cfg.check()
     folder = run.stage(name)
     redo = redo or folder.redo.is_file()
+
+    def ready() -> _Ready:
+        return _ready(name, cfg, folder, shared=shared, caller=caller, redo=redo)
+
+    # before the folder: where it is refused, none is made
+    one = disk.until_written(folder.path, ready)
+    with folder.locked():
+        if shared.pause is not None:
+            shared.pause.begin(folder)
+        while True:
+            try:
+                return _attempt(one, folder, shared=shared, caller=caller)
+            except disk.DiskFull as error:
+                full = error.bare()  # what it holds is not kept while it waits
+            _wait(full, name, caller)
+            # as after a kill: from the newest checkpoint
+            redo = folder.redo.is_file()
+            cfg = replace(one.cfg, resume=True)
+            one = disk.until_written(folder.path, ready)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that one try of a stage begins with."""
+
+    cfg: StageConfig
+    start: StageStart
+    backend: Backend
+    redo: bool
+
+
+def _ready(
+    name: str,
+    cfg: StageConfig,
+    folder: StageFolder,
+    *,
+    shared: RunSettings,
+    caller: Caller,
+    redo: bool,
+) -> _Ready:
     resume = cfg.resume and not redo
     if not redo and (resume or folder.done_record() is not None):
         cfg = as_recorded(cfg, folder)
@@ -91,28 +133,47 @@ def run_stage(
     fingerprint = fingerprint_of(cfg, shared.corpus, folder, resume)
     check = partial(check_start, cfg, fingerprint)
     start = StageStart(resume, fingerprint, state_of(name, cfg), check, caller.on_settled)
-    # before the folder: where it is refused, none is made
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    with folder.locked():
-        if redo:
-            _clear(folder, shared.say)
-            folder.redo.unlink(missing_ok=True)
-        if goes_on_longer(cfg, folder, fingerprint, caller.restart_hint):
-            folder.done.unlink()
-        elif complete(folder, fingerprint, cfg.resume, caller.restart_hint):
-            shared.say(f"{name}: complete, {result_of(cfg, folder)}")
-            return result_of(cfg, folder)
-        if not resume:
-            refuse_unfinished(folder, caller.restart_hint)
-            _clear(folder, shared.say)
-        planned = _plan(cfg, folder, backend, shared)
-        plan, foreseen = planned if planned is not None else (None, "")
-        shared.stop.begin(folder)
-        with EventWriter(folder.events) as events:
-            ctx = Context(folder, backend, events, shared=shared, start=start, foreseen=foreseen)
-            if isinstance(cfg, TrainingConfig) and cfg.push_every:
-                ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-            return _guarded(ctx, cfg, caller, plan)
+    return _Ready(cfg, start, load_backend(cfg.backend, cfg.device, cfg.dtype), redo)
+
+
+def _wait(full: disk.DiskFull, name: str, caller: Caller) -> None:
+    """Returns once it is worth another try. Raises `full` where nobody waits, Interrupted where a
+    stop is requested."""
+    try:
+        disk.wait(full)
+    except Interrupted as error:
+        raise Interrupted(f"{name}: {error}. {caller.resume_hint}".strip()) from None
+    disk.over()
+
+
+def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: Caller) -> Path:
+    """One try of the stage, whose lock is held. Raises as `run_stage`, DiskFull where what was full
+    is no write that can be done again by itself."""
+    cfg, fingerprint = one.cfg, one.start.fingerprint
+    if one.redo:
+        folder.redo.touch()  # also for the process after this one
+        _clear(folder, shared.say)
+        folder.redo.unlink(missing_ok=True)
+    if goes_on_longer(cfg, folder, fingerprint, caller.restart_hint):
+        folder.done.unlink()
+    elif complete(folder, fingerprint, cfg.resume, caller.restart_hint):
+        shared.say(f"{folder.name}: complete, {result_of(cfg, folder)}")
+        return result_of(cfg, folder)
+    if not one.start.resume:
+        refuse_unfinished(folder, caller.restart_hint)
+        _clear(folder, shared.say)
+    planned = _plan(cfg, folder, one.backend, shared)
+    plan, foreseen = planned if planned is not None else (None, "")
+    shared.stop.begin(folder)
+    if shared.pause is not None:
+        shared.pause.under_way = True
+    with EventWriter(folder.events) as events:
+        ctx = Context(
+            folder, one.backend, events, shared=shared, start=one.start, foreseen=foreseen
+        )
+        if isinstance(cfg, TrainingConfig) and cfg.push_every:
+            ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
+        return _guarded(ctx, cfg, caller, plan)
 
 
 def _plan(
@@ -195,14 +256,26 @@ def _guarded(ctx: Context, cfg: StageConfig, caller: Caller, plan: StagePlan | N
         versions=ctx.versions(),
         plan=None if plan is None else plan.mapping(),
     )
+    if ctx.shared.pause is not None:
+        ctx.shared.pause.attach(events, ctx.spent.leave_out)
     try:
         return _work(ctx, cfg)
     except Interrupted as error:
-        events.emit("failed", reason="stopped", message=str(error))
+        _tell_end(ctx, "stopped", str(error))
         raise Interrupted(f"{ctx.name}: {error}. {caller.resume_hint}".strip()) from None
     except BaseException as error:
-        events.emit("failed", reason=type(error).__name__, message=str(error))
+        if not isinstance(error, disk.DiskFull) or ctx.shared.pause is None:
+            _tell_end(ctx, type(error).__name__, str(error))
         raise
+    finally:
+        if ctx.shared.pause is not None:
+            ctx.shared.pause.detach()
+
+
+def _tell_end(ctx: Context, reason: str, message: str) -> None:
+    """An event of the end, where there is room for one: `holder` says it where there is not."""
+    with suppress(disk.DiskFull, Interrupted):
+        ctx.events.emit("failed", reason=reason, message=message)
 
 
 def _known_steps(cfg: StageConfig) -> int:
@@ -210,6 +283,22 @@ def _known_steps(cfg: StageConfig) -> int:
     if not isinstance(cfg, TrainingConfig) or is_auto(cfg, "steps"):
         return 0
     return cfg.steps
+
+
+def _write_model(
+    ctx: Context, cfg: StageConfig, made: StageResult, name: str, model: Model, dtype: str
+) -> None:
+    """One of the stage's models into the folder of its name."""
+    target = ctx.folder.path / name
+    card = model_card(
+        ctx.name, cfg, replace(made, model=model), ctx.folder.path.parent.name, part=name
+    )
+
+    def fill() -> None:
+        with whole_folder(target) as folder:
+            write(folder, ctx.backend, model, dtype=dtype, card=card)
+
+    disk.until_written(target, fill)
 
 
 def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
@@ -246,23 +335,8 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
         ended = outcome(ctx)
         record["outcome"] = ended.mapping()
         for name, one in {"model": model, **stage_result.beside}.items():
-            with whole_folder(ctx.folder.path / name) as folder:
-                dtype = (
-                    one.cfg.dtype if one is model and stage_result.model is not model else "float32"
-                )
-                write(
-                    folder,
-                    ctx.backend,
-                    one,
-                    dtype=dtype,
-                    card=model_card(
-                        ctx.name,
-                        cfg,
-                        replace(stage_result, model=one),
-                        ctx.folder.path.parent.name,
-                        part=name,
-                    ),
-                )
+            given = one is model and stage_result.model is not model
+            _write_model(ctx, cfg, stage_result, name, one, one.cfg.dtype if given else "float32")
         if ctx.shared.stop.requested:
             raise Interrupted("trained and saved, stopped before its exam")
         if not model.cfg.num_labels:
