@@ -122,6 +122,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="where tests that hold for every device run; gpu: Metal or CUDA, in float32",
     )
+    parser.addoption(
+        "--writes",
+        type=int,
+        default=3,
+        help="test_full_disk: at how many of each command's operations the disk is full",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

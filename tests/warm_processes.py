@@ -25,14 +25,24 @@ SERVER = Path(__file__).with_name("warm_server.py")
 class WarmProcess:
     """As much of `subprocess.Popen[str]` as these tests ask for."""
 
-    def __init__(self, words: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        door: socket.socket | None = None,
+        environment: dict[str, str] | None = None,
+        folder: str = "",
+    ) -> None:
         self.returncode: int | None = None
         self.printed = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         self.status, theirs = socket.socketpair()
-        request = {"words": words, "environment": dict(os.environ), "folder": os.getcwd()}
+        request = {
+            "words": words,
+            "environment": environment or dict(os.environ),
+            "folder": folder or os.getcwd(),
+        }
         with theirs, open(os.devnull) as nothing:
             handles = [end.fileno() for end in (nothing, *self.printed, theirs)]
-            socket.send_fds(server(), [json.dumps(request).encode()], handles)
+            socket.send_fds(door or server(), [json.dumps(request).encode()], handles)
         self.pid = self._told()
 
     def _told(self) -> int:

@@ -44,6 +44,9 @@ class RunConfig:
     less a margin for other programs."""
     anyway: bool = False
     """Start although the plan says that memory or disk do not suffice."""
+    keep_awake: bool = True
+    """Keep the machine from falling asleep while its stages work (caffeinate on macOS, systemd-inhibit on
+    Linux)."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""

@@ -45,6 +45,9 @@ class StageConfig:
     less a margin for other programs."""
     anyway: bool = False
     """Start although the plan says that memory or disk do not suffice."""
+    keep_awake: bool = True
+    """Keep the machine from falling asleep while the stage works (caffeinate on macOS, systemd-inhibit on
+    Linux)."""
 
     gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
     without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why

@@ -10,9 +10,7 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +23,7 @@ from ondevice.common.file_lock import lock
 from ondevice.common.files import digest, write_file
 from ondevice.common.json_files import load_json, parse_json
 from ondevice.common.physical_memory import cores, physical_memory
+from ondevice.common.power import power_state
 from ondevice.common.processor import processor_name
 from ondevice.seam.select import available, choose
 
@@ -129,34 +128,6 @@ def key_of(backend: str, device: str, dtype: str) -> dict[str, str]:
         "ondevice": own_version(),
         "power": power_state(),
     }
-
-
-def power_state() -> str:
-    """mains or battery, with low-power where the system saves energy; unknown elsewhere."""
-    if sys.platform == "darwin":
-        return _power_of_mac()
-    supplies = Path("/sys/class/power_supply")
-    found = "unknown"
-    for supply in sorted(supplies.glob("*")) if supplies.is_dir() else ():
-        try:
-            if (supply / "online").read_text().strip() == "1":
-                return "mains"
-            found = "battery"
-        except OSError:
-            continue  # a battery says something else
-    return found
-
-
-def _power_of_mac() -> str:
-    try:
-        drawn = processes.output_of("pmset", "-g", "batt")
-        saved = processes.output_of("pmset", "-g")
-    except OSError:
-        return "unknown"
-    state = "battery" if "Battery Power" in drawn else "mains"
-    if re.search(r"^\s*lowpowermode\s+1", saved, re.MULTILINE):
-        state += " low-power"
-    return state
 
 
 def place_of(key: Mapping[str, str]) -> Path:

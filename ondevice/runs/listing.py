@@ -122,7 +122,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     died (its process is gone and left no word). `holder` names the process that trains, `last` is
     the time of the newest event. `since` (time, step): where it began or went on last, or the first
     step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
-    those resumes that are in that part. `waits`: why the process that trains it does nothing now,
+    those resumes that are in that part. `waiting`: why the process that trains it does nothing now,
     as on a full disk; empty where it works. `planned`: seconds that its plan said, where it had a time.
     """
     first = events.first_event(stage.events)
@@ -151,7 +151,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "since": seen.since,
         "paused": seen.paused,
         "holder": holder,
-        "waits": str((holder or {}).get("paused") or ""),
+        "waiting": str((holder or {}).get("paused") or ""),
         "message": str(ended.get("message", "")),
         "seconds": _number(record.get("seconds")),
         "planned": _planned(first),
@@ -275,10 +275,10 @@ def _stage_line(stage: Mapping[str, Any]) -> str:
         step = f"step {stage['step']}"
         if stage["steps"]:
             step += f"/{stage['steps']}"
-    state = "paused" if stage.get("waits") else stage["state"]
+    state = "paused" if stage.get("waiting") else stage["state"]
     line = f"  {stage['stage']:<12}{state:<10}{step:<18}{numbers_line(stage['numbers'])}".rstrip()
-    if stage.get("waits"):
-        line += f"\n  {'':<12}{stage['waits']}: it goes on once there is room"
+    if stage.get("waiting"):
+        line += f"\n  {'':<12}{stage['waiting']}: it goes on once there is room"
     return line
 
 

@@ -36,6 +36,7 @@ _NO_MATTER = {
     "resume",
     "memory",
     "anyway",
+    "keep_awake",
     "backend",
     "device",
     "dtype",

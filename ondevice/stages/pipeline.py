@@ -59,6 +59,7 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
         dtype=cfg.dtype,
         memory=cfg.memory or None,
         anyway=cfg.anyway or None,
+        keep_awake=None if cfg.keep_awake else False,
     )
     _check_redo(recipe, cfg.redo)
     start = _start_model(recipe, name)

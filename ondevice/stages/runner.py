@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from ondevice.common import atomic, disk
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.files import whole_folder, write_file
+from ondevice.common.power import kept_awake, power_state, power_warning
 from ondevice.config.auto import is_auto
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig, TrainingConfig
@@ -173,7 +174,10 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
         )
         if isinstance(cfg, TrainingConfig) and cfg.push_every:
             ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-        return _guarded(ctx, cfg, caller, plan)
+        if warning := power_warning(power_state()):
+            ctx.tell(warning)
+        with kept_awake(ctx.tell) if cfg.keep_awake else nullcontext():
+            return _guarded(ctx, cfg, caller, plan)
 
 
 def _plan(

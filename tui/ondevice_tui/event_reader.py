@@ -23,6 +23,7 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from ondevice.common.json_files import parse_json
+from ondevice.common.progress import duration
 from ondevice.runs.events import ONCE, read_at
 from ondevice_tui.messages import StageNews
 from ondevice_tui.series import Series
@@ -132,9 +133,12 @@ class History:
             "checkpoint": f"saved {event.get('path', '')}",
             "resume": f"resumed from step {step}",
             "done": "✓ done",
+            "paused": f"‖ paused: {event.get('reason', '')}",
         }.get(kind)
         if kind == "eval":
             text = _held_out(event)
+        if kind == "paused" and isinstance(event.get("seconds"), (int, float)):
+            text = f"{text}, {duration(event['seconds'])}"
         if text is not None:
             known = isinstance(at, (int, float)) and 0 <= at < 1e11  # a time that a calendar knows
             self.notes.append((float(at) if known else 0.0, step, text))  # type: ignore[arg-type]

@@ -136,7 +136,9 @@ class RunsReader:
         return found
 
     def _state(self, stage: StageFolder) -> dict[str, Any]:
-        stamp = (_stamp(stage.events), _stamp(stage.done), stage.holder() is not None)
+        # a process that waits for room says so in its lock
+        holder = (stage.holder() is not None, _stamp(stage.lock))
+        stamp = (_stamp(stage.events), _stamp(stage.done), holder)
         return self._once("stage", stage.path, stamp, lambda: stage_state(stage))
 
     def _recipe(self, run: RunFolder) -> list[str]:

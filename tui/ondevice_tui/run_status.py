@@ -333,6 +333,8 @@ def _told(stage: Mapping[str, Any]) -> str:
     """The headline: numbers where it has some, else what went wrong."""
     state = stage["state"]
     numbers = stage["numbers"]
+    if stage.get("waiting"):
+        return f"paused: {stage['waiting']}"
     if stage["message"] and (state == "failed" or (state == "stopped" and not numbers)):
         return str(stage["message"])
     if state == "died" and stage["step"] is not None:

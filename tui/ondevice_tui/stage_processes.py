@@ -13,7 +13,10 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
+import signal
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,9 +108,16 @@ def stop(stage: StageFolder) -> bool:
     """Asks the process that trains this stage to finish its step, save and leave; False where
     nobody trains.
     """
-    if stage.holder() is None:
+    holder = stage.holder()
+    if holder is None:
         return False
-    stage.stop.touch()
+    try:
+        stage.stop.touch()
+    except OSError:
+        # a full disk: the process itself can be told where it runs on this machine
+        if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+            raise
+        os.kill(holder["pid"], signal.SIGTERM)
     return True
 
 

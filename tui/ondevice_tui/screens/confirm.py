@@ -106,7 +106,11 @@ def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:
     stage = StageFolder(run.path / (wanted if wanted in busy else busy[0]))
 
     def stop() -> None:
-        asked = stage_processes.stop(stage)
+        try:
+            asked = stage_processes.stop(stage)
+        except OSError as error:
+            ui.say(f"cannot be asked to stop: {error.strerror}", bad=True)
+            return
         ui.say("asked to stop: it finishes its step and saves" if asked else "it had ended already")
 
     ask(

@@ -335,7 +335,10 @@ def enter_parts(row: Row) -> list[str | tuple[str, str]]:
 def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) -> Content:
     """`0 init  ✓ done  loss 2.3 …  1:12  2h ago`, in `width` cells."""
     word = row.state
-    if row.state == "training" and row.share is None:
+    style = STYLES[row.state]
+    if state and state.get("waiting"):
+        word, style = "paused", STYLES["stopped"]
+    elif row.state == "training" and row.share is None:
         word = "running"
     elif row.state == "training":
         word = f"{row.share:.0%}"
@@ -345,8 +348,8 @@ def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) 
         f"{number} ",
         (cell(row.stage, 10), "bold"),
         " ",
-        (f"{MARKS[row.state]} ", f"bold {STYLES[row.state]}"),
-        (cell(word, 8), STYLES[row.state]),
+        (f"{MARKS[row.state]} ", f"bold {style}"),
+        (cell(word, 8), style),
         " ",
     )
     end = []

@@ -156,12 +156,15 @@ class StagePage(Page):
             width = 52
         kind = state["state"]
         word = kind
+        style = STYLES[kind]
         if kind == "training":
             word = "running"
+        if state.get("waiting"):
+            word, style = "paused", STYLES["stopped"]
         parts: list[str | Content | tuple[str, str]] = [
             (self._run_and_stage(width), "bold"),
             "  ",
-            (f"{MARKS[kind]} {word}", f"bold {STYLES[kind]}"),
+            (f"{MARKS[kind]} {word}", f"bold {style}"),
             "  ",
         ]
         step = self.history.step
@@ -190,6 +193,11 @@ class StagePage(Page):
     def ended_line(self) -> Content | None:
         """What to say of a stage that is not well."""
         state = self.state
+        if state is not None and state.get("waiting"):
+            style = STYLES["stopped"]
+            paused = f" {MARKS['stopped']} paused: "
+            going_on = "   make room there: it goes on by itself"
+            return line((paused, f"bold {style}"), (state["waiting"], style), (going_on, "$muted"))
         if state is None or state["state"] not in HALTED:
             return None
         told = {

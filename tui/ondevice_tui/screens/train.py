@@ -405,7 +405,12 @@ is not a number. Below: the newest numbers with their course, and what the model
         self.show_history()
 
     def action_checkpoint(self) -> None:
-        if self.folder is not None and stage_processes.save(self.folder):
+        try:
+            asked = self.folder is not None and stage_processes.save(self.folder)
+        except OSError as error:
+            self.ui.say(f"a checkpoint cannot be asked for: {error.strerror}", bad=True)
+            return
+        if asked:
             self.ui.say("asked for a checkpoint: it comes after this step, and training goes on")
         else:
             self.ui.say("nothing to save: this stage does not train now")
