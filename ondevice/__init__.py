@@ -54,6 +54,7 @@ __all__ = [
     "compare",
     "doctor",
     "dpo",
+    "empty_trash",
     "evaluate",
     "export",
     "fill",
@@ -61,6 +62,7 @@ __all__ = [
     "grpo",
     "init",
     "label",
+    "list_runs",
     "manage_ratings",
     "merge",
     "plan",
@@ -70,6 +72,8 @@ __all__ = [
     "push",
     "quantize",
     "rate",
+    "remove_runs",
+    "restore_run",
     "reward",
     "run",
     "sample",
@@ -412,6 +416,38 @@ def bench(
     from ondevice.config.benchmark import BenchConfig
 
     return function(_made(BenchConfig, fields, cfg), tell)
+
+
+def list_runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
+    """Every run with its stages and the "bytes" that it takes of the disk (None: not readable). See
+    `ondevice.runs.listing.list_runs`."""
+    from ondevice.runs.listing import list_runs as function
+
+    return function(folder, sizes=True)
+
+
+def remove_runs(
+    *names: str, folder: str | Path = "runs", anyway: bool = False
+) -> list[dict[str, Any]]:
+    """Moves runs to the trash beside them; one that another run needs only with `anyway`. See
+    `ondevice.runs.trash.remove_runs`."""
+    from ondevice.runs.trash import remove_runs as function
+
+    return function(names, folder, anyway=anyway)
+
+
+def restore_run(name: str, folder: str | Path = "runs") -> Path:
+    """Brings a run back from the trash. See `ondevice.runs.trash.restore_run`."""
+    from ondevice.runs.trash import restore_run as function
+
+    return function(name, folder)
+
+
+def empty_trash(folder: str | Path = "runs") -> dict[str, Any]:
+    """Deletes what lies in the trash: {"removed": [names], "bytes"}. Nobody is asked."""
+    from ondevice.runs.trash import empty_trash as function
+
+    return function(folder)
 
 
 def doctor() -> dict[str, Any]:

@@ -287,11 +287,14 @@ def _runs(config: Any, line: Line) -> None:
     from ondevice.runs import listing
 
     if config.action == "list":
-        runs = listing.list_runs(config.folder)
+        runs = listing.list_runs(config.folder, sizes=True)
         if line.json:
             _print(runs, line)
         else:
             _print(listing.runs_text(runs) or f"no runs in {config.folder}", line)
+        return
+    if config.action in ("rm", "restore", "empty-trash"):
+        _trash(config, line)
         return
     run = listing.find_run(config.run, config.folder)
     if config.action == "report":
@@ -308,6 +311,48 @@ def _runs(config: Any, line: Line) -> None:
             hint="its stage's own command takes --resume",
         )
     _print_run(_api("run")(str(run.recipe), out=str(run.path), resume=True), line)
+
+
+def _trash(config: Any, line: Line) -> None:
+    """Takes runs away, brings one back, or deletes what was taken away."""
+    from ondevice.common.progress import size
+    from ondevice.runs import trash
+
+    if config.action == "rm":
+        moved = trash.remove_runs([config.run, *config.also], config.folder, anyway=config.anyway)
+        told = [
+            f"{one['path']} is in the trash ({size(one['bytes'])}): "
+            f"ondevice runs restore {one['run']}{_elsewhere(one['path'], config.folder)} brings it "
+            "back, runs empty-trash makes room"
+            for one in moved
+        ]
+        _print(moved if line.json else "\n".join(told), line)
+    elif config.action == "restore":
+        back = trash.restore_run(config.run, config.folder)
+        _print({"run": str(back)} if line.json else f"{back} is back", line)
+    else:
+        gone = trash.empty_trash(config.folder, agreed=None if config.yes else _agreed)
+        told = [f"{len(gone['removed'])} runs deleted, {size(gone['bytes'])}"]
+        _print(gone if line.json else "\n".join(told), line)
+
+
+def _elsewhere(run: str, folder: str) -> str:
+    """The flag that says where a run was, where that is not the usual place."""
+    parent = Path(run).parent
+    if parent == Path("runs").absolute():
+        return ""
+    return f" --folder {folder if Path(folder).absolute() == parent else parent}"
+
+
+def _agreed(what: str) -> bool:
+    """Whether the person at the terminal says yes. Raises UserError where nobody is there."""
+    from ondevice.common.sanitize import sanitize
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UserError("nobody can be asked here", where="empty-trash", hint="--yes does not ask")
+    sys.stderr.write(sanitize(f"delete for good: {what}? [y/N] "))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _print_run(folder: Path, line: Line) -> None:

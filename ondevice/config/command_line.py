@@ -45,7 +45,7 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
         token = rest.pop(0)
         if token == "--":
             for word in rest:
-                _place(verb, line, words, word)
+                _place(verb, kinds, line, words, word)
             break
         if token in ("-h", "--help"):
             line.help = True
@@ -53,7 +53,7 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
             _refuse_gone(cls, token)
             _take_flag(verb, kinds, line, token, rest)
         else:
-            _place(verb, line, words, token)
+            _place(verb, kinds, line, words, token)
     return line
 
 
@@ -207,12 +207,18 @@ def _value(name: str, given: str | None, rest: list[str]) -> str:
     return rest.pop(0)
 
 
-def _place(verb: Verb, line: Line, words: list[str], word: str) -> None:
+def _place(verb: Verb, kinds: Mapping[str, Any], line: Line, words: list[str], word: str) -> None:
+    if words and typing.get_origin(kinds.get(words[0])) is tuple:  # the last one: all that is left
+        line.values[words[0]] = [*line.values.get(words[0], []), word]
+        return
     while words and words[0] in line.values:
         words.pop(0)  # given by its flag already
     if not words:
         raise UserError(f"{word!r} is one word too many", where=verb.name, hint=usage(verb))
-    line.values[words.pop(0)] = word
+    if typing.get_origin(kinds.get(words[0])) is tuple:
+        line.values[words[0]] = [word]
+    else:
+        line.values[words.pop(0)] = word
 
 
 def _flag(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ondevice.common.errors import UserError
-from ondevice.config.effects import only, refuse_idle
+from ondevice.config.effects import one_of, only, refuse_idle
 from ondevice.config.sizes import parse_memory
 
 
@@ -63,24 +63,37 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsConfig:
-    """The runs in a folder: what they have done, their reports, going on with one."""
+    """The runs in a folder: what they have done, their reports, going on with one, taking one
+    away."""
 
-    action: Literal["list", "report", "resume"] = "list"
-    """list: every run with its stages; report: print a run's ladder; resume: go on with a run."""
+    action: Literal["list", "report", "resume", "rm", "restore", "empty-trash"] = "list"
+    """list: every run with its stages and the space that it takes; report: print a run's ladder;
+    resume: go on with a run; rm: move runs to a trash folder beside them; restore: bring one back
+    from there; empty-trash: delete what lies there."""
     run: str = only(
         "",
-        lambda cfg: cfg.action != "list",
-        "all runs are listed",
-        "leave it out, or give report or resume before it",
+        one_of("action", "report", "resume", "rm", "restore"),
+        "it is about all runs",
+        "leave it out, or give report, resume, rm or restore before it",
     )
-    """Name or path of the run (report, resume)."""
+    """Name or path of the run (report, resume, rm, restore)."""
+    also: tuple[str, ...] = only(
+        (), one_of("action", "rm"), "it is about one run", "give them to rm"
+    )
+    """Further runs (rm)."""
     folder: str = "runs"
     """Where the runs are."""
+    anyway: bool = only(
+        False, one_of("action", "rm"), "nothing is taken away that another run needs"
+    )
+    """Move a run away although another run needs it (rm)."""
+    yes: bool = only(False, one_of("action", "empty-trash"), "nothing is asked", "leave it out")
+    """Do not ask before deleting (empty-trash)."""
 
     def check(self) -> None:
         """Raises UserError where the run is missing, or named without need."""
         refuse_idle(self)
-        if self.action != "list" and not self.run:
+        if self.action not in ("list", "empty-trash") and not self.run:
             raise UserError(
                 "no run was named", where="run", hint=f"ondevice runs {self.action} RUN"
             )

@@ -253,9 +253,9 @@ _TABLE = (
     Verb(
         "runs",
         "Look",
-        "list runs; runs report RUN, runs resume RUN",
+        "list runs; runs report|resume RUN, runs rm RUN…, runs restore RUN, runs empty-trash",
         f"{_RUNS}:RunsConfig",
-        ("action", "run"),
+        ("action", "run", "also"),
         sets=False,
     ),
     Verb(

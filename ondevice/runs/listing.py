@@ -11,8 +11,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.disk import space_of
 from ondevice.common.errors import UserError, nearest
-from ondevice.common.progress import numbers_line
+from ondevice.common.progress import numbers_line, size
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
 
@@ -22,9 +23,10 @@ _MARKS = ("bits_per_byte", "exact_match", "queued", "votes")
 _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
 
 
-def list_runs(folder: str | Path) -> list[dict[str, Any]]:
+def list_runs(folder: str | Path, *, sizes: bool = False) -> list[dict[str, Any]]:
     """Every run in `folder`, the oldest first: {"run", "path", "began", "ratings": has some,
-    "stages": [{"stage", "state", "step", "steps", …}]}.
+    "stages": [{"stage", "state", "step", "steps", …}]}, and with `sizes` "bytes" that it takes of
+    the disk (see `space`).
 
     A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises
     UserError where `folder` itself cannot be read.
@@ -34,7 +36,18 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
         run = _run(path)
         if run is not None:
             runs.append(run)
+    for run in runs if sizes else ():
+        run["bytes"] = space(Path(run["path"]))
     return sorted(runs, key=itemgetter("began", "run"))
+
+
+def space(path: Path) -> int | None:
+    """Bytes that a run takes of the disk, a file under several names once and links not followed;
+    None where it cannot be read."""
+    try:
+        return space_of(path)
+    except OSError:
+        return None
 
 
 def run_paths(folder: str | Path) -> list[Path]:
@@ -51,7 +64,7 @@ def run_paths(folder: str | Path) -> list[Path]:
 
 def _run(path: Path) -> dict[str, Any] | None:
     try:
-        if not path.is_dir():
+        if path.name.startswith(".") or not path.is_dir():  # the trash, or another program's
             return None
         run = RunFolder(path)
         stages = [stage_state(stage) for stage in run.stages()]
@@ -258,15 +271,22 @@ def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for run in runs:
         if run["stages"]:
-            lines.append(run["path"])
+            lines.append(run["path"] + _size(run))
         elif run.get("wrong"):
             lines.append(f"{run['path']}  (cannot be read: {run['wrong']})")
         elif run.get("ratings"):
-            lines.append(f"{run['path']}  (pairs to rate)")
+            lines.append(f"{run['path']}  (pairs to rate){_size(run)}")
         else:
-            lines.append(f"{run['path']}  (nothing begun)")
+            lines.append(f"{run['path']}  (nothing begun){_size(run)}")
         lines += map(_stage_line, run["stages"])
     return "\n".join(lines)
+
+
+def _size(run: Mapping[str, Any]) -> str:
+    """What it takes of the disk, where that was asked for and could be read."""
+    if run.get("bytes") is None:
+        return ""
+    return f"  {size(run['bytes'])}"
 
 
 def _stage_line(stage: Mapping[str, Any]) -> str:

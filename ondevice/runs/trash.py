@@ -1,0 +1,190 @@
+"""Runs that are moved away, and come back: `ondevice runs rm`, `restore` and `empty-trash`.
+
+    runs/.trash/NAME-20261130-121500/     the run, as it was
+
+Moving is one rename on one disk: a kill leaves the run in the one place or the other, whole. A run
+that somebody trains, rates or pushes is refused, and so is one that another run needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import atomic, disk
+from ondevice.common.clock import clock
+from ondevice.common.errors import UserError, nearest
+from ondevice.common.file_lock import try_lock
+from ondevice.common.progress import size
+from ondevice.common.sanitize import to_stderr
+from ondevice.runs import listing
+from ondevice.runs.dependents import needed_by
+from ondevice.runs.folder import RunFolder
+
+TRASH = ".trash"
+_ENTRY = re.compile(r"(.+)-(\d{8}-\d{6})(-\d+)?")
+_RATES, _PUSHES = ".ratings.db.lock", ".push.lock"
+
+
+def remove_runs(
+    names: Sequence[str], folder: str | Path = "runs", *, anyway: bool = False
+) -> list[dict[str, Any]]:
+    """Moves runs to the trash beside them: [{"run", "path", "trash", "bytes"}]. All are looked at
+    before the first is moved. Raises UserError for one that is not there or is at work, and,
+    without `anyway`, for one that another run needs."""
+    runs = list(dict.fromkeys(listing.find_run(name, folder).path.absolute() for name in names))
+    for run in runs:
+        if not _is_run(run):
+            raise UserError(
+                "is not a run", where=str(run), hint="delete it by hand where you mean it"
+            )
+    if not anyway:
+        _refuse_needed(runs)
+    moved = []
+    for run in runs:
+        taken = disk.space_of(run)
+        with _nobody_at_work(run):
+            place = _free_place(run)
+            _move(run, place)
+        moved.append({"run": run.name, "path": str(run), "trash": str(place), "bytes": taken})
+    return moved
+
+
+def restore_run(name: str, folder: str | Path = "runs") -> Path:
+    """Brings a run back from the trash to where it was, and returns its folder: by the run's name
+    the one that was moved last, or by its name in the trash. Raises UserError where there is none,
+    or another run stands in its place."""
+    folder = Path(folder)
+    found = entries(folder)
+    chosen = [one for one in found if name in (one["entry"], one["run"])]
+    if not chosen:
+        known = [one["run"] for one in found]
+        hint = nearest(name, known) if known else f"{folder / TRASH} has none"
+        raise UserError("is not in the trash", where=name, hint=hint)
+    one = chosen[-1]
+    target = folder / str(one["run"])
+    if os.path.lexists(target):
+        raise UserError(
+            "stands there already",
+            where=str(target),
+            hint=f"move that one first: ondevice runs rm {one['run']}, then restore {one['entry']}",
+        )
+    _move(folder / TRASH / one["entry"], target)
+    return target
+
+
+def entries(folder: str | Path = "runs") -> list[dict[str, Any]]:
+    """What lies in the trash of a folder of runs, the first that was moved first: [{"entry", "run",
+    "path", "bytes"}]. Raises UserError where it cannot be read."""
+    found = []
+    for path in listing.run_paths(Path(folder) / TRASH):
+        match = _ENTRY.fullmatch(path.name)
+        if match and _is_run(path):
+            found.append((match[2], int((match[3] or "-0")[1:]), match[1], path))
+    return [
+        {"entry": path.name, "run": run, "path": str(path), "bytes": listing.space(path)}
+        for _, _, run, path in sorted(found)
+    ]
+
+
+def empty_trash(
+    folder: str | Path = "runs", *, agreed: Callable[[str], bool] | None = None
+) -> dict[str, Any]:
+    """Deletes what lies in the trash: {"removed": [names], "bytes"}. `agreed` is asked, with what
+    would be deleted, before anything is; None: nobody is. What no run was moved to is left, and
+    told of. Raises UserError where the answer is no."""
+    found = entries(folder)
+    total = sum(one["bytes"] or 0 for one in found)
+    if found and agreed is not None:
+        names = ", ".join(one["entry"] for one in found)
+        if not agreed(f"{len(found)} runs, {size(total)}: {names}"):
+            raise UserError("nothing was deleted", where=str(Path(folder) / TRASH))
+    removed = []
+    for one in found:
+        path = Path(one["path"])
+        with _nobody_at_work(path):
+            atomic.remove(path)
+        removed.append(one["entry"])
+    left = [path.name for path in listing.run_paths(Path(folder) / TRASH)]
+    if left:
+        to_stderr(f"{Path(folder) / TRASH}: {', '.join(left)} was not put there by rm, and stays")
+    return {"removed": removed, "bytes": total}
+
+
+def _is_run(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    run = RunFolder(path)
+    return bool(run.stages()) or listing.is_run(run) or any(path.glob("*.log"))
+
+
+def _refuse_needed(runs: Sequence[Path]) -> None:
+    for run in runs:
+        for other in listing.run_paths(run.parent):
+            if other.absolute() in runs or other.name.startswith(".") or not other.is_dir():
+                continue
+            if why := needed_by(RunFolder(other), run):
+                raise UserError(
+                    f"{other.name} needs it: {why}",
+                    where=str(run),
+                    hint="--anyway moves it all the same; restore brings it back",
+                )
+
+
+@contextmanager
+def _nobody_at_work(run: Path) -> Iterator[None]:
+    """Inside, nobody begins to train, rate or push here. Raises UserError where somebody does."""
+    with ExitStack() as held:
+        for stage in RunFolder(run).stages():
+            _hold(held, stage.lock, f"{stage.name} is being trained", "stop it first")
+        _hold(held, run / _RATES, "it is being rated", "close what rates it")
+        _hold(held, run / _PUSHES, "it is being pushed", "wait for that")
+        yield
+
+
+def _hold(held: ExitStack, lock: Path, said: str, hint: str) -> None:
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return  # there is none: nobody can hold it
+    held.callback(os.close, descriptor)
+    try:
+        free = try_lock(descriptor)
+    except OSError:
+        return  # a file system without locks
+    if not free:
+        raise UserError(said, where=str(lock.parent), hint=hint)
+    held.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+
+
+def _free_place(run: Path) -> Path:
+    """Where a run is moved to."""
+    moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(clock()))
+    base = run.parent / TRASH / f"{run.name}-{moment}"
+    place, number = base, 2
+    while os.path.lexists(place):
+        place, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return place
+
+
+def _move(source: Path, target: Path) -> None:
+    """One rename. Raises UserError where the disk cannot do it."""
+    try:
+        target.parent.mkdir(exist_ok=True)
+        os.rename(source, target)
+    except OSError as error:
+        why = (error.strerror or "cannot be moved").lower()
+        if error.errno in (errno.EXDEV, errno.EBUSY):
+            why = "another disk begins here"
+        raise UserError(
+            f"cannot be moved to {target} ({why})", where=str(source), hint="move it by hand"
+        ) from error
+    for folder in {source.parent, target.parent}:
+        atomic.sync(folder)
