@@ -6,7 +6,7 @@
                not refused any more (0: all from there on are), [3] how many were refused
 
    Operations are what takes room: writes of every kind, new files and folders, links, growing a
-   file. What makes room (unlink, shrinking) is let through. While it refuses, the disk says that
+   file. What makes room (unlink, shrinking) or needs none (writing over in place) is let through. While it refuses, the disk says that
    nothing is free. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -94,8 +94,21 @@ static int refused(void) {
     }
 
 OF_DESCRIPTOR(ssize_t, write, (int descriptor, const void *data, size_t size), (descriptor, data, size))
-OF_DESCRIPTOR(ssize_t, pwrite, (int descriptor, const void *data, size_t size, off_t at), (descriptor, data, size, at))
-OF_DESCRIPTOR(ssize_t, pwrite64, (int descriptor, const void *data, size_t size, off64_t at), (descriptor, data, size, at))
+
+/* What is written over in place needs no room. */
+static int within(int descriptor, off64_t end) {
+    struct stat found;
+    return !fstat(descriptor, &found) && end <= found.st_size;
+}
+
+#define WRITES_AT(name, offset) \
+    ssize_t name(int descriptor, const void *data, size_t size, offset at) { \
+        REAL(name); \
+        if (counts(descriptor) && !within(descriptor, at + (off64_t)size) && refused()) return -1; \
+        return real(descriptor, data, size, at); \
+    }
+WRITES_AT(pwrite, off_t)
+WRITES_AT(pwrite64, off64_t)
 OF_DESCRIPTOR(ssize_t, writev, (int descriptor, const struct iovec *parts, int count), (descriptor, parts, count))
 OF_DESCRIPTOR(ssize_t, sendfile, (int descriptor, int from, off_t *at, size_t size), (descriptor, from, at, size))
 OF_DESCRIPTOR(ssize_t, sendfile64, (int descriptor, int from, off64_t *at, size_t size), (descriptor, from, at, size))

@@ -29,7 +29,7 @@ from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.widgets.rows import Rows
 from test_tui import no_plans, play  # noqa: F401
-from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage
+from tui_runs import a_run, app_on, shown, until, until_shown, write_done, write_stage
 
 
 def rows(run: RunFolder, *starting: str) -> dict[str, Row]:
@@ -334,3 +334,87 @@ def test_the_form_says_what_a_stage_would_refuse(
         await until_shown(pilot, "✗ out:", "cannot be written to")
 
     play(tmp_path, script)
+
+
+# a full disk, and the trash
+
+
+def test_a_run_that_waits_for_room_says_so(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    stage = run.stage("sft")
+    full = f"the disk is full: 0 B are free ({stage.events})"
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        with stage.locked():
+            await until_shown(pilot, "40%")
+            stage.note(paused=full)
+            await until_shown(pilot, "paused", "paused: the disk is full")
+            await pilot.press("w")
+            await until_shown(pilot, "‖ paused until there is room: the disk")
+            stage.note(paused=None)
+            await until(pilot, lambda: "until there is room" not in shown(app))
+
+    play(tmp_path, script, (120, 36))
+
+
+def test_a_run_goes_to_the_trash_and_comes_back(tmp_path: Path) -> None:
+    a_run(tmp_path, "first")
+    a_run(tmp_path, "second")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "second", " kB")
+        await pilot.press("u")
+        await until_shown(pilot, "nothing was moved to the trash here")
+        chosen = app.chosen
+        assert chosen is not None
+        await pilot.press("D")
+        await until_shown(pilot, f"Move {chosen.name} to the trash?")
+        await pilot.press("escape")
+        assert chosen.is_dir()
+        await pilot.press("D")
+        await until_shown(pilot, f"Move {chosen.name} to the trash?")
+        await pilot.press("y")
+        await until(pilot, lambda: not chosen.exists())
+        await until(pilot, lambda: app.runs is not None and len(app.runs) == 1)
+        await pilot.press("u")
+        await until(pilot, lambda: chosen.is_dir() and app.chosen == chosen)
+        await until(pilot, lambda: app.runs is not None and len(app.runs) == 2)
+
+    play(tmp_path, script, (120, 36))
+
+
+def test_a_run_that_trains_does_not_go_to_the_trash(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "first")
+        with run.stage("sft").locked():
+            await pilot.press("D")
+            await until_shown(pilot, "Move first to the trash?")
+            await pilot.press("y")
+            await until_shown(pilot, "sft is being trained")
+
+    play(tmp_path, script, (120, 36))
+    assert run.path.is_dir()
+
+
+def test_space_is_read_in_turns_and_is_not_0_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        a_run(tmp_path, f"run-{number}", recipe="")
+    asked: list[str] = []
+
+    def slow(path: Path) -> int:
+        asked.append(path.name)
+        return 1_000_000 + len(asked)
+
+    monkeypatch.setattr(run_reader, "space", slow)
+    monkeypatch.setattr(run_reader, "SPACE_LOOK_S", -1.0)  # one run for each look
+    reader = RunsReader(tmp_path)
+    for known in range(1, 6):
+        runs = reader.read()
+        assert sum(run["bytes"] is not None for run in runs) == known
+    assert sorted(asked) == [f"run-{number}" for number in range(5)]
+    before = reader.read()
+    assert asked[5:] == [] and [id(run) for run in reader.read()] == [id(run) for run in before]

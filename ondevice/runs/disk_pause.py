@@ -41,7 +41,6 @@ class DiskPause:
         self._waiting: list[dict[str, Any]] = []  # events that are told once there is a file
         self._full: DiskFull | None = None  # what is waited for
         self._began = 0.0
-        self._tries = 0
         self._one_at_a_time = threading.RLock()
 
     @contextmanager
@@ -72,11 +71,11 @@ class DiskPause:
         if not self.under_way:
             raise full
         with self._one_at_a_time:
-            if self._full is None:
+            first, self._full = self._full is None, full
+            self._tell_others(paused=f"{full.what()} ({full.path})")
+            if first:
                 self._began = ticks()
                 self._say(self._told(full))
-            self._full = full
-            self._tell_others(paused=f"{full.what()} ({full.path})")
             before = disk.free_bytes(full.path)
             for look in range(BLIND):
                 self._sleep()

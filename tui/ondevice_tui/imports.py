@@ -19,6 +19,7 @@ FOR_READING_RUNS = (
     "ondevice.config.load",
     "ondevice.config.recipe",
     "ondevice.preferences.database",
+    "ondevice.runs.trash",
 )
 # In the order in which a person may want them. Each is imported between two keys: none takes long
 # by itself.

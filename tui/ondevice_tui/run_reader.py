@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 from ondevice.common.clock import ticks
 from ondevice.runs.contents import Votes, recipe_stages, votes_of_people
 from ondevice.runs.folder import RunFolder, StageFolder
-from ondevice.runs.listing import is_run, run_paths, run_record, stage_state, unreadable
+from ondevice.runs.listing import is_run, run_paths, run_record, space, stage_state, unreadable
 from ondevice.runs.logs import unstarted_stages
 from ondevice_tui.trouble import write_trouble
 
 T = TypeVar("T")
+SPACE_S = 60.0  # between two looks at the space that a run takes
+SPACE_LOOK_S = 0.05  # that one look at the runs may take for that, beyond the first run
 REST_S = 10.0  # between two looks at a run that is not chosen and in which nothing trains
 
 
@@ -37,12 +39,14 @@ class RunsReader:
         self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
         self._wrong: dict[Path, str] = {}  # what was told of runs that cannot be read
         self._looks: dict[Path, Look] = {}  # of each run the newest
+        self._space: dict[Path, tuple[float, int | None]] = {}  # (when in ticks, bytes)
 
     def read(self, chosen: Path | None = None) -> list[dict[str, Any]]:
         """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": people's, "pending":
         pairs on which nobody has voted, "ratings": whether it has any, "ratings_trouble": why they
         cannot be read, "unstarted": {stage: the last line of a process that ended, or was lost,
-        before it had begun it}, "stages": [state …]}], the newest first.
+        before it had begun it}, "bytes": that it takes of the disk, None: not read yet, or not
+        readable, "stages": [state …]}], the newest first.
 
         The chosen run, those in which something trains and those whose folder has changed are
         looked at each time, of the others some, so that each has its turn within REST_S. A run that
@@ -55,12 +59,33 @@ class RunsReader:
         for path in self._due(paths, chosen):
             stamp = _stamp(path)  # before the look: what changes meanwhile is looked at again
             self._looks[path] = Look(ticks(), stamp, self._run(path))
+        self._look_at_space()
         found = []
         for path in paths:
             run = self._looks[path].run
             if run is not None:
                 found.append(run)
         return sorted(found, key=itemgetter("began", "run"), reverse=True)
+
+    def _look_at_space(self) -> None:
+        """Of the runs whose space was not looked at for long, or never, as many as there is time
+        for."""
+        self._space = {path: known for path, known in self._space.items() if path in self._looks}
+        began = ticks()
+        never = -SPACE_S
+        oldest_first = sorted(self._looks, key=lambda path: self._space.get(path, (never,))[0])
+        for path in oldest_first:
+            if path in self._space and began - self._space[path][0] < SPACE_S:
+                break
+            if self._looks[path].run is not None:
+                self._space[path] = (ticks(), space(path))
+            if ticks() - began > SPACE_LOOK_S:
+                break
+        for path, look in self._looks.items():
+            known = self._space.get(path, (never, None))[1]
+            if look.run is not None and look.run.get("bytes") != known:
+                # another record: who has drawn the one before sees that
+                self._looks[path] = look._replace(run={**look.run, "bytes": known})
 
     def _due(self, paths: list[Path], chosen: Path | None) -> list[Path]:
         """The runs to be looked at now: those in which something may have changed, those that have
@@ -109,6 +134,7 @@ class RunsReader:
                 "pending": votes.pending,
                 "ratings_trouble": votes.trouble,
                 "unstarted": unstarted,
+                "bytes": None,
             }
         except Exception as problem:  # whatever it is, the other runs are read, and it is told
             wrong = unreadable(path, problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from textual.widgets import OptionList
 
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
-from ondevice.common.progress import duration
+from ondevice.common.progress import duration, size
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import run_status, stage_processes
@@ -34,7 +35,10 @@ The road from random weights to a model that reasons. Each row is a stage of the
 numbers, its time. Enter does what is sensible with the highlighted stage: it begins it, or shows its curves.
 
 Stages are processes of their own: they go on when this app is closed, and runs that were started from the command \
-line appear here too. A run whose process is gone is shown as died; R goes on from its newest checkpoint."""
+line appear here too. A run whose process is gone is shown as died; R goes on from its newest checkpoint.
+
+The list of runs says what each takes of the disk. D moves the highlighted run to a trash folder beside the runs, u \
+brings the last one back; `ondevice runs empty-trash` deletes what lies there."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "n",
@@ -71,6 +75,16 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding(
             "d", "details", "details", tooltip="Last lines and messages of the highlighted stage"
         ),
+        Binding(
+            "D",
+            "trash",
+            "trash",
+            tooltip="Move the highlighted run to the trash; u brings it back",
+            show=False,
+        ),
+        Binding(
+            "u", "untrash", "undo", tooltip="Bring back the run that went to the trash", show=False
+        ),
         Binding("escape", "none", "", show=False),
     ]
 
@@ -81,6 +95,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         self._drawn: object = None  # what the list of runs was drawn from
         # keeps these records, so that no other has their identity
         self._drawn_of: list[dict[str, Any]] | None = None
+        self._trashed: list[tuple[str, Path]] = []  # (its name in the trash, the folder of runs)
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
@@ -285,6 +300,56 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
 
+    def action_trash(self) -> None:
+        """The run that is highlighted in the list, or the chosen one."""
+        from ondevice_tui.screens.confirm import ask
+
+        rows = self.query_one("#runs", Rows)
+        run = self.ui.chosen
+        if rows.has_focus and rows.highlighted is not None:
+            run = Path(rows.get_option_at_index(rows.highlighted).id or "")
+        if run is None:
+            self.ui.say("there is no run to take away")
+            return
+        chosen = run
+        ask(
+            self.ui,
+            "trash",
+            f"Move {chosen.name} to the trash? u brings it back.",
+            "move it",
+            lambda: self.run_worker(self._move_away(chosen)),
+        )
+
+    async def _move_away(self, run: Path) -> None:
+        """In a thread: all other runs are asked whether they need it."""
+        from ondevice.runs import trash
+
+        try:
+            [moved] = await asyncio.to_thread(trash.remove_runs, [str(run)], run.parent)
+        except (OSError, UserError) as problem:
+            self.ui.say(str(problem), bad=True)
+            return
+        self._trashed.append((Path(moved["trash"]).name, run.parent))
+        self.ui.say(f"{run.name} is in the trash: u brings it back")
+        self.ui.look()
+
+    async def action_untrash(self) -> None:
+        from ondevice.runs import trash
+
+        if not self._trashed:
+            self.ui.say("nothing was moved to the trash here (ondevice runs restore NAME)")
+            return
+        name, folder = self._trashed[-1]
+        try:
+            back = await asyncio.to_thread(trash.restore_run, name, folder)
+        except (OSError, UserError) as problem:
+            self.ui.say(str(problem), bad=True)
+            return
+        self._trashed.pop()
+        self.ui.choose(back)
+        self.ui.say(f"{back.name} is back")
+        self.ui.look()
+
     def action_details(self) -> None:
         from ondevice_tui.screens.confirm import show_details
 
@@ -377,6 +442,10 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     if chosen:
         head = line("▸ ", (cell(run["run"], 30), "bold"), " ")
     began = f"{run_status.ago(run['began']):>9}"
+    if width >= 60:
+        taken = run.get("bytes")
+        # not read yet is not 0
+        began = f"{'…' if taken is None else size(taken):>10}{began}"
     told = line(head, *(marks or [_nothing_begun(run)]))
     if run.get("wrong"):
         mark = f"{MARKS['wrong']} cannot be read: "

@@ -173,7 +173,7 @@ class StagePage(Page):
             parts.append(f"step {step:,}/{total:,} {step / total:.0%}")
         elif step:
             parts.append(f"step {step:,}")
-        if kind == "training":
+        if kind == "training" and not state.get("waiting"):
             parts.append("  " + run_status.left({**state, "step": step}))
             at = self.history.newest.get(self.history.last_kind, {}).get("t")
             if isinstance(at, (int, float)) and clock() - at > STALE_S:
@@ -195,9 +195,8 @@ class StagePage(Page):
         state = self.state
         if state is not None and state.get("waiting"):
             style = STYLES["stopped"]
-            paused = f" {MARKS['stopped']} paused: "
-            going_on = "   make room there: it goes on by itself"
-            return line((paused, f"bold {style}"), (state["waiting"], style), (going_on, "$muted"))
+            paused = f" {MARKS['stopped']} paused until there is room: "
+            return line((paused, f"bold {style}"), (state["waiting"], style))
         if state is None or state["state"] not in HALTED:
             return None
         told = {
