@@ -133,6 +133,9 @@ def _refused(error: Exception) -> str:
     """What a system or its disk has refused, in words; empty for any other error."""
     if full := as_full(error, Path.cwd()):
         return str(full)
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}a file would be larger than its disk allows (FAT: 4 GB; ulimit -f)"
     if not isinstance(error, OSError) or error.errno not in _REFUSED or error.filename is None:
         return ""
     return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"

@@ -291,5 +291,9 @@ def sync(path: Path) -> None:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
         else:
             os.fsync(descriptor)
+    except OSError as error:
+        # some disks bring folders to themselves only
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic, disk
+from ondevice.common import atomic, bounded, disk
 from ondevice.common.files import FORMAT, MANIFEST, sha256, whole_folder
 from ondevice.common.json_files import load_json, to_json
 from ondevice.common.sanitize import to_stderr
+from ondevice.runs.place import has_no_links
 
 RECORD = "trainer.json"
 _STEP = re.compile(r"step-\d{8,}")
@@ -97,7 +98,7 @@ def prune(
     if best is not None and path_at(checkpoints, best).is_dir():
         _point(checkpoints / "best", path_at(checkpoints, best), say)
     saved = [path for path in steps(checkpoints) if _number(path) <= step]
-    kept = {(checkpoints / "best").resolve().name, *(path.name for path in saved[-keep:])}
+    kept = {_best(checkpoints), *(path.name for path in saved[-keep:])}
     for path in reversed(saved):
         record = record_of(path)
         if is_sound(record):
@@ -133,7 +134,7 @@ def clear(checkpoints: Path, say: Say = to_stderr) -> None:
     one. Raises OSError where one cannot be removed."""
     if checkpoints.is_dir():
         atomic.sweep(checkpoints, say)
-        if (checkpoints / "best").is_symlink():
+        if _best(checkpoints):
             atomic.remove(checkpoints / "best", say)
         for path in steps(checkpoints):
             atomic.remove(path, say)
@@ -171,6 +172,19 @@ def record_of(path: Path) -> dict[str, Any]:
 def path_at(checkpoints: Path, step: int) -> Path:
     """Where the checkpoint of a step is, whole or not."""
     return checkpoints / f"step-{step:08d}"
+
+
+def _best(checkpoints: Path) -> str:
+    """The name of the best checkpoint, to which a link points, or which a file names where the disk
+    has no links; empty where neither says it."""
+    best = checkpoints / "best"
+    if best.is_symlink():
+        return Path(os.readlink(best)).name
+    try:
+        name = bounded.read_text(best, 100).strip()
+    except (OSError, ValueError):
+        return ""
+    return name if _STEP.fullmatch(name) else ""
 
 
 def _number(path: Path) -> int:
@@ -220,7 +234,12 @@ def _point(link: Path, target: Path, say: Say) -> None:
 
     def write() -> None:
         with atomic.aside(link) as new:
-            new.symlink_to(target.name)
+            try:
+                new.symlink_to(target.name)
+            except OSError as error:
+                if not has_no_links(error):
+                    raise
+                new.write_text(target.name + "\n")
             os.replace(new, link)
             atomic.sync(link.parent)
 

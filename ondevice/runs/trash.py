@@ -39,7 +39,12 @@ def remove_runs(
     """Moves runs to the trash beside them: [{"run", "path", "trash", "bytes"}]. All are looked at
     before the first is moved. Raises UserError for one that is not there or is at work, and,
     without `anyway`, for one that another run needs."""
-    runs = list(dict.fromkeys(listing.find_run(name, folder).path.absolute() for name in names))
+    runs: list[Path] = []
+    for name in names:
+        found = listing.find_run(name, folder).path.absolute()
+        # a name may be spelt in two ways where a disk does not tell small letters from capitals
+        if not any(found.samefile(run) for run in runs):
+            runs.append(found)
     for run in runs:
         if not _is_run(run):
             raise UserError(

@@ -38,6 +38,7 @@ from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.place import check_disk, cloud_of, cloud_warning
 from ondevice.runs.recovery import FOLDER as RUINED
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -163,6 +164,7 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
     if not one.start.resume:
         refuse_unfinished(folder, caller.restart_hint)
         _clear(folder, shared.say)
+    _look_at_place(folder, shared)
     planned = _plan(cfg, folder, one.backend, shared)
     plan, foreseen = planned if planned is not None else (None, "")
     shared.stop.begin(folder)
@@ -178,6 +180,17 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
             ctx.tell(warning)
         with kept_awake(ctx.tell) if cfg.keep_awake else nullcontext():
             return _guarded(ctx, cfg, caller, plan)
+
+
+def _look_at_place(folder: StageFolder, shared: RunSettings) -> None:
+    """Once a run: where its files lie, and what the disk can do. Raises UserError where work could
+    be lost there."""
+    if shared.pause is not None and shared.pause.under_way:
+        return
+    run = folder.path.parent
+    if service := cloud_of(run):
+        shared.say(cloud_warning(run, service))
+    check_disk(folder.path, shared.say)
 
 
 def _plan(
