@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common import allocator
-from ondevice.common.disk import DiskFull, as_full
+from ondevice.common.disk import KEPT, DiskFull, as_full
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.config.command_line import Line, make_config, take_apart
 from ondevice.config.recipe import STAGES
@@ -105,7 +105,9 @@ def _flush_stdout() -> None:
 def _named(error: OSError) -> Exception:
     """What went wrong with stdout, which the system does not name."""
     if as_full(error, Path.cwd()):
-        return DiskFull(Path("standard output"), hint="make room where it is written to")
+        return DiskFull(
+            Path("standard output"), message=f"the disk is full; {KEPT}", hint="make room there"
+        )
     return error
 
 
@@ -145,12 +147,12 @@ def _command(argv: list[str]) -> int:
     if not argv and sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty():
         return int(_load("ondevice_tui.app:main")())
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(help_text())
+        _out(help_text())
         return 0
     if argv[0] == "--version":
         from ondevice.common.distribution import own_version
 
-        print(f"ondevice {own_version()}")
+        _out(f"ondevice {own_version()}")
         return 0
     verb = VERBS.get(argv[0])
     if verb is None:

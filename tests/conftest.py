@@ -125,7 +125,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--writes",
         type=int,
-        default=3,
+        default=2,
         help="test_full_disk: at how many of each command's operations the disk is full",
     )
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ondevice.common import disk
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.files import whole_folder
@@ -36,7 +37,7 @@ from ondevice.models.load import load_model
 from ondevice.models.model import Model, merged
 from ondevice.models.network import is_generative, supports_packing
 from ondevice.models.save import write, write_model
-from ondevice.models.shapes import matrices
+from ondevice.models.shapes import matrices, shapes
 from ondevice.models.state_dict import quantised
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
@@ -87,6 +88,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
             where="data",
             hint="leave it out",
         )
+    _need_room(cfg, model, out)
     read = _as_the_library_reads(model, backend)
     with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
@@ -118,6 +120,22 @@ def _need_free(out: Path) -> None:
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise UserError("would stand below a file", where=str(out), hint="give another --out")
+
+
+_BYTES = {"float32": 4.0, "f32": 4.0, "q8_0": 34 / 32}
+"""That a number takes where it is not two; in q8_0 with its block's scale."""
+
+
+def _need_room(cfg: ExportConfig, model: Model, out: Path) -> None:
+    """Raises DiskFull where what is written has no room."""
+    if model.adapter is not None and cfg.to in ("peft", "mlx-adapter"):
+        needed = float(disk.space_of(model.folder))
+    else:
+        each = _BYTES.get(cfg.written_type, 2.0)
+        if cfg.to == "mlx" and not cfg.dtype:
+            each = cfg.bits / 8 + 4 / cfg.group_size
+        needed = each * sum(math.prod(shape) for shape in shapes(model.cfg).values())
+    disk.need_room(out, needed, f"the model as {cfg.to}")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
