@@ -94,7 +94,12 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
         "separator": ("x", {"form": "chat"}, HERE),
         "chat_template_kwargs": ('{"a": 1}', {"form": "label"}, HERE),
     },
-    "RunsConfig": {"run": ("r", HERE, {"action": "report"})},
+    "RunsConfig": {
+        "run": ("r", HERE, {"action": "report"}),
+        "also": (["s"], {"action": "restore", "run": "r"}, {"action": "rm", "run": "r"}),
+        "anyway": (True, HERE, {"action": "rm", "run": "r"}),
+        "yes": (True, HERE, {"action": "empty-trash"}),
+    },
     "RateConfig": {"seed": (3, {"repeat_share": 0.0}, HERE)},
     "RatingsConfig": {
         "file": ("f", STATS, HERE),
@@ -501,15 +506,30 @@ def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("action", ["list", "report", "resume"])
+# action → the settings that it has no use for
+RUNS: dict[str, set[str]] = {
+    "list": {"run", "also", "anyway", "yes"},
+    "report": {"also", "anyway", "yes"},
+    "resume": {"also", "anyway", "yes"},
+    "rm": {"yes"},
+    "restore": {"also", "anyway", "yes"},
+    "empty-trash": {"run", "also", "anyway"},
+}
+
+
+@pytest.mark.parametrize("action", RUNS)
 def test_runs_reads_all_that_it_takes(action: str, ready: Path) -> None:
     read: set[str] = set()
-    needed = {} if action == "list" else {"run": ready.name}
+    needed: dict[str, Any] = {} if "run" in RUNS[action] else {"run": ready.name}
+    if action == "empty-trash":
+        needed = {"yes": True}
+    if action == "restore":
+        od.remove_runs(ready.name, folder=ready.parent)
     cfg = recording(runs.RunsConfig, read, action=action, folder=str(ready.parent), **needed)
     cli._runs(cfg, Line())
-    assert {f.name for f in dataclasses.fields(runs.RunsConfig)} - read == (
-        {"run"} if action == "list" else set()
-    )
+    if action == "rm":
+        od.restore_run(ready.name, ready.parent)
+    assert {f.name for f in dataclasses.fields(runs.RunsConfig)} - read == RUNS[action]
 
 
 def test_a_worker_reads_all_that_it_takes(files: Path) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -41,9 +42,8 @@ def remove_runs(
     without `anyway`, for one that another run needs."""
     runs: list[Path] = []
     for name in names:
-        found = listing.find_run(name, folder).path.absolute()
-        # a name may be spelt in two ways where a disk does not tell small letters from capitals
-        if not any(found.samefile(run) for run in runs):
+        found = _as_spelt(listing.find_run(name, folder).path.absolute())
+        if found not in runs:
             runs.append(found)
     for run in runs:
         if not _is_run(run):
@@ -121,6 +121,19 @@ def empty_trash(
     if left:
         to_stderr(f"{Path(folder) / TRASH}: {', '.join(left)} was not put there by rm, and stays")
     return {"removed": removed, "bytes": total}
+
+
+def _as_spelt(path: Path) -> Path:
+    """The path by the name that its folder has for it, where the disk does not tell small letters
+    from capitals, or two ways to write an accent."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    names = os.listdir(path.parent)
+    if path.name in names:
+        return path
+    return next((path.with_name(n) for n in names if plain(n) == plain(path.name)), path)
 
 
 def _is_run(path: Path) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,7 +164,7 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
     if not one.start.resume:
         refuse_unfinished(folder, caller.restart_hint)
         _clear(folder, shared.say)
-    _look_at_place(folder, shared)
+    notes = _look_at_place(folder, shared)
     planned = _plan(cfg, folder, one.backend, shared)
     plan, foreseen = planned if planned is not None else (None, "")
     shared.stop.begin(folder)
@@ -176,21 +176,23 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
         )
         if isinstance(cfg, TrainingConfig) and cfg.push_every:
             ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-        if warning := power_warning(power_state()):
-            ctx.tell(warning)
         with kept_awake(ctx.tell) if cfg.keep_awake else nullcontext():
-            return _guarded(ctx, cfg, caller, plan)
+            return _guarded(ctx, cfg, caller, plan, notes)
 
 
-def _look_at_place(folder: StageFolder, shared: RunSettings) -> None:
-    """Once a run: where its files lie, and what the disk can do. Raises UserError where work could
-    be lost there."""
+def _look_at_place(folder: StageFolder, shared: RunSettings) -> list[str]:
+    """Once a run: what is to be known of the place where its files lie, of its disk and of this
+    machine's power. Raises UserError where work could be lost there."""
     if shared.pause is not None and shared.pause.under_way:
-        return
+        return []
+    notes: list[str] = []
     run = folder.path.parent
     if service := cloud_of(run):
-        shared.say(cloud_warning(run, service))
-    check_disk(folder.path, shared.say)
+        notes.append(cloud_warning(run, service))
+    check_disk(folder.path, notes.append)
+    if warning := power_warning(power_state()):
+        notes.append(warning)
+    return notes
 
 
 def _plan(
@@ -246,7 +248,15 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
         ) from error
 
 
-def _guarded(ctx: Context, cfg: StageConfig, caller: Caller, plan: StagePlan | None) -> Path:
+def _guarded(
+    ctx: Context,
+    cfg: StageConfig,
+    caller: Caller,
+    plan: StagePlan | None,
+    notes: Sequence[str],
+) -> Path:
+    """The stage's work between the events of its beginning and its end. `notes` are told and
+    written down at its start."""
     fingerprint = ctx.start.fingerprint
     events, newest = ctx.events, ctx.newest_checkpoint()
     if newest is not None:
@@ -275,6 +285,8 @@ def _guarded(ctx: Context, cfg: StageConfig, caller: Caller, plan: StagePlan | N
     )
     if ctx.shared.pause is not None:
         ctx.shared.pause.attach(events, ctx.spent.leave_out)
+    for note in notes:
+        ctx.warn(note)
     try:
         return _work(ctx, cfg)
     except Interrupted as error:
