@@ -6,8 +6,8 @@
                not refused any more (0: all from there on are), [3] how many were refused
 
    Operations are what takes room: writes of every kind, new files and folders, links, growing a
-   file. What makes room (unlink, shrinking) or needs none (writing over in place) is let through. While it refuses, the disk says that
-   nothing is free. */
+   file. What makes room (unlink, shrinking) or needs none (writing over in place) is let through.
+   While it refuses, the disk says that nothing is free; being asked counts as an operation then. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -192,8 +192,10 @@ int linkat(int from_at, const char *from, int at, const char *path, int flags) {
     int name(const char *path, struct structure *found) { \
         REAL(name); \
         int code = real(path, found); \
-        if (!code && path_counts(AT_FDCWD, path) && full_now(counters[0] + 1)) \
+        if (!code && path_counts(AT_FDCWD, path) && full_now(counters[0] + 1)) { \
+            __sync_add_and_fetch(&counters[0], 1); \
             found->f_bavail = found->f_bfree = 0; \
+        } \
         return code; \
     }
 STATVFS(statvfs, statvfs)

@@ -249,6 +249,12 @@ NIGHTLY = (
         "kills at every file operation, and of exports: CI kills sampling, rating, pulls and what the app "
         "keeps at each ninth",
     ),
+    Nightly(
+        "test_full_disk.py",
+        r"one_line\[(export|ratings)|the_same\[(grpo|dpo|sample|init)|left_at_once.*dpo",
+        "a full disk in further commands and stages: CI fills it for `eval` and `pretrain`, and tries "
+        "every kind of writer by itself in `test_disk_pause.py`",
+    ),
 )
 
 

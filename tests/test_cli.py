@@ -295,7 +295,8 @@ def test_runs_lists_reports_and_resumes(
     (tmp_path / "not-a-run").mkdir()
     assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == [str(tmp_path / "r1")]
+    path, figure, unit = lines[0]
+    assert path == str(tmp_path / "r1") and float(figure) > 0 and unit == "kB"
     pretrain = [
         "pretrain",
         "died",

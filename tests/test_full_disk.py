@@ -221,7 +221,7 @@ def test_a_stage_waits_and_comes_to_the_same(full: FullDisk, stage: str, writes:
     expected = result(full.root, stage)
     for number in todo:
         fresh(full)
-        full.fill(number, number + 3)
+        full.fill(number, number + 8)
         code, _, err = full.run(*words)
         if code == 2:  # before it was under way
             one_line(err)

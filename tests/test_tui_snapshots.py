@@ -25,7 +25,7 @@ from textual.widgets import Input, TextArea
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import plan_process, push_process, run_status
+from ondevice_tui import plan_process, push_process, run_reader, run_status
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate_queue, stage_page
 from ondevice_tui.screens.chat_pane import Pane
@@ -157,6 +157,12 @@ SCREENS = {
     "chat": chat_,
     "push": push_,
 }
+
+
+@pytest.fixture(autouse=True)
+def space_of_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each disk has blocks of its own size."""
+    monkeypatch.setattr(run_reader, "space", lambda path: 1_234_567)
 
 
 def picture(app: OndeviceApp) -> str:

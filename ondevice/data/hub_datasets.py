@@ -3,10 +3,13 @@ the library datasets: at one commit, whatever comes to the repository while it i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.common.disk import as_full
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.class_labels import class_columns, with_names
@@ -55,6 +58,8 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
         )
         rows = builder.as_streaming_dataset(split=wanted.split)
     except Exception as error:  # the library raises its own, requests' and the Hub's errors
+        if full := as_full(error, _cache()):
+            raise full from error
         raise _not_loaded(spec, error) from error
     commit = str(builder.hash or "")
     if not _COMMIT.fullmatch(commit):
@@ -70,6 +75,8 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
             row = next(stream, None)
         # a file that is damaged, an answer of the server: of a dozen libraries beneath
         except Exception as error:
+            if full := as_full(error, _cache()):
+                raise full from error
             raise UserError(
                 f"cannot be read after row {number}: {_first_line(error)}",
                 where=spec,
@@ -80,6 +87,11 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
             return
         number += 1
         yield with_names(dict(row), classes), f"{spec}:row {number}"
+
+
+def _cache() -> Path:
+    """Where the library keeps what it has fetched, for what does not name its file."""
+    return Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
 
 
 def _not_loaded(spec: str, error: Exception) -> UserError:

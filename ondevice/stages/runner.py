@@ -99,9 +99,16 @@ def run_stage(
             shared.pause.begin(folder)
         while True:
             try:
-                return _attempt(one, folder, shared=shared, caller=caller)
-            except disk.DiskFull as error:
-                full = error.bare()  # what it holds is not kept while it waits
+                made = _attempt(one, folder, shared=shared, caller=caller)
+                disk.over()
+                return made
+            except Exception as error:
+                found = disk.as_full(error, folder.path)
+                if found is None:
+                    raise
+                if shared.pause is None and found is error:
+                    raise
+                full = found.bare()  # what it holds is not kept while it waits
             _wait(full, name, caller)
             # as after a kill: from the newest checkpoint
             redo = folder.redo.is_file()
@@ -145,7 +152,6 @@ def _wait(full: disk.DiskFull, name: str, caller: Caller) -> None:
         disk.wait(full)
     except Interrupted as error:
         raise Interrupted(f"{name}: {error}. {caller.resume_hint}".strip()) from None
-    disk.over()
 
 
 def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: Caller) -> Path:
@@ -167,6 +173,7 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
     notes = _look_at_place(folder, shared)
     planned = _plan(cfg, folder, one.backend, shared)
     plan, foreseen = planned if planned is not None else (None, "")
+    disk.over()  # what an attempt before this one has waited for
     shared.stop.begin(folder)
     if shared.pause is not None:
         shared.pause.under_way = True
@@ -293,7 +300,7 @@ def _guarded(
         _tell_end(ctx, "stopped", str(error))
         raise Interrupted(f"{ctx.name}: {error}. {caller.resume_hint}".strip()) from None
     except BaseException as error:
-        if not isinstance(error, disk.DiskFull) or ctx.shared.pause is None:
+        if ctx.shared.pause is None or not disk.as_full(error, ctx.folder.path):
             _tell_end(ctx, type(error).__name__, str(error))
         raise
     finally:
