@@ -4,6 +4,7 @@ on this machine.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -267,6 +268,26 @@ def test_no_room_on_the_disk(
     server.add("me/m", WEIGHTS)
     monkeypatch.setattr("ondevice.hub.pull.ROOM", 1e15)
     assert "of the disk, of which" in refused("me/m", tmp_path / "out")
+
+
+def test_a_disk_that_gets_full_leaves_nothing(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a file is put in its place, and while it is fetched into the client's cache."""
+    server.add("me/m", WEIGHTS)
+
+    def full(*given: object, **how: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        assert "the disk is full" in refused("me/m", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.file_download._chmod_and_move", full)
+        assert "the disk is full" in refused("me/m", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".tmp", "out"))] == []
+    pull("me/m", tmp_path / "out")
+    assert (tmp_path / "out").is_dir()
 
 
 def test_nothing_to_take(server: HubServer, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import ondevice
 from hub_models import ALLOWED, contents, write_model, write_ratings, write_run
 from hub_server import READER, TOKEN, HubServer, environment
 from ondevice import cli
+from ondevice.common.disk import DiskFull
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256
 from ondevice.common.redact import redacted
@@ -305,6 +306,20 @@ def test_no_room(server: HubServer, tmp_path: Path, status: int, message: str) -
     )
     said = refused(write_model(tmp_path / "m"))
     assert "there is no room left" in said and "billing" in said
+
+
+def test_a_full_disk_is_found_before_anything_is_sent(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of what a push is to send is what it writes here."""
+
+    def full(path: Path, text: str) -> None:
+        raise DiskFull(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ondevice.publishing.plan.write_file", full)
+        said = refused(write_model(tmp_path / "m"))
+    assert "pending-push.json: the disk is full" in said and requests(server, "commit") == []
 
 
 def test_no_network(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,7 +325,7 @@ def tokenize_corpus(
         if not isinstance(texts, Sequence):
             texts = list(texts)
         key = _digest(texts)
-    dtype = _dtype(tokenizer)
+    dtype = token_type(tokenizer)
 
     def make(part: Path) -> None:
         with part.open("wb") as out:
@@ -340,11 +340,12 @@ def tokenize_corpus(
 def tokens_at(folder: Path, tokenizer: Tokenizer, key: str) -> Path:
     """The file of `tokenize_corpus`."""
     return place_of(Path(folder), "tokens", tokenizer, key).with_suffix(
-        f".{_dtype(tokenizer).name}"
+        f".{token_type(tokenizer).name}"
     )
 
 
-def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """In which type the ids of running text lie on the disk."""
     if tokenizer.vocab_size <= 1 << 16:
         return np.dtype(np.uint16)
     return np.dtype(np.int32)

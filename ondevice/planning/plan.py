@@ -13,6 +13,7 @@ from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import RaterConfig, SampleConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
+from ondevice.data.batches import token_type
 from ondevice.data.completion_batches import Row
 from ondevice.datasets.spec import builtin_in
 from ondevice.models.initial_config import model_config
@@ -188,12 +189,21 @@ class _Planned:
             used.grown,
             seconds,
             per_step,
-            disk_bytes(cfg, self.trained, float(result)),
+            disk_bytes(cfg, self.trained, float(result)) + self._token_bytes(),
             self.data.told(),
             bool(work.decodes) and self.facts.answer is None,
             used.mapping(),
             settings_of(cfg),
         )
+
+    def _token_bytes(self) -> float:
+        """Of the data's tokens on the disk, where their number is known: of running text two bytes
+        a token, four of a large vocabulary; of rows four, and one that says which are learned."""
+        if not self.data.tokens:
+            return 0.0
+        if self.data.unit != "tokens":
+            return 5.0 * self.data.tokens
+        return token_type(self.facts.model.tokenizer).itemsize * self.data.tokens
 
     def _bytes(self, work: Work, measured: Work) -> Bytes:
         return bytes_of_stage(
