@@ -104,11 +104,19 @@ def _flush_stdout() -> None:
 
 def _named(error: OSError) -> Exception:
     """What went wrong with stdout, which the system does not name."""
-    if as_full(error, Path.cwd()):
+    if as_full(error, _here()):
         return DiskFull(
             Path("standard output"), message=f"the disk is full; {KEPT}", hint="make room there"
         )
     return error
+
+
+def _here() -> Path:
+    """The working folder, for what does not name its file."""
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return Path("/")
 
 
 def _close_streams() -> None:
@@ -133,7 +141,7 @@ _REFUSED = (
 
 def _refused(error: Exception) -> str:
     """What a system or its disk has refused, in words; empty for any other error."""
-    if full := as_full(error, Path.cwd()):
+    if full := as_full(error, _here()):
         return str(full)
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         where = f"{error.filename}: " if error.filename else ""
@@ -326,7 +334,7 @@ def _trash(config: Any, line: Line) -> None:
     if config.action == "rm":
         moved = trash.remove_runs([config.run, *config.also], config.folder, anyway=config.anyway)
         told = [
-            f"{one['path']} is in the trash ({size(one['bytes'])}): "
+            f"{one['path']} is in the trash{_taking(one['bytes'])}: "
             f"ondevice runs restore {one['run']}{_elsewhere(one['path'], config.folder)} brings it "
             "back, runs empty-trash makes room"
             for one in moved
@@ -339,6 +347,13 @@ def _trash(config: Any, line: Line) -> None:
         gone = trash.empty_trash(config.folder, agreed=None if config.yes else _agreed)
         told = [f"{len(gone['removed'])} runs deleted, {size(gone['bytes'])}"]
         _print(gone if line.json else "\n".join(told), line)
+
+
+def _taking(count: int | None) -> str:
+    """How much of the disk something takes, where that could be read."""
+    from ondevice.common.progress import size
+
+    return "" if count is None else f" ({size(count)})"
 
 
 def _elsewhere(run: str, folder: str) -> str:

@@ -23,6 +23,7 @@ from ondevice.common import processes
 
 HELD = "held"  # what the child says once sleep is held off
 END_S = 5.0  # within which the helper ends once it is told to
+_told = threading.Event()  # that it is refused: once a process is enough
 
 
 def power_state() -> str:
@@ -80,7 +81,7 @@ def kept_awake(say: Callable[[str], None]) -> Iterator[None]:
             start_new_session=True,  # Ctrl-C is for us: it ends once the stage has been saved
         )
     except OSError as error:
-        say(f"sleep is not held off: {words[0]} cannot be started ({error.strerror})")
+        _tell(say, f"{words[0]} cannot be started ({error.strerror})")
         yield
         return
     ending = threading.Event()
@@ -119,7 +120,14 @@ def _watch(
             last = text if text not in ("", HELD) else last
     process.wait()
     if not ending.is_set():
-        say(f"sleep is not held off: {last or 'its program has ended'}")
+        _tell(say, last or "its program has ended")
+
+
+def _tell(say: Callable[[str], None], why: str) -> None:
+    """Says it once: a run has many stages."""
+    if not _told.is_set():
+        _told.set()
+        say(f"sleep is not held off: {why}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -56,9 +56,8 @@ class DiskPause:
     def attach(self, events: EventWriter, on_over: Callable[[float], None]) -> None:
         """Where pauses are written down, and who else is told how many seconds they took."""
         self._events, self._on_over = events, on_over
-        for event in self._waiting:
+        for event in self._waiting:  # of before this attempt, whose time they are no part of
             events.note("paused", **event)
-            on_over(event["seconds"])
         self._waiting.clear()
 
     def detach(self) -> None:

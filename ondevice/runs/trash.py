@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic, disk
+from ondevice.common import atomic
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError, nearest
 from ondevice.common.file_lock import try_lock
@@ -54,7 +54,7 @@ def remove_runs(
         _refuse_needed(runs)
     moved = []
     for run in runs:
-        taken = disk.space_of(run)
+        taken = listing.space(run)
         with _nobody_at_work(run):
             place = _free_place(run)
             _move(run, place)
