@@ -259,12 +259,15 @@ def test_a_pause_is_left_at_once_with_all_that_was_whole(
             else:
                 process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
+        if process.returncode == 0:  # events are written by the clock: it had fewer writes
+            assert not full.refused and result(full.root, stage) == expected, err
+            continue
         said = one_line(err)
         full.make_room()
         if process.returncode == 130:
             assert "--resume" in said, said
         else:
-            assert process.returncode in (0, 2), err
+            assert process.returncode == 2, err
         code, _, err = full.run(*words, "--resume")
         assert code == 0, (number, err)
         assert result(full.root, stage) == expected, number

@@ -53,6 +53,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(power, "BOOTED", tmp_path)
 
     def put(name: str, text: str) -> None:
         (folder / name).write_text(text)
@@ -125,6 +126,7 @@ def test_nothing_is_left_of_it_when_the_process_is_killed(
     code = (
         "import time, types; from ondevice.common import power\n"
         f"power.sys = types.SimpleNamespace(platform={system!r})\n"
+        "import pathlib; power.BOOTED = pathlib.Path('/')\n"
         "with power.kept_awake(print): time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -154,6 +156,18 @@ def test_a_refusal_is_told(
         with power.kept_awake(say):
             time.sleep(0.1)
     assert said == ["sleep is not held off: Failed to inhibit: Access denied"]
+
+
+def test_where_systemd_does_not_run_it_is_not_asked(
+    program: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, where the program may well be installed."""
+    program("systemd-inhibit", INHIBIT)
+    on("linux", monkeypatch)
+    monkeypatch.setattr(power, "BOOTED", tmp_path / "not")
+    with power.kept_awake(lambda text: pytest.fail(text)):
+        pass
+    assert not (tmp_path / "asked").exists()
 
 
 def test_without_such_a_program_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

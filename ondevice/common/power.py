@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ondevice.common import processes
 
+BOOTED = Path("/run/systemd/system")  # is there where systemd runs, and so may suspend (sd_booted)
 HELD = "held"  # what the child says once sleep is held off
 END_S = 5.0  # within which the helper ends once it is told to
 _told = threading.Event()  # that it is refused: once a process is enough
@@ -101,7 +102,7 @@ def _words() -> list[str]:
         if shutil.which("caffeinate"):
             return ["caffeinate", "-i", "-s", "-w", str(os.getpid())]
         return []
-    if shutil.which("systemd-inhibit"):
+    if BOOTED.is_dir() and shutil.which("systemd-inhibit"):
         why = [f"--who=ondevice ({os.getpid()})", "--why=a model is being trained"]
         what = ["--what=idle:sleep", "--mode=block"]
         return ["systemd-inhibit", *what, *why, "sh", "-c", f"echo {HELD}; exec cat"]
