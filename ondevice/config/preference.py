@@ -404,8 +404,8 @@ class GRPOConfig(RolloutConfig):
     """Learn nothing from completions that did not stop."""
     rewards: tuple[str, ...] = ()
     """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length,
-    overlong, language. Unset: those of reward_file alone, or without one correct, format,
-    truncated."""
+    overlong, language; of text that was ordered words, begins, ends, finished, word_count,
+    repetition. Unset: those of reward_file alone, or without one correct, format, truncated."""
     reward_weights: tuple[float, ...] = ()
     """A weight for each; none named: each one's own."""
     reward_file: str = ""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.data.builtin.scoring import plain
+from ondevice.rewards import text_rules
 from ondevice.rewards.answers import (
     after_thoughts,
     final_answer,
@@ -289,7 +290,20 @@ class Builtin:
         return " ".join((self.function.__doc__ or "").partition("\n\n")[0].split())
 
 
-TURNS = frozenset(("correct", "format", "choice", "json", "think"))
+TURNS = frozenset(
+    (
+        "correct",
+        "format",
+        "choice",
+        "json",
+        "think",
+        "words",
+        "begins",
+        "ends",
+        "finished",
+        "word_count",
+    )
+)
 """Rewards to which it matters what is a thought: they see what the prompt has opened, too."""
 BUILTIN: Mapping[str, Builtin] = {
     "correct": Builtin(correct, needs=("answer",)),
@@ -303,4 +317,10 @@ BUILTIN: Mapping[str, Builtin] = {
     "think": Builtin(think, 0.1),
     "language": Builtin(language, 0.1),
     "length": Builtin(length, 0.1),
+    "words": Builtin(text_rules.words, needs=("words",)),
+    "begins": Builtin(text_rules.begins, 0.5, needs=("begins",)),
+    "ends": Builtin(text_rules.ends, 0.5, needs=("ends",)),
+    "finished": Builtin(text_rules.finished, 0.5),
+    "word_count": Builtin(text_rules.word_count, 0.5, needs=("word_count",)),
+    "repetition": Builtin(text_rules.repetition),
 }
