@@ -1,5 +1,6 @@
 """Rows of a data set of the Hub, `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read as a stream by
-the library datasets: at one commit, whatever comes to the repository while it is read."""
+the library datasets: at one commit, whatever comes to the repository while it is read. A split may
+be cut as datasets writes it: `train[2000:3000]` is the rows from 2,000 up to 3,000."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from ondevice.data.class_labels import class_columns, with_names
 PREFIX = "hub:"
 FORM = "hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CUT = re.compile(r"([^\[\]]+)\[(\d*):(\d*)\]")
 
 
 class HubSpec(NamedTuple):
@@ -36,7 +38,38 @@ class HubSpec(NamedTuple):
         found = cls("/".join([owner, *rest[:1]]), "/".join(rest[1:]), revision, split or "train")
         if not owner or "" in rest or (at and not revision):
             raise UserError("is not the name of a data set", where=spec, hint=FORM)
+        if "[" in found.split:
+            found.cut()
         return found
+
+    def cut(self) -> tuple[str, int, int | None]:
+        """(the split's name, the first row of it that is read, the row before which reading ends;
+        None: at the end). Raises UserError for a cut that is none."""
+        if "[" not in self.split:
+            return self.split, 0, None
+        match = _CUT.fullmatch(self.split)
+        if match is None:
+            raise UserError(
+                f"{self.split} does not say which rows",
+                where=f"{PREFIX}{self.repo}",
+                hint="give numbers of rows: train[2000:3000], train[:500] or train[500:]",
+            )
+        first, end = int(match[2] or 0), int(match[3]) if match[3] else None
+        if end is not None and end <= first:
+            raise UserError(
+                f"{self.split} has no rows",
+                where=f"{PREFIX}{self.repo}",
+                hint=f"the second number is the row before which reading ends: {match[1]}[{first}:{first + 1000}]",
+            )
+        return match[1], first, end
+
+    @property
+    def most(self) -> int | None:
+        """Rows that its cut leaves at most; None where it leaves all after the first."""
+        _, first, end = self.cut()
+        if end is None:
+            return None
+        return end - first
 
 
 def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -52,11 +85,12 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
             hint=install_hint("data"),
         ) from error
     wanted = HubSpec.parse(spec)
+    split, first, end = wanted.cut()
     try:
         builder = datasets.load_dataset_builder(
             wanted.repo, wanted.config or None, revision=wanted.revision or None
         )
-        rows = builder.as_streaming_dataset(split=wanted.split)
+        rows = builder.as_streaming_dataset(split=split)
     except Exception as error:  # the library raises its own, requests' and the Hub's errors
         if full := as_full(error, _cache()):
             raise full from error
@@ -69,8 +103,9 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
     if rows.features:
         features = rows.features.to_dict()
     classes = class_columns(features)
-    number, stream = 0, iter(rows)
-    while True:
+    number = first
+    stream = iter(rows.skip(first) if first else rows)
+    while end is None or number < end:
         try:
             row = next(stream, None)
         # a file that is damaged, an answer of the server: of a dozen libraries beneath

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
+from ondevice.data.orders import PREFIX as ORDERS
 
 T = TypeVar("T")
 
@@ -47,7 +48,8 @@ def sources(data: str) -> tuple[DataSource, ...]:
         return weighted
     names = [name.strip() for name in plain.split(",")]
     there = [is_there(name) or bool(WEIGHT.fullmatch(name)) for name in names]
-    if len(names) == 1 or not any(there) or (data.startswith(BY_NAME) and not all(there)):
+    by_name = is_by_name(data)
+    if len(names) == 1 or not any(there) or (by_name and not all(there)):
         return (_source(data),)
     if all(map(is_there, names)):
         return tuple(map(_source, names))
@@ -103,14 +105,30 @@ def _weighted(plain: str) -> tuple[DataSource, ...]:
 
 
 def _source(data: str, weight: float | None = None) -> DataSource:
-    if data.startswith("~"):
-        data = str(Path(os.path.expanduser(data)))
+    prefix, rest = ordered(data)
+    if rest.startswith("~"):
+        data = prefix + str(Path(os.path.expanduser(rest)))
     return DataSource(data, weight)
+
+
+def ordered(data: str) -> tuple[str, str]:
+    """("orders:", the source of whose texts stories are ordered), or ("", `data`)."""
+    if data.startswith(ORDERS):
+        return ORDERS, data.removeprefix(ORDERS)
+    return "", data
+
+
+def is_by_name(data: str) -> bool:
+    """Whether it is data that is not a file, or is made of such."""
+    return ordered(data)[1].startswith(BY_NAME)
 
 
 def is_there(name: str) -> bool:
     """Whether it is data that has a name of its own, or a file or folder that is here."""
-    return name.partition(":")[0] == "builtin" or name.startswith(BY_NAME) or is_file(name)
+    if name.partition(":")[0] == "builtin" or name.startswith(BY_NAME) or is_file(name):
+        return True
+    prefix, source = ordered(name)
+    return bool(prefix) and is_there(source)
 
 
 def is_file(name: str) -> bool:

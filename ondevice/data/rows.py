@@ -21,6 +21,8 @@ from ondevice.common.errors import UserError
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.folders import kind_of, known, listing
 from ondevice.data.hub_datasets import FORM, PREFIX, HubSpec, hub_rows
+from ondevice.data.mixture import ordered
+from ondevice.data.orders import LEAST_WORDS, MOST_WORDS, order_of
 from ondevice.data.readers import READERS, BadRecord, Part, Row, without_nulls
 from ondevice.data.row_keys import Record, telling
 
@@ -108,6 +110,7 @@ class Rows:
     allows were bad; whoever rejects rows later calls `check` again. Not `strict`, it only counts:
     for looking at data that nothing is trained on yet. With a `limit` the first so many rows are
     all there is; a document in several parts is one. `notes` are what there is to say of the files.
+    Of `orders:SOURCE` the rows are those that the texts of SOURCE make.
     """
 
     def __init__(
@@ -121,6 +124,8 @@ class Rows:
         notes: list[str] | None = None,
     ) -> None:
         self.spec = spec
+        prefix, self.source = ordered(spec)
+        self.makes_orders = bool(prefix)
         self.files = files
         self.ignored = ignored
         self.strict = strict
@@ -140,7 +145,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[RecordAndPlace]:
         self._start()
-        complete = 0
+        complete = no_order = 0
         for item, where in self._found():
             self.seen += 1
             if not isinstance(item, BadRecord):
@@ -152,17 +157,52 @@ class Rows:
                 record = Record(item)
                 record.template = self.template
                 self._open = (record, where)
-                yield self._open
-                self._close()
                 text = item.get("text")
                 goes_on = isinstance(text, Part) and text.more
+                if self.makes_orders:
+                    made = self._order(record, where)
+                    if made is None:
+                        no_order += not record.bad
+                        continue
+                    yield made, where
+                else:
+                    yield self._open
+                    self._close()
             if not goes_on:
                 complete += 1
             if 0 < self.limit <= complete:
                 break
         if not self.seen:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
+        if no_order:
+            self._tell_no_order(no_order, complete)
         self.check()
+
+    def _order(self, row: Record, where: str) -> Record | None:
+        """The order that the text of a row makes; None where it makes none, or the row is bad."""
+        text = row.get("text")
+        if not isinstance(text, str):
+            row.bad = True
+            self.reject(where, "has no text to make an order of (--columns text=NAME)", row)
+            return None
+        self._close()
+        order = order_of(text)
+        if order is None:
+            return None
+        made = Record(order.row())
+        made.template = self.template
+        return made
+
+    def _tell_no_order(self, left_out: int, made: int) -> None:
+        """Notes how many texts make no order. Raises UserError where none makes one."""
+        why = f"an order needs {LEAST_WORDS} to {MOST_WORDS} words and a sentence at the end"
+        if not made and not self.rejected:
+            raise UserError(
+                f"none of {left_out:,} texts makes an order: {why}",
+                where=self.spec,
+                hint="give shorter texts that are whole, a row each",
+            )
+        self.notes.append(f"{left_out:,} texts make no order ({why})")
 
     def _start(self) -> None:
         """Forgets what an earlier iteration has counted."""
@@ -264,8 +304,8 @@ class Rows:
         )
 
     def _found(self) -> Iterator[tuple[Row | BadRecord, str]]:
-        if self.spec.startswith(PREFIX):
-            for row, where in hub_rows(self.spec, self._read_at):
+        if self.source.startswith(PREFIX):
+            for row, where in hub_rows(self.source, self._read_at):
                 yield without_nulls(row), where
         for file in self.files:
             try:
@@ -300,7 +340,7 @@ def read(
     reading: Reading = AS_IS,
 ) -> Rows:
     """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`;
-    the first `limit` (0: all).
+    the first `limit` (0: all). `orders:` before one of them: what is ordered of its texts.
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a
     README) are left out; of one that holds splits by name, `split` is read (see folders.py); of the
@@ -308,21 +348,25 @@ def read(
     UserError for what does not exist or is of no known kind.
     """
     name = str(spec)
-    if name.startswith("gym:"):
+    source = ordered(name)[1]
+    if source.startswith("gym:"):
         raise UserError(
             "a gym has problems to reason about, which grpo and eval take",
             where=name,
             hint="give a file",
         )
-    if name.startswith(PREFIX):
-        HubSpec.parse(name)
+    if source.startswith(PREFIX):
+        HubSpec.parse(source)
         return Rows(name, [], [], strict, limit, reading)
-    path = Path(os.path.expanduser(spec))
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         found = listing(path, split, also)
         return Rows(name, found.files, found.ignored, strict, limit, reading, found.notes)
     if not path.is_file():
-        raise UserError("no such file or folder", where=name, hint=f"a data set of the Hub: {FORM}")
+        hint = f"a data set of the Hub: {FORM}"
+        if source != name:
+            hint = f"orders are made of the texts of a file, a folder, or {FORM}"
+        raise UserError("no such file or folder", where=name, hint=hint)
     if kind_of(path) not in READERS:
         raise UserError(
             f"cannot read {kind_of(path) or 'a file without an ending'}",

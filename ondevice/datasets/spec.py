@@ -24,7 +24,7 @@ from ondevice.data.folders import holds_split
 from ondevice.data.formats import Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
 from ondevice.data.messages import BadRow
-from ondevice.data.mixture import BY_NAME, sources
+from ondevice.data.mixture import is_by_name, ordered, sources
 from ondevice.data.rows import AS_IS, Reading, Rows, add_lines, read
 from ondevice.data.token_cache import link_from
 from ondevice.data.tokenizer import Tokenizer
@@ -105,7 +105,7 @@ class DataSpec:
 
     def named_held(self) -> DataSpec | None:
         """What a source's own folder holds out by name; None where it does not."""
-        if self.data.startswith(BY_NAME) or not holds_split(self.data, "validation"):
+        if is_by_name(self.data) or not holds_split(ordered(self.data)[1], "validation"):
             return None
         return replace(self, limit=0, split="validation", also="train")
 
@@ -139,9 +139,11 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
         corpus = corpus_of(name, default)
         if corpus is not None:
             return to_mapping(corpus)
-        if name.startswith(BY_NAME):
+        if is_by_name(name):
             return name
-        return digest_path(_existing(name))
+        prefix, source = ordered(name)
+        found = digest_path(_existing(source))
+        return [prefix, found] if prefix else found
 
     if corpus_of(data, default) is not None and not validation:
         return digest(one(data))
@@ -211,7 +213,7 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: DataContext) -> Path:
     """`place`, filled with what the same stage of another run beside this one has made of the same
     files by the same tokenizer: its name says so. What the Hub or a gym gives under a name may be
     another thing tomorrow: not that."""
-    if place.exists() or wanted.data.startswith(BY_NAME):
+    if place.exists() or is_by_name(wanted.data):
         return place
     names = tuple(source.data for source in sources(wanted.data))
     other = _elsewhere(place, ctx)
@@ -312,9 +314,9 @@ def _note_commit(rows: Rows, ctx: DataContext) -> None:
         ctx.folder.mkdir(parents=True, exist_ok=True)
         write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
     if rows.commit:
-        ctx.tell(f"{rows.spec} was read at commit {rows.commit}")
+        ctx.tell(f"{rows.source} was read at commit {rows.commit}")
     else:
-        ctx.tell(f"at which commit {rows.spec} was read is not known: it came out of the cache")
+        ctx.tell(f"at which commit {rows.source} was read is not known: it came out of the cache")
 
 
 def report_rejected(rows: Rows, ctx: DataContext) -> None:
@@ -322,7 +324,7 @@ def report_rejected(rows: Rows, ctx: DataContext) -> None:
     UserError where these are too many."""
     rows.check()
     tell_unused(rows.spec, rows.telling(), ctx)
-    if rows.spec.startswith(PREFIX):
+    if rows.source.startswith(PREFIX):
         _note_commit(rows, ctx)
     if rows.unlabelled:
         ctx.warn(

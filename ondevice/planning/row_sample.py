@@ -16,7 +16,8 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.data.folders import PACKED, TEXTS, kind_of, listing
-from ondevice.data.mixture import BY_NAME
+from ondevice.data.mixture import is_by_name, ordered
+from ondevice.data.orders import order_of
 from ondevice.data.readers import READERS, BadRecord, Row, json_row
 from ondevice.data.row_keys import Record
 from ondevice.data.rows import Reading
@@ -43,9 +44,10 @@ class RowSample:
 
 def sample_rows(data: str, reading: Reading, split: str = "train", template: str = "") -> RowSample:
     """Of one source. Raises UserError for a file or folder that is not there, or of no known kind."""
-    if data.startswith(BY_NAME):
+    prefix, source = ordered(data)
+    if is_by_name(data):
         return RowSample(count=None, exact=False)
-    path = Path(os.path.expanduser(data))
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = listing(path, split).files
     elif path.is_file():
@@ -61,7 +63,23 @@ def sample_rows(data: str, reading: Reading, split: str = "train", template: str
     parts = [_of_file(file, MOST_ROWS // len(looked_at) + 1) for file in looked_at]
     whole = _joined(parts, _bytes(files) / max(_bytes(looked_at), 1), len(files) == len(looked_at))
     whole.rows = list(_renamed(whole.rows, reading, template))
+    if prefix:
+        return _orders(whole)
     return whole
+
+
+def _orders(texts: RowSample) -> RowSample:
+    """The orders that the texts make, as far as they were looked at."""
+    made = []
+    for row in texts.rows:
+        text = row.get("text")
+        order = order_of(text) if isinstance(text, str) else None
+        if order is not None:
+            made.append(Record(order.row()))
+    if texts.count is None or not texts.rows:
+        return RowSample(made, None, False)
+    every = len(made) == len(texts.rows)
+    return RowSample(made, texts.count * len(made) / len(texts.rows), texts.exact and every)
 
 
 def _bytes(files: Sequence[Path]) -> int:

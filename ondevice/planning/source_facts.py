@@ -11,7 +11,7 @@ import numpy as np
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.folders import holds_split
 from ondevice.data.messages import BadRow
-from ondevice.data.mixture import BY_NAME, epoch_counts
+from ondevice.data.mixture import epoch_counts, is_by_name, ordered
 from ondevice.datasets.spec import DataSpec, corpus_of
 from ondevice.datasets.split import HELD_MOST, HELD_PART
 from ondevice.planning.row_sample import RowSample, sample_rows
@@ -104,7 +104,8 @@ def encoded_sources(
             part = builtin(built)
         else:
             part = own(sample_rows(one.data, one.reading))
-            named = not one.data.startswith(BY_NAME) and holds_split(one.data, "validation")
+            is_here = not is_by_name(one.data)
+            named = is_here and holds_split(ordered(one.data)[1], "validation")
             if named or wanted.validation:
                 part.held = 0.0
         if one.limit and part.count is not None and part.count > one.limit:

@@ -21,6 +21,7 @@ from ondevice.common.json_files import parse_json, read_json
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
 from ondevice.data.hub_datasets import HubSpec
+from ondevice.data.mixture import ordered
 from ondevice.datasets.preference_pairs import COPY as PAIRS
 from ondevice.datasets.spec import COMMITS
 from ondevice.hub.client import cached_card
@@ -167,6 +168,7 @@ def _hub_repos(value: str) -> list[str]:
     """The repositories of the sources that a setting names by `hub:`."""
     repos = []
     for source in _sources(value):
+        source = ordered(source)[1]
         if source.startswith("hub:"):
             repos.append(HubSpec.parse(source).repo)
     return repos
@@ -187,6 +189,7 @@ def licences(past: StageRecord) -> dict[str, str]:
 
 
 def _card_of(data: str) -> str:
+    data = ordered(data)[1]
     if data.startswith("hub:"):
         return cached_card(HubSpec.parse(data).repo)
     path = Path(os.path.expanduser(data))
@@ -252,7 +255,7 @@ def notes(past: StageRecord) -> list[str]:
     for value in past.config.values():
         if isinstance(value, str):
             names += [value, *_sources(value)]
-    paths = [name for name in names if not name.startswith("hub:")]
+    paths = [name for name in (ordered(one)[1] for one in names) if not name.startswith("hub:")]
     return [without_places(str(note), paths) for note in past.record.get("notes") or ()]
 
 

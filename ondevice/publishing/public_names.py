@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.data.mixture import WEIGHT, DataSource, is_file, is_there
+from ondevice.data.mixture import WEIGHT, DataSource, is_file, is_there, ordered
 
 CORPUS = "built-in corpus"
+_NAMED = ("builtin", "hub:", "gym:", "orders:")
+"""How sources begin that are no paths, or of which something is made."""
 _ENDS = re.compile(r"\.\w{1,8}$")
 _ABSOLUTE = re.compile(r"(?:file://)?(?:~[\w.-]*/|/|[A-Za-z]:[\\/]|\\\\)")
 """How a path begins that says where something lies."""
@@ -43,13 +45,11 @@ def parts(data: str) -> list[DataSource]:
 
 
 def _begins(name: str) -> bool:
-    return name.startswith(("builtin", "hub:", "gym:")) or bool(_ABSOLUTE.match(name))
+    return name.startswith(_NAMED) or bool(_ABSOLUTE.match(name))
 
 
 def _ended(name: str) -> bool:
-    return (
-        name.startswith(("builtin", "hub:", "gym:")) or bool(_ENDS.search(name)) or is_there(name)
-    )
+    return name.startswith(_NAMED) or bool(_ENDS.search(name)) or is_there(name)
 
 
 def source_names(data: str) -> list[str]:
@@ -60,6 +60,9 @@ def source_names(data: str) -> list[str]:
 
 def source_name(data: str) -> str:
     """The same of one source."""
+    prefix, texts = ordered(data)
+    if prefix:
+        return f"orders of {source_name(texts)}"
     if data.partition(":")[0] == "builtin":
         return CORPUS
     if data.startswith(("hub:", "gym:")):
@@ -82,6 +85,9 @@ def sources_value(data: str) -> str:
 
 def _source_value(name: str) -> str:
     """One source as it was given, its path by its last part."""
+    prefix, texts = ordered(name)
+    if prefix:
+        return prefix + _source_value(texts)
     kind, colon, rest = name.partition(":")
     if colon and kind in ("builtin", "hub", "gym"):
         if kind != "builtin" and not _ABSOLUTE.match(rest):
@@ -161,6 +167,7 @@ def _plain(value: str) -> str:
 
 def _is_deep_path(source: str) -> bool:
     """Whether a source says where something lies, by two folders or more; a home counts as one."""
+    source = ordered(source)[1]
     if source.startswith(("builtin:", "hub:", "gym:")):
         source = source.partition(":")[2]
     if not _ABSOLUTE.match(source):

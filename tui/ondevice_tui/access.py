@@ -13,6 +13,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.json_files import load_json
 from ondevice.common.processes import Access
 from ondevice.config.load import read_yaml
+from ondevice.data.orders import PREFIX as ORDERS
 from ondevice.hub.snapshot import is_name
 
 _RECIPES = ("run", "runs")  # commands whose settings stand in a file
@@ -84,7 +85,8 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _remote(name: str, value: str) -> bool:
     if name in ("push_every", "push_to"):
         return value not in ("", "0")
-    return any(part.startswith("hub:") or _is_elsewhere(part) for part in re.split(r"[,\s]", value))
+    parts = [part.removeprefix(ORDERS) for part in re.split(r"[,\s]", value)]
+    return any(part.startswith("hub:") or _is_elsewhere(part) for part in parts)
 
 
 def _is_elsewhere(part: str) -> bool:
