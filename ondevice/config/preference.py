@@ -79,14 +79,25 @@ class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
 _OTHER_START = "the reference is a stage's start, and would be another one; begin with the finished stage as the model"
 
 
+_BY_ANSWERS: tuple[Callable[[Any], bool], str] = (
+    lambda cfg: cfg.rater == "simulated" and not cfg.rewards,
+    "a person rates, or rewards do",
+)
+_BY_REWARDS: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.rater == "simulated" and bool(cfg.rewards),
+    "the rule does not go by rewards",
+    "give --rewards too",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RaterConfig(StageConfig):
     """Stage 3, second step: a choice among the responses to each prompt, a person's or, unattended,
     a rule's.
 
     The rule gives an answer `right` points where it is the right one and `courtesy` points where it
-    ends with a line of courtesy; the one with more points is chosen. What it says is labelled
-    simulated wherever it appears.
+    ends with a line of courtesy, or what `rewards` give it; the one with more points is chosen. What
+    it says is labelled simulated wherever it appears.
     """
 
     rater: Literal["simulated", "person"] = "simulated"
@@ -95,10 +106,18 @@ class RaterConfig(StageConfig):
     """
     ratings: str = ""
     """The ratings.db. Empty: the run folder's."""
-    right: float = only(1.0, lambda cfg: cfg.rater == "simulated", "a person rates")
+    right: float = only(1.0, *_BY_ANSWERS)
     """Points of the rule for the right answer."""
-    courtesy: float = only(1.5, lambda cfg: cfg.rater == "simulated", "a person rates")
+    courtesy: float = only(1.5, *_BY_ANSWERS)
     """Points of the rule for a line of courtesy after an answer."""
+    rewards: tuple[str, ...] = only((), lambda cfg: cfg.rater == "simulated", "a person rates")
+    """Rewards by name (those of grpo, except length and overlong) that the rule goes by instead,
+    where the prompts' data has their columns: words,finished,repetition."""
+    reward_weights: tuple[float, ...] = only((), *_BY_REWARDS)
+    """A weight for each of them; none named: each one's own."""
+    answer: str = only("number", *_BY_REWARDS)
+    """Where a response's answer stands, for the rewards correct, format and choice: number, hash
+    (####), boxed, tag (<answer>), last_number, whole."""
     needed: int = only(
         100, lambda cfg: cfg.rater == "person", "the rule rates all pairs", "give rater: person too"
     )
@@ -110,6 +129,12 @@ class RaterConfig(StageConfig):
         super().check()
         self._at_least(0, "right", "courtesy")
         self._at_least(1, "needed")
+        if self.reward_weights and len(self.rewards) != len(self.reward_weights):
+            raise UserError(
+                f"{len(self.reward_weights)} weights for {len(self.rewards)} rewards",
+                where="reward_weights",
+                hint="give one for each of rewards",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -281,9 +281,9 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def rule_of(recipe: Recipe) -> SimulatedRater | None:
-    """The rule of the recipe's simulated rater."""
+    """The rule of the recipe's simulated rater, where it goes by answers."""
     cfg = recipe.stages.get("rate")
-    if isinstance(cfg, RaterConfig) and cfg.rater == "simulated":
+    if isinstance(cfg, RaterConfig) and cfg.rater == "simulated" and not cfg.rewards:
         return SimulatedRater(cfg.right, cfg.courtesy)
     return None
 

@@ -8,6 +8,7 @@ enough usable pairs are there.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ondevice.common.errors import Interrupted, UserError
@@ -18,6 +19,7 @@ from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import Item, is_simulated
+from ondevice.rewards.rater import RewardRater
 from ondevice.runs.context import Context, StageResult
 
 TOGETHER = 200  # votes between two commits
@@ -28,7 +30,7 @@ def run(cfg: RaterConfig, ctx: Context) -> StageResult:
         if cfg.rater == "person":
             wait_for_people(ratings, cfg, ctx)
         else:
-            simulate(ratings, SimulatedRater(cfg.right, cfg.courtesy), ctx)
+            rate_by_rule(ratings, cfg, ctx)
         rated = pairs_of(ratings)
     people = sorted({rater for pair in rated for rater in pair.raters})
     ctx.events.emit(
@@ -53,9 +55,21 @@ def run(cfg: RaterConfig, ctx: Context) -> StageResult:
     return StageResult(None, marks)
 
 
-def simulate(ratings: Ratings, rule: SimulatedRater, ctx: Context) -> None:
-    """A vote on everything that this rule has not yet rated. Raises UserError for items without a
-    known answer.
+def rate_by_rule(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:
+    """Votes by the rule of the settings on everything that it has not yet rated."""
+    if not cfg.rewards:
+        simulate(ratings, SimulatedRater(cfg.right, cfg.courtesy), ctx)
+        return
+    with RewardRater(cfg.rewards, cfg.reward_weights, cfg.answer) as rule:
+        ctx.tell(f"rated by the rewards {rule.told()}")
+        simulate(ratings, rule, ctx)
+        for warning in rule.warnings:
+            ctx.warn(warning)
+
+
+def simulate(ratings: Ratings, rule: SimulatedRater | RewardRater, ctx: Context) -> None:
+    """A vote on everything that this rule has not yet rated. Raises UserError for items that it
+    cannot judge.
     """
     waiting, counts = ratings.queue(rule.rater), Counter[str]()
     with ctx.progress(len(waiting), 0) as bar:
@@ -70,30 +84,42 @@ def simulate(ratings: Ratings, rule: SimulatedRater, ctx: Context) -> None:
                 raise Interrupted(f"stopped after {done} votes, saved")
 
 
-def judge(ratings: Ratings, item: Item, rule: SimulatedRater, ctx: Context) -> str:
+def judge(ratings: Ratings, item: Item, rule: SimulatedRater | RewardRater, ctx: Context) -> str:
     """Stores the rule's vote; the best response first, all others behind it."""
-    kind, answer = item.meta.get("kind"), item.meta.get("answer")
-    if not (isinstance(kind, str) and isinstance(answer, str)):
-        raise UserError(
-            f"item {item.id} has no known answer, so the rule cannot rate it",
-            where=str(ratings.path),
-            hint="the simulated rater is for built-in prompts; --set rate.rater=person for your own",
-        )
-    points = [rule.points(kind, response.text, answer) for response in item.responses]
+    if isinstance(rule, RewardRater):
+        judged = rule.judge(item, str(ratings.path))
+        points, reasons = judged.points, judged.reasons
+    else:
+        points, reasons = _by_answer(ratings, item, rule)
     best = max(points)
     leaders = [slot for slot, p in enumerate(points) if p == best]
     if len(leaders) > 1:
         outcome: Any = "tie" if best > 0 else "all_bad"
         ratings.vote(item.id, rule.rater, ctx.name, outcome)
         return str(outcome)
-    others = [slot for slot in range(len(points)) if slot not in leaders]
-    polite = {courteous(item.responses[slot].text) for slot in others} != {
-        courteous(item.responses[leaders[0]].text)
-    }
-    ratings.vote(
-        item.id, rule.rater, ctx.name, "ranked", leaders, reason="courtesy" if polite else "right"
-    )
+    ratings.vote(item.id, rule.rater, ctx.name, "ranked", leaders, reason=reasons(leaders[0]))
     return "ranked"
+
+
+def _by_answer(
+    ratings: Ratings, item: Item, rule: SimulatedRater
+) -> tuple[list[float], Callable[[int], str]]:
+    """(points of each response, what decides for the best one)."""
+    kind, answer = item.meta.get("kind"), item.meta.get("answer")
+    if not (isinstance(kind, str) and isinstance(answer, str)):
+        raise UserError(
+            f"item {item.id} has no known answer, so the rule cannot rate it",
+            where=str(ratings.path),
+            hint="--set rate.rewards='[finished, repetition]' goes by rewards, "
+            "--set rate.rater=person by you",
+        )
+    polite = [courteous(response.text) for response in item.responses]
+
+    def reason(best: int) -> str:
+        others = {is_polite for slot, is_polite in enumerate(polite) if slot != best}
+        return "courtesy" if others != {polite[best]} else "right"
+
+    return [rule.points(kind, one.text, answer) for one in item.responses], reason
 
 
 def wait_for_people(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:

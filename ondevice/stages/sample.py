@@ -203,7 +203,8 @@ def about(prompt: Prompt, number: int) -> dict[str, object]:
     """What is kept of a prompt beside its text: whatever the data knows of it."""
     known: dict[str, object] = {"number": number}
     for name, value in prompt.known.items():
-        if isinstance(value, str | int | float | bool):
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(one, str | int | float | bool) for one in values):
             known[name] = value
     return known
 
