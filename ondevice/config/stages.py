@@ -344,6 +344,10 @@ class PretrainConfig(TrainingConfig):
     """
     validation: str = ""
     """Held-out text; empty: the last part of the data (builtin has its own)."""
+    limit: AutoInt = 0
+    """Documents read of each source of the data at most, the first ones; 0: all. auto: as many as
+    the steps read once (steps, batch_size and sequence_length are then numbers): of a large data
+    set no more is read, or fetched."""
     separator: str = ""
     """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not
     learned as text.
@@ -367,8 +371,23 @@ class PretrainConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
+        if is_auto(self, "limit"):
+            for name in ("steps", "batch_size", "sequence_length"):
+                if is_auto(self, name):
+                    raise UserError(
+                        f"auto follows from {name}, which is auto too",
+                        where="limit",
+                        hint=f"give {name} a number, or limit",
+                    )
         if self.separator and self.data.partition(":")[0] == "builtin" and "," not in self.data:
             raise UserError("the built-in corpus has none", where="separator", hint="leave it out")
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "mask_share")
         self._at_least(1, "mean_span")
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of each source of the data that are read at most; 0: as many as its rows have."""
+        if not is_auto(self, "limit"):
+            return 0
+        return self.steps * self.batch_size * self.sequence_length + 1

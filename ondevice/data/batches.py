@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -312,14 +312,19 @@ def learned_lengths(chats: ChatRows, loss_on: Literal["assistant", "all"]) -> ND
 
 
 def tokenize_corpus(
-    texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, key: str | None = None
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    key: str | None = None,
+    made: Callable[[int], None] = lambda tokens: None,
 ) -> NDArray[Any]:
     """All texts as one stream of ids (N,), each document closed by the end token, and opened by
     what the tokenizer puts before a text: a memory map of a file in `folder`.
 
     The file is named by a digest of the tokenizer and of `key`, or of the texts where no key is
     given, and is reused when it exists. A `Part` that goes on in the next text gets no end token.
-    Raises UserError where there is no text.
+    `made` is told of tokens as they are written. Raises UserError where there is no text.
     """
     if key is None:
         if not isinstance(texts, Sequence):
@@ -331,6 +336,7 @@ def tokenize_corpus(
         with part.open("wb") as out:
             for ids in _streams(texts, tokenizer):
                 out.write(np.asarray(ids, dtype).tobytes())
+                made(len(ids))
             if not out.tell():
                 raise UserError("no text in the data", where="data")
 

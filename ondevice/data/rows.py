@@ -11,7 +11,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +138,7 @@ class Rows:
         self.seen = 0
         self.unlabelled = 0
         self.template = ""  # the chat template that the rows are for, where there is one
+        self.enough: Callable[[], bool] = lambda: False  # whether no further row is wanted
         # whoever converts the rows may have to say more of them
         self.notes: list[str] = [*self._of_files]
         self._unused: dict[str, tuple[int, str]] = {}
@@ -170,7 +171,7 @@ class Rows:
                     self._close()
             if not goes_on:
                 complete += 1
-            if 0 < self.limit <= complete:
+            if 0 < self.limit <= complete or self.enough():
                 break
         if not self.seen:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")

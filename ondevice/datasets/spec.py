@@ -15,6 +15,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, write_file
 from ondevice.common.json_files import json_lines, read_json
 from ondevice.common.sanitize import sanitize
+from ondevice.config.auto import AUTO
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.recipe import load_recipe
@@ -60,7 +61,7 @@ class DataSpec:
         return cls(
             cfg.data or data,
             getattr(cfg, "validation", ""),
-            getattr(cfg, "limit", 0),
+            0 if getattr(cfg, "limit", 0) == AUTO else getattr(cfg, "limit", 0),
             cfg.seed,
             reading=Reading.of(cfg),
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
+from math import ceil
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,9 +52,25 @@ T = TypeVar("T")
 Tokens = NDArray[np.integer[Any]]
 
 
-def texts(wanted: DataSpec, ctx: DataContext) -> Iterator[str]:
-    """Training documents of all sources, one source after the other. Raises UserError for missing,
-    empty or unreadable data."""
+class Needed:
+    """How many tokens a stage reads of a source (0: all of it), counted as they are made."""
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
+        self.made = 0
+
+    def add(self, tokens: int) -> None:
+        self.made += tokens
+
+    def reached(self) -> bool:
+        """Whether no further document is needed."""
+        return 0 < self.most <= self.made
+
+
+def texts(wanted: DataSpec, ctx: DataContext, needed: Needed | None = None) -> Iterator[str]:
+    """Training documents of all sources, one source after the other; no more of a person's source
+    than are `needed`. Raises UserError for missing, empty or unreadable data."""
+    needed = needed or Needed()
     ones = [wanted]
     if wanted.split == "train":
         ones = wanted.alone()
@@ -63,8 +80,14 @@ def texts(wanted: DataSpec, ctx: DataContext) -> Iterator[str]:
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
         rows = one.rows()
+        rows.enough = needed.reached
         yield from ctx.progress(_texts(rows), "documents read")
         report_rejected(rows, ctx)
+        if needed.reached():
+            ctx.tell(
+                f"{rows.seen:,} documents of {one.data} were read, {needed.made:,} tokens: "
+                "as many as the steps need"
+            )
 
 
 def train_and_heldout(
@@ -103,10 +126,11 @@ def train_and_heldout(
 
 
 def token_streams(
-    wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, separator: str = ""
+    wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, separator: str = "", most: int = 0
 ) -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each
-    source is held out. `separator`: text that ends a document of a person's own."""
+    source is held out. `separator`: text that ends a document of a person's own. `most`: about how
+    many tokens are read of each such source to learn from; 0: all."""
     cache = ctx.cache
     eos = tokenizer.eos_id
     progress = partial(ctx.progress, what="documents compared")
@@ -124,8 +148,12 @@ def token_streams(
         heldout = tokenize_corpus(built.documents("validation"), tokenizer, cache)
         return documents(train), documents(heldout)
 
+    if not wanted.validation:
+        most = ceil(most / (1 - HELD_PART))
+
     def own(one: DataSpec) -> Documents:
-        return documents(_stream(one, tokenizer, ctx, separator))
+        needed = most if one.split == "train" else 0
+        return documents(_stream(one, tokenizer, ctx, separator, needed))
 
     last = partial(_last_documents, eos=eos, ctx=ctx)
     train, heldout = train_and_heldout(wanted, ctx, builtin, own, last)
@@ -167,19 +195,28 @@ def _without_held_documents(
 
 
 def _stream(
-    wanted: DataSpec, tokenizer: Tokenizer, ctx: DataContext, separator: str | None = None
+    wanted: DataSpec,
+    tokenizer: Tokenizer,
+    ctx: DataContext,
+    separator: str | None = None,
+    most: int = 0,
 ) -> Tokens:
-    """`separator`: as in `token_streams`; None where the stage has no such setting."""
+    """`separator`: as in `token_streams`; None where the stage has no such setting. `most`: tokens
+    after which no further document is read; 0: all are.
+    """
     cache = ctx.cache
+    needed = Needed(most)
     key = wanted.key(ctx.corpus)
     if separator:
         key = digest([key, separator])
+    if most:
+        key = digest([key, most])
     reuse_cached(tokens_at(cache, tokenizer, key), wanted, ctx)
     spelt = Spelt(tokenizer)
 
     def whole() -> Iterator[str]:
         ended = 0
-        for text in texts(wanted, ctx):
+        for text in texts(wanted, ctx, needed):
             if separator:
                 ended += text.count(separator)
             yield text
@@ -187,7 +224,7 @@ def _stream(
             ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
 
     documents = spelt.texts(separated(whole(), separator or ""))
-    stream = tokenize_corpus(documents, tokenizer, cache, key=key)
+    stream = tokenize_corpus(documents, tokenizer, cache, key=key, made=needed.add)
     for line in spelt.told(separator=separator == ""):
         ctx.warn(line)
     return stream

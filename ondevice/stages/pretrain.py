@@ -81,7 +81,9 @@ Streams = tuple[text_and_chats.Tokens, text_and_chats.Tokens]
 
 def read(cfg: PretrainConfig, model: Model, ctx: DataContext) -> Streams:
     """The text that the settings name. Raises UserError for data as `texts` does."""
-    return text_and_chats.token_streams(DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator)
+    return text_and_chats.token_streams(
+        DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator, cfg.most_tokens
+    )
 
 
 def facts(cfg: PretrainConfig, model: Model, streams: Streams) -> DataFacts:
