@@ -146,7 +146,7 @@ class _Planned:
         written = completion_length(cfg.max_new_tokens, self.facts.answer)
         rows = [Row(prompt, [1] * max(1, round(written))) for prompt in asked for _ in range(each)]
         one = decode_of(cfg, self.step, rows, each)
-        count = self.data.rows or float(len(asked))
+        count = self.data.rows or float(cfg.prompts or len(asked))
         models = 2 if cfg.other else 1
         share = count / len(asked) * models
         decode = replace(

@@ -12,6 +12,8 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import ExamConfig, Recipe
 from ondevice.config.stages import StageConfig
+from ondevice.data.hub_datasets import PREFIX, HubSpec
+from ondevice.data.mixture import ordered, sources
 from ondevice.planning import calibration
 from ondevice.planning.machine import Machine, planned_machine
 from ondevice.planning.plan import StagePlan, corpus_in, plan_stage, seconds_of_all
@@ -68,6 +70,7 @@ def _report(stages: Sequence[tuple[str, StageConfig]], around: Surroundings) -> 
         rows.append(
             {
                 **plan.mapping(),
+                "uncounted": _uncounted(cfg),
                 "fits": found.fits,
                 "why": found.why,
                 "change": found.change,
@@ -93,6 +96,12 @@ def _report(stages: Sequence[tuple[str, StageConfig]], around: Surroundings) -> 
         "fits": worst(row["fits"] for row in rows),
         "line": _line_of_all(rows, seconds_of_all(plans)),
     }
+
+
+def _uncounted(cfg: StageConfig) -> list[str]:
+    """The sources of a stage that are on the Hub, which a plan does not fetch."""
+    named = sources(str(getattr(cfg, "data", "")))
+    return [one.data for one in named if ordered(one.data)[1].startswith(PREFIX)]
 
 
 def _line_of_all(rows: Sequence[dict[str, Any]], seconds: float | None) -> str:
@@ -218,6 +227,14 @@ def _told(report: dict[str, Any]) -> list[str]:
         lines.append(f"all of it: ≈ {duration(report['seconds'])}, {size(report['disk'])} of disk")
     if not machine["calibrated"]:
         lines.append("no times: this machine is not measured yet (ondevice plan without --no-time)")
+    unread = {row["stage"]: row["uncounted"] for row in report["stages"] if row["uncounted"]}
+    if unread:
+        names = sorted({ordered(name)[1] for found in unread.values() for name in found})
+        repos = dict.fromkeys(HubSpec.parse(name).repo for name in names)
+        lines.append(
+            f"not counted: {', '.join(repos)} (of {', '.join(unread)}): a plan reads nothing from the "
+            "Hub, so rows are taken to be full and answers as long as they may be"
+        )
     for row in report["stages"]:
         if row["fits"] == "no":
             remedy = row["change"] or "take a smaller model"

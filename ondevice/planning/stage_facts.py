@@ -52,11 +52,13 @@ class Surroundings:
 
 
 def stand_in(cfg: InitConfig, corpus: CorpusConfig) -> Tokenizer:
-    """The tokenizer that is named, or one of a sample of the text, to count with."""
+    """The tokenizer that is named, or one of a sample of the text, to count with; of the built-in
+    corpus where the text cannot be looked at.
+    """
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
     return train_tokenizer(
-        data.sample_texts(cfg.data, corpus),
+        data.sample_texts(cfg.data, corpus) or data.sample_texts("builtin", corpus),
         cfg.vocab_size,
         fills=cfg.family in (*ENCODERS, "bart"),
         sentinels=SENTINELS if cfg.family == "t5" else 0,
