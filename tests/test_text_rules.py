@@ -112,6 +112,11 @@ def test_a_column_that_says_something_else_is_refused(name: str, value: Any) -> 
         one(name, ["a"], **{name: [value]})
 
 
+def test_rows_without_a_column_are_not_judged_by_it() -> None:
+    """Rows of one file need not all have it, and a step may draw none that has."""
+    np.testing.assert_equal(one("words", ["a", "b"]), [np.nan, np.nan])
+
+
 ORDER = {
     "words": [["dog", "ball"]],
     "begins": ["Once upon a time"],

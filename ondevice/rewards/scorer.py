@@ -191,6 +191,8 @@ class Rewards:
             assert name == "max_new_tokens" or len(column) == count, name
         self._warnings = []
         given = {
+            # of rows that do not all have a column, some may have it nowhere
+            **{name: [None] * count for name in self.needed()},
             **columns,
             "prompts": list(prompts),
             "completions": list(completions),

@@ -94,7 +94,9 @@ def judge(ratings: Ratings, item: Item, rule: SimulatedRater | RewardRater, ctx:
     best = max(points)
     leaders = [slot for slot, p in enumerate(points) if p == best]
     if len(leaders) > 1:
-        outcome: Any = "tie" if best > 0 else "all_bad"
+        # that the best earn nothing says nothing where a reward only takes off
+        is_bad = isinstance(rule, SimulatedRater) and best <= 0
+        outcome: Any = "all_bad" if is_bad else "tie"
         ratings.vote(item.id, rule.rater, ctx.name, outcome)
         return str(outcome)
     ratings.vote(item.id, rule.rater, ctx.name, "ranked", leaders, reason=reasons(leaders[0]))
