@@ -16,6 +16,7 @@ import pytest
 from hub_server import HubServer, environment, running
 from ondevice.common.errors import UserError
 from ondevice.data.hub_datasets import HubSpec
+from ondevice.data.mixture import sources
 from ondevice.data.rows import read
 from ondevice.publishing.history import hub_datasets
 from ondevice.publishing.model_card import run_card
@@ -56,6 +57,37 @@ def test_a_name_has_four_parts(spec: str, parts: tuple[str, ...]) -> None:
 def test_a_name_without_a_part_is_refused_before_anything_is_read(spec: str) -> None:
     with pytest.raises(UserError, match="is not the name of a data set"):
         read(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "cut"),
+    [
+        ("hub:me/set", ("train", 0, None)),
+        ("hub:me/set:test[:5]", ("test", 0, 5)),
+        ("hub:me/set/en@v1:train[2000:3000]", ("train", 2000, 3000)),
+        ("hub:me/set:train[7:]", ("train", 7, None)),
+    ],
+)
+def test_a_split_may_be_cut(spec: str, cut: tuple[Any, ...]) -> None:
+    assert HubSpec.parse(spec).cut() == cut
+
+
+@pytest.mark.parametrize(
+    "cut", ["[5:5]", "[9:2]", "[:0]", "[:10%]", "[1:2", "[-3:]", "[1]", "[1:2][3:4]"]
+)
+def test_a_cut_that_is_none_is_refused_before_anything_is_read(cut: str) -> None:
+    with pytest.raises(UserError, match="has no rows|does not say which rows"):
+        read(f"hub:me/set:train{cut}")
+
+
+def test_a_cut_stands_in_a_mixture() -> None:
+    found = sources("hub:me/set:train[:5]:2,orders:hub:me/two:test[5:9]:1")
+    assert [(one.data, one.weight) for one in found] == [
+        ("hub:me/set:train[:5]", 2.0),
+        ("orders:hub:me/two:test[5:9]", 1.0),
+    ]
+    plain = sources("hub:me/set:train[:5],hub:me/two:test[5:]")
+    assert [one.data for one in plain] == ["hub:me/set:train[:5]", "hub:me/two:test[5:]"]
 
 
 def lines(count: int, word: str) -> bytes:
@@ -99,6 +131,10 @@ def test_sets_are_read_at_a_commit_and_refused_in_a_line(tmp_path: Path) -> None
             "hub:me/bad",
             "hub:me/one:test",
             "hub:me/one@v9",
+            "hub:me/one:train[1:]",
+            f"hub:me/one@{new}:train[1:2]",
+            "hub:me/one:train[:9]",
+            "hub:me/one:train[5:9]",
         )
         repo_bad = server.repo("me/bad", "dataset")
         repo_bad.commit("mended", "", {name: parquet(False) for name in shards})
@@ -117,9 +153,15 @@ def test_sets_are_read_at_a_commit_and_refused_in_a_line(tmp_path: Path) -> None
         and "Available splits: ['train']" in said[6]
     )
     assert "Revision 'v9' doesn't exist" in said[7]
+    assert said[8:11] == [
+        f"['new 1', 'new 2'] {new}",
+        f"['new 1'] {new}",
+        f"['new 0', 'new 1', 'new 2'] {new}",
+    ]
+    assert "hub:me/one:train[5:9]: no rows in it" in said[11]
     assert (
-        "hub:me/bad: cannot be read after row 4: " in said[8]
-        and "500 Internal Server Error" in said[8]
+        "hub:me/bad: cannot be read after row 4: " in said[12]
+        and "500 Internal Server Error" in said[12]
     )
 
 

@@ -15,7 +15,8 @@ class RunConfig:
     """All stages of a recipe, one after the other, and the ladder that compares them."""
 
     recipe: str = "minute"
-    """A recipe that comes with the program (minute, tiny) or a YAML file."""
+    """A recipe that comes with the program (minute, tiny; stories and smol, which read the Hub) or a
+    YAML file."""
     arch: Literal["decoder", "encoder", "seq2seq"] = "decoder"
     """Architecture that walks the road: decoder (it goes on with a text), encoder (it understands
     one) or seq2seq (it reads one and writes another)."""

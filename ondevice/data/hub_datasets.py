@@ -63,14 +63,6 @@ class HubSpec(NamedTuple):
             )
         return match[1], first, end
 
-    @property
-    def most(self) -> int | None:
-        """Rows that its cut leaves at most; None where it leaves all after the first."""
-        _, first, end = self.cut()
-        if end is None:
-            return None
-        return end - first
-
 
 def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], str]]:
     """(row, "hub:…:row N") of the split. `read_at` is told the commit that is read, empty where the

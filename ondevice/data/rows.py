@@ -203,7 +203,8 @@ class Rows:
                 where=self.spec,
                 hint="give shorter texts that are whole, a row each",
             )
-        self.notes.append(f"{left_out:,} texts make no order ({why})")
+        texts = "1 text makes" if left_out == 1 else f"{left_out:,} texts make"
+        self.notes.append(f"{texts} no order ({why})")
 
     def _start(self) -> None:
         """Forgets what an earlier iteration has counted."""
