@@ -50,7 +50,11 @@ def fewer(recipe: Recipe) -> list[str]:
             end = max(end, (first or 0) + 4)
         return f"[{first or ''}:{end or ''}]"
 
-    sets = []
+    sets = [
+        "exam.duels=4",
+        "exam.max_new_tokens=12",
+        f"exam.data={CUT.sub(cut, recipe.exam.data)}",
+    ]
     for name, cfg in recipe.stages.items():
         for field in ("data", "validation"):
             value = str(getattr(cfg, field, ""))
@@ -86,6 +90,13 @@ def record(stage: Path) -> dict[str, Any]:
     return found
 
 
+def check_exam(out: Path, stage: str, rewards: set[str]) -> None:
+    """Held-out prompts were answered and judged after the stage, and the report says so."""
+    marks = record(out / stage)["marks"]
+    assert len(marks["points"]) == 4 and set(marks["rewards"]) == rewards
+    assert "Rewards of the answers to held-out prompts" in (out / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_stories_goes_its_road_on_tinystories_form(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
@@ -105,6 +116,7 @@ def test_stories_goes_its_road_on_tinystories_form(tmp_path: Path) -> None:
     events = (out / "grpo" / "events.jsonl").read_text().splitlines()
     figures = {name for line in events for name in json.loads(line)}
     assert {"reward/finished", "reward/repetition", "reward/word_count"} <= figures
+    check_exam(out, "sft", {"words", "begins", "ends", "finished", "word_count", "repetition"})
     assert "TinyStories" in (out / "report.html").read_text()
 
 
@@ -122,4 +134,5 @@ def test_smol_goes_its_road_on_the_form_of_its_sets_and_model(tmp_path: Path) ->
     with Ratings.open(out) as ratings:
         items, votes = ratings.items(), ratings.live_votes()
     assert {item.meta.get("source") is None for item in items} == {True, False}
+    check_exam(out, "grpo", {"correct", "format", "truncated"})
     assert all(vote.rater == "simulated:correct=1,truncated=0.5,repetition=1" for vote in votes)

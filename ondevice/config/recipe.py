@@ -71,8 +71,17 @@ class ExamConfig:
     """Answers to each at temperature 1: pass@k says how often one of them is right."""
     duels: int = 300
     """Prompts answered at temperature 1 and compared with the answers of the stage sft by the
-    rater's rule; 0: none.
+    rater's rule, or by rewards; 0: none.
     """
+    data: str = ""
+    """Held-out prompts that are asked in place of the built-in corpus's sets, as many as duels says:
+    a file, a folder, hub:… or orders:…, whose columns rewards read."""
+    rewards: tuple[str, ...] = ()
+    """Rewards by name that judge the answers to data."""
+    answer: str = "number"
+    """Where an answer stands, for the rewards correct, format and choice."""
+    max_new_tokens: int = 256
+    """Longest answer to data in tokens."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
@@ -81,6 +90,18 @@ class ExamConfig:
                 raise UserError(
                     f"{getattr(self, name)} is too small", where=name, hint=f"give {least} or more"
                 )
+        if bool(self.data) != bool(self.rewards):
+            raise UserError(
+                "prompts of one's own are judged by rewards",
+                where="rewards" if self.data else "data",
+                hint="give data and rewards, both of them or none",
+            )
+        if self.data and not (self.duels and self.max_new_tokens > 0):
+            raise UserError(
+                "data is asked as many prompts as duels says, each for max_new_tokens",
+                where="duels",
+                hint="give both, 1 or more",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,13 +248,17 @@ class _Planned:
         return seconds
 
     def _exam(self, exam: ExamConfig) -> float:
-        """Of the built-in corpus's questions at a stage's end."""
+        """Of the exam's questions at a stage's end."""
         corpus, model = self.around.corpus, self.facts.model
         if (
             model.tokenizer.chat_template is None
             or model.network.decoder_start_token_id is not None
         ):
             return 0.0
+        if exam.data:
+            written = completion_length(exam.max_new_tokens, self.facts.answer)
+            asked = Decode(exam.duels, written, min(exam.duels, 128), exam.duels, 48.0, 64)
+            return self._seconds(Work(decodes=[asked]), None) or 0.0
         questions = round(corpus.chat_count * corpus.heldout_share)
         rows = questions + exam.problems * (1 + exam.passes) + exam.duels
         answer = self.facts.answer or 24.0

@@ -26,7 +26,7 @@ Tell = Callable[[str], None]
 def plan_recipe(recipe: Recipe, folder: Path, machine: Machine) -> dict[str, Any]:
     """What all stages of a recipe take; `folder`: where the run will be. Raises UserError where a
     stage could not begin."""
-    exam = recipe.exam if _reads_builtin(recipe) else None
+    exam = recipe.exam if recipe.exam.data or _reads_builtin(recipe) else None
     around = Surroundings(machine, recipe.corpus, folder, exam)
     return _report(list(recipe.stages.items()), around)
 

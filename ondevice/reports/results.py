@@ -46,7 +46,7 @@ def done_records(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
 def sections(done: Done) -> list[Section]:
     """The ladder first; then what there is to tell."""
     found = [_ladder(done)]
-    for section in (_kinds(done), _reasoning(done), _reward(done), _about(done)):
+    for section in (_rewards(done), _kinds(done), _reasoning(done), _reward(done), _about(done)):
         if section.table or section.notes:
             found.append(section)
     return found
@@ -164,9 +164,18 @@ def _figures(
         "exact match": number(marks.get("exact_match"), "{:.1%}"),
         "reasoning": number(reasoning.get("accuracy"), "{:.1%}"),
         pass_head: number(reasoning.get("pass_at"), "{:.1%}"),
+        "reward": number(_reward_mean(marks), "{:.3f}"),
         "wins, simulated": number(share, "{:.1%}"),
         "KL": number(kl_of(record), "{:.3f}"),
     }
+
+
+def _reward_mean(marks: Mapping[str, Any]) -> float | None:
+    """The mean of what rewards give the answers to an exam's own prompts."""
+    points = marks.get("points")
+    if not points or "rewards" not in marks:
+        return None
+    return float(sum(points) / len(points))
 
 
 def _heads_with_figures(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -224,6 +233,11 @@ def _ladder_notes(
             f"reasoning: {asked} held-out problems answered greedily; pass@{k}: solved by at least one of {k} "
             "answers at temperature 1."
         )
+    if "reward" in heads:
+        notes.append(
+            "reward: what the rewards of the exam give one answer at temperature 1 to each of its "
+            "held-out prompts, weighted and on average."
+        )
     if won:
         counts = []
         for name, (wins, ties, losses) in won.items():
@@ -239,6 +253,20 @@ def _ladder_notes(
             "KL: how far the model has moved from the stage's start, in nats a completion."
         )
     return notes
+
+
+def _rewards(done: Done) -> Section:
+    """A row for each reward of an exam on data of its own, a column for each stage that took it."""
+    by_stage = {
+        name: _marks(record)["rewards"] for name, record in done if "rewards" in _marks(record)
+    }
+    table = []
+    for reward in dict.fromkeys(reward for means in by_stage.values() for reward in means):
+        figures = [number(means.get(reward), "{:.3f}") for means in by_stage.values()]
+        table.append([sanitize(reward, newlines=False), *figures])
+    if table:
+        table.insert(0, ["reward", *by_stage])
+    return Section("Rewards of the answers to held-out prompts", table)
 
 
 def _kinds(done: Done) -> Section:

@@ -23,6 +23,7 @@ from ondevice.config.runs import RunConfig
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import EvalSuite, builtin_exam, measure
+from ondevice.evaluation.ordered import OrderedExam
 from ondevice.models.model import Model
 from ondevice.planning.start import refuse_recipe
 from ondevice.preferences.simulated_rater import SimulatedRater
@@ -128,7 +129,9 @@ def _run_folder(recipe: Recipe, cfg: RunConfig) -> RunFolder:
 
 
 def _recipe_exam(recipe: Recipe) -> Exam | None:
-    """The exam of the built-in corpus, where a stage reads that corpus."""
+    """The exam on data of its own, or that of the built-in corpus, where a stage reads it."""
+    if recipe.exam.data:
+        return OrderedExam(recipe.exam)
     if not _reads_builtin_corpus(recipe):
         return None
     return _exam_on(builtin_exam(recipe.corpus, _exam_length(recipe), recipe.exam, rule_of(recipe)))
