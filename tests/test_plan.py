@@ -20,6 +20,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.recipe import recipe_names
 from ondevice.config.sizes import parse_memory
 from ondevice.config.stages import PretrainConfig
+from ondevice.data import hub_datasets
 from ondevice.data.rows import AS_IS
 from ondevice.models.shapes import shapes
 from ondevice.planning import calibration
@@ -68,7 +69,10 @@ def plan_of(stage: str, model: Path, data: Path | str, **fields: Any) -> dict[st
 # ---- estimates ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+ON_THE_HUB = ("stories", "smol")
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name not in ON_THE_HUB])
 def test_every_recipe_of_the_program_is_planned(recipe: str, cache: Path) -> None:
     report = od.plan(recipe, measure=False, backend="torch", device="cpu")
     assert report["seconds"] is None and report["fits"] in ("yes", "tight", "no")
@@ -78,6 +82,21 @@ def test_every_recipe_of_the_program_is_planned(recipe: str, cache: Path) -> Non
             assert row["rows"] and row["trained"] + row["frozen"] > 0
     trained = [row for row in report["stages"] if row["stage"] not in ("init", "rate", "sample")]
     assert all(row["times"] > 0 and row["disk"] > 0 for row in trained)
+    assert not any(row["uncounted"] for row in report["stages"])
+
+
+def test_stories_is_planned_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_datasets, "hub_rows", None)  # nothing of the Hub is read
+    calibrate()
+    machine = {"backend": "torch", "device": "cpu", "dtype": "float32", "memory": "8GB"}
+    report = od.plan("stories", measure=False, **machine)
+    rows = {row["stage"]: row for row in report["stages"]}
+    assert report["fits"] == "yes" and report["seconds"] > 0
+    assert 9.7e6 < rows["pretrain"]["trained"] < 9.9e6
+    assert rows["pretrain"]["uncounted"] == ["hub:roneneldan/TinyStories"]
+    assert not rows["dpo"]["uncounted"] and rows["grpo"]["written"]
+    [line] = [line for line in render(report).splitlines() if line.startswith("not counted: ")]
+    assert "roneneldan/TinyStories (of init, pretrain, sft, sample, grpo)" in line
     assert all(row["stage"] in render(report) for row in report["stages"])
 
 
