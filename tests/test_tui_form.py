@@ -400,7 +400,7 @@ def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
 def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]]) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("n")
-        text = await until_shown(pilot, "begin a run", "minute", "tiny")
+        text = await until_shown(pilot, "begin a run", "minute", "tiny", "stories", "smol")
         for stage in STAGES:
             assert stage in text
         await pilot.press("enter")

@@ -195,6 +195,13 @@ def recipe_names() -> list[str]:
     )
 
 
+def for_decoders() -> list[str]:
+    """Those of them that are not another's form for an architecture, which `arch` takes."""
+    names = recipe_names()
+    forms = {f"{name}-{arch}" for name in names for arch in _HAS_NOT}
+    return [name for name in names if name not in forms]
+
+
 def _read(name: str) -> tuple[str, dict[str, Any]]:
     """(what errors call it, the mapping, with its name in it)."""
     from importlib.resources import files  # 20 ms

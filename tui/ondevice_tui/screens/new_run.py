@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import OptionList
 
-from ondevice.config.recipe import STAGES, load_recipe, recipe_names
+from ondevice.config.recipe import STAGES, for_decoders, load_recipe
 from ondevice_tui.guide import first_paragraph
 from ondevice_tui.proposals import proposal
 from ondevice_tui.run_status import startable
@@ -31,7 +31,7 @@ class ChooseScreen(Card[None]):
             yield SafeText("The whole road by a recipe, or one stage from any model folder:")
             yield rows
         made = []
-        for name in sorted(recipe_names(), key=lambda name: name != "minute"):
+        for name in sorted(for_decoders(), key=lambda name: name != "minute"):
             made.append(
                 (
                     f"run:{name}",
