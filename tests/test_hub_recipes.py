@@ -101,7 +101,7 @@ def check_exam(out: Path, stage: str, rewards: set[str]) -> None:
 def test_stories_goes_its_road_on_tinystories_form(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     with running() as server:
-        hub_sets.add_tinystories(server, 660, 36)
+        hub_sets.add_tinystories(server, 1300, 36)
         out, said = run("stories", server, tmp_path)
         log = "\n".join(server.log)
     assert {path.name for path in out.iterdir() if (path / "done.json").is_file()} == set(
