@@ -504,11 +504,12 @@ class Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }
-        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if begin and self.command == "GET":
-            start = int(begin[1])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            return 206, content[start:], headers
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part and self.command == "GET":
+            start = int(part[1])
+            end = min(int(part[2] or len(content) - 1), len(content) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+            return 206, content[start : end + 1], headers
         return 200, content, headers
 
     def _seen(self, kind: str, name: str, who: tuple[str, str] | None) -> Repo | None:
