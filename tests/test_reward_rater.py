@@ -64,6 +64,15 @@ def test_it_votes_by_the_rewards_and_says_which_one_decided(tmp_path: Path) -> N
     assert (Path(out) / "rate" / "done.json").is_file()
 
 
+def test_a_right_answer_may_end_its_steps(tmp_path: Path) -> None:
+    steps = {"answer": "They have 12+34 = <<12+34=46>>46 apples.\n#### 46"}
+    file = ratings_of(tmp_path, (steps, [("They have 45.\n#### 45", True), ("#### 46", True)]))
+    with Ratings.open(file) as ratings, RewardRater(("correct",), (), "hash") as rule:
+        [item] = ratings.items()
+        judged = rule.judge(item, str(file))
+    assert judged.points == [0, 1] and judged.reasons(1) == "correct"
+
+
 def test_an_item_without_the_columns_is_refused(tmp_path: Path) -> None:
     file = ratings_of(tmp_path, ({"kind": "order"}, [("a.", True), ("b.", True)]))
     name = recipe(tmp_path, ratings=str(file), rewards=["words"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.preferences.votes import SIMULATED, Item
+from ondevice.rewards.answers import find_answer
 from ondevice.rewards.scorer import Rewards
 
 _NEED_TOKENS = ("length", "overlong")
@@ -56,7 +57,9 @@ class RewardRater:
         of one of them, `where` being the ratings' place.
         """
         count = len(item.responses)
-        columns = {name: [item.meta.get(name)] * count for name in self.rewards.needed()}
+        known = dict(item.meta)
+        known["answer"] = _stated(known.get("answer"))
+        columns = {name: [known.get(name)] * count for name in self.rewards.needed()}
         columns["truncated"] = [
             response.meta.get("stopped") is False for response in item.responses
         ]
@@ -82,3 +85,10 @@ class RewardRater:
             return max(earned, key=lead)
 
         return Judged(scores.total.tolist(), reason)
+
+
+def _stated(answer: Any) -> Any:
+    """The right answer of a row: of one that ends in `#### 42`, as GSM8K's do, the 42."""
+    if isinstance(answer, str) and (marked := find_answer(answer, "hash")):
+        return marked.text
+    return answer
