@@ -116,6 +116,7 @@ def test_stories_goes_its_road_on_tinystories_form(tmp_path: Path) -> None:
     events = (out / "grpo" / "events.jsonl").read_text().splitlines()
     figures = {name for line in events for name in json.loads(line)}
     assert {"reward/finished", "reward/repetition", "reward/word_count"} <= figures
+    assert re.search(r"exam +reward -?\d\.\d{3} of answers to 4 held-out prompts \(words", said)
     check_exam(out, "sft", {"words", "begins", "ends", "finished", "word_count", "repetition"})
     assert "TinyStories" in (out / "report.html").read_text()
 

@@ -134,4 +134,13 @@ def _exam(marks: Mapping[str, Any]) -> str:
     if marks.get("exact_match") is not None:
         questions = sum(count for _, count in marks["by_kind"].values())
         parts.append(f"{marks['exact_match']:.1%} of {questions:,} questions answered rightly")
+    if marks.get("rewards") and marks.get("points"):
+        points = marks["points"]
+        means = [
+            f"{name} {mean:.2f}" for name, mean in marks["rewards"].items() if mean is not None
+        ]
+        parts.append(
+            f"reward {sum(points) / len(points):.3f} of answers to {len(points):,} held-out prompts "
+            f"({', '.join(means)})"
+        )
     return ", ".join(parts)
