@@ -282,3 +282,33 @@ _FINDERS: dict[str, Callable[[str, int], Answer | None]] = {
     "tag": _tag,
     "last_number": _last_number,
 }
+
+
+_FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_PYTHON = ("python", "py", "python3")
+
+
+def last_code(text: str) -> str | None:
+    """The last fenced block that says it is Python, or else the last that does not say what it is;
+    where there is no fence, all of the text. None where the last fence is not closed: the answer
+    was cut. Thoughts are no code."""
+    start = _after_thoughts(text)
+    if start is None:
+        return None
+    blocks: dict[bool, str] = {}
+    opened: tuple[str, str, int] | None = None
+    for fence in _FENCE.finditer(text, start):
+        marks, tag = fence[1], fence[2].lower()
+        if opened is None:
+            opened = marks, tag, fence.end() + 1
+        elif marks.startswith(opened[0]) and not tag:
+            if opened[1] in _PYTHON or not opened[1]:
+                blocks[opened[1] in _PYTHON] = text[opened[2] : fence.start()]
+            opened = None
+    if opened is not None:
+        return None
+    if not blocks:
+        code = text[start:] if "```" not in text[start:] else ""
+    else:
+        code = blocks.get(True, blocks.get(False, ""))
+    return code if code.strip() else None

@@ -6,38 +6,22 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
-import signal
 import subprocess
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ondevice.common import disk, processes
 from ondevice.common.bounded import LARGEST
-from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json
 from ondevice.common.sanitize import sanitize
+from ondevice.rewards.line_process import CallFailed, LineProcess
 
 START_S = 120.0
 """How long a file may take to be imported: libraries that it imports are slow on a cold disk."""
 LOG = 16 << 20  # bytes of what a reward prints
-LOOK_S = 1.0
-"""Between two looks at whether a process that says nothing is still there."""
-
-
-class CallFailed(Exception):
-    """A call gave no values. The text says why in one line; `cause` is the same whenever the same
-    goes wrong.
-    """
-
-    def __init__(self, text: str, cause: str = "") -> None:
-        super().__init__(text)
-        self.cause = cause or text
 
 
 @dataclass(frozen=True)
@@ -64,9 +48,7 @@ class Host:
         self.log = log
         self.unused: tuple[str, ...] = ()
         """Public functions of the file that are no rewards, once it was started."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""
-        self._ender: weakref.finalize[Any, Any] | None = None
+        self._process: LineProcess | None = None
 
     def start(self) -> list[Function]:
         """The functions of the file. Raises UserError, with file and line, for a file that does not
@@ -78,8 +60,6 @@ class Host:
             )
         self.close()
         self._process = _spawn(self.file, self.names, self.log)
-        self._unread = b""
-        self._ender = weakref.finalize(self, _kill, self._process)
         try:
             first = self._exchange(b"", max(START_S, self.timeout))
         except CallFailed as error:
@@ -128,15 +108,17 @@ class Host:
 
     def close(self) -> None:
         """Ends the process and everything in its group."""
-        if self._ender is not None:
-            self._ender()
-        self._process = self._ender = None
+        if self._process is not None:
+            self._process.close()
+        self._process = None
 
     def _exchange(self, request: bytes, timeout: float) -> dict[str, Any]:
         """Sends a line and waits for one. Whatever else happens, the process is ended: its pipes
         would be out of step."""
+        assert self._process is not None
         try:
-            reply: dict[str, Any] = parse_json(self._talk(request, timeout))
+            line = self._process.exchange(request, timeout, self._bound_log)
+            reply: dict[str, Any] = parse_json(line)
             return reply
         except ValueError as error:
             self.close()
@@ -145,46 +127,13 @@ class Host:
             self.close()
             raise
 
-    def _talk(self, request: bytes, timeout: float) -> bytes:
-        """Reads and writes at once, for neither side may wait for a pipe that the other does not
-        empty.
-        """
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        until, rest = ticks() + timeout, memoryview(request)
-        with selectors.DefaultSelector() as ready:
-            ready.register(process.stdout, selectors.EVENT_READ)
-            if rest:
-                ready.register(process.stdin, selectors.EVENT_WRITE)
-            while b"\n" not in self._unread:
-                left = until - ticks()
-                if left <= 0:
-                    raise CallFailed(f"gave no answer within {timeout:g} seconds and was ended")
-                events = ready.select(min(left, LOOK_S))
-                self._bound_log()
-                if not events and process.poll() is not None:
-                    raise CallFailed(_end_of(process))  # a child of its own still holds the pipe
-                for key, _ in events:
-                    if key.fileobj is process.stdin:
-                        rest = rest[_write(process.stdin.fileno(), rest) :]
-                        if not rest:
-                            ready.unregister(process.stdin)
-                    elif piece := os.read(process.stdout.fileno(), 1 << 16):
-                        self._unread += piece
-                        if len(self._unread) > LARGEST:
-                            raise CallFailed(f"answered with more than {LARGEST:,} bytes")
-                    else:
-                        raise CallFailed(_end_of(process))
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
-
     def _bound_log(self) -> None:
         """Keeps the beginning of what a reward prints without end: what went wrong first."""
         if self.log is not None and self.log.stat().st_size > LOG:
             os.truncate(self.log, LOG // 2)  # the child appends: it goes on from there
 
 
-def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
+def _spawn(file: Path, names: Sequence[str], log: Path | None) -> LineProcess:
     """A group of its own, so that all of it can be ended, and Ctrl-C does not reach it."""
     arguments = [str(file), str(os.getpid())]
     if names:
@@ -201,38 +150,4 @@ def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Pop
             bufsize=0,
             start_new_session=True,
         )
-    assert process.stdin is not None
-    os.set_blocking(process.stdin.fileno(), False)
-    return process
-
-
-def _write(pipe: int, data: memoryview) -> int:
-    """Bytes that are written, all of them where nobody reads any more: that is seen where the
-    output ends.
-    """
-    try:
-        return os.write(pipe, data)
-    except BlockingIOError:
-        return 0
-    except BrokenPipeError:
-        return len(data)
-
-
-def _end_of(process: subprocess.Popen[bytes]) -> str:
-    try:
-        code = process.wait(5)
-    except subprocess.TimeoutExpired:
-        return "its process closed its output"
-    if code < 0:
-        return f"its process was ended by a signal ({signal.strsignal(-code) or -code})"
-    return f"its process ended with exit code {code}"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    # gone already; macOS says EPERM of a zombie
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    return LineProcess(process, LARGEST)

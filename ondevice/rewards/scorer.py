@@ -20,7 +20,8 @@ from ondevice.common.errors import UserError, nearest
 from ondevice.rewards.answers import check_form, final_answer
 from ondevice.rewards.builtin import BUILTIN, TURNS
 from ondevice.rewards.golds import Unreadable, unreadable
-from ondevice.rewards.process import START_S, CallFailed, Function, Host
+from ondevice.rewards.line_process import CallFailed
+from ondevice.rewards.process import START_S, Function, Host
 
 FAILURES = 5
 """Failures in a row of one function of a person's that a run survives."""

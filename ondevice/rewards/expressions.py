@@ -1,0 +1,277 @@
+"""What a test asserts, worked out outside of where the code runs: calls of the code under test go
+to a function that asks the isolator, all else is computed here on plain values.
+
+A small part of Python: literals, operators, comparisons, subscripts, and functions that give plain
+values from plain values. Whatever is not of it is refused by name before a run. No computation is
+large: a test's own literals and what the code gave are bounded, and so is what is made of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+LARGEST = 1_000_000
+"""Items of a list or text that is made, and bits of a number."""
+
+Call = Callable[[str, list[Any], dict[str, Any]], Any]
+"""Asks the code under test: its function's name, arguments, keywords."""
+
+
+class Unsupported(Exception):
+    """An expression that is not of the part of Python above; the text names it."""
+
+
+class TooMuch(Exception):
+    """A computation whose result would be too large."""
+
+
+def _bounded_range(*bounds: int) -> list[int]:
+    found = range(*bounds)
+    _at_most(len(found))
+    return list(found)
+
+
+def as_lists(value: Any) -> Any:
+    """The value with lists in place of tuples, as JSON has it."""
+    if isinstance(value, (list, tuple)):
+        return [as_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_lists(item) for key, item in value.items()}
+    return value
+
+
+PURE: Mapping[str, Callable[..., Any]] = {
+    **{f.__name__: f for f in (abs, all, any, bool, dict, float, frozenset, int)},
+    **{f.__name__: f for f in (isinstance, len, list, max, min, round, set, sorted, sum, tuple)},
+    **{f.__name__: f for f in (chr, divmod, ord, reversed, str, type)},
+    "range": _bounded_range,
+    "as_lists": as_lists,
+    "math.isclose": math.isclose,
+    "math.sqrt": math.sqrt,
+    "math.floor": math.floor,
+    "math.ceil": math.ceil,
+    "math.fabs": math.fabs,
+    "math.isnan": math.isnan,
+}
+"""Functions that are computed here."""
+_NAMES: Mapping[str, Any] = {
+    **{kind.__name__: kind for kind in (bool, bytes, complex, dict, float, frozenset, int, list)},
+    **{kind.__name__: kind for kind in (set, str, tuple)},
+    "NoneType": type(None),
+    "math.pi": math.pi,
+    "math.e": math.e,
+    "math.inf": math.inf,
+    "math.nan": math.nan,
+}
+_METHODS: Mapping[type, frozenset[str]] = {
+    str: frozenset(("split", "strip", "lower", "upper", "count", "startswith", "endswith")),
+    dict: frozenset(("keys", "values", "items", "get")),
+    list: frozenset(("count", "index")),
+    tuple: frozenset(("count", "index")),
+    set: frozenset(("issubset", "union")),
+}
+_METHOD_NAMES = frozenset[str]().union(*_METHODS.values())
+_UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.Not: operator.not_,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Invert: operator.invert,
+}
+_COMPARED: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda item, items: item in items,
+    ast.NotIn: lambda item, items: item not in items,
+}
+
+
+def _at_most(size: float) -> None:
+    if size > LARGEST:
+        raise TooMuch("a value of the test would be too large")
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
+
+
+def _times(one: Any, other: Any) -> Any:
+    for items, count in ((one, other), (other, one)):
+        if isinstance(items, (str, bytes, list, tuple)) and isinstance(count, int):
+            _at_most(len(items) * count)
+    _at_most(_bits(one) + _bits(other))
+    return one * other
+
+
+def _power(one: Any, other: Any) -> Any:
+    if isinstance(one, int) and isinstance(other, int):
+        _at_most(_bits(one) * other)
+    return one**other
+
+
+def _remainder(one: Any, other: Any) -> Any:
+    if isinstance(one, (str, bytes)):
+        raise TooMuch("a text is filled in, whose length has no bound")
+    return one % other
+
+
+_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: _times,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: _remainder,
+    ast.Pow: _power,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+}
+
+
+def called(node: ast.AST) -> set[str]:
+    """Names of functions that an expression calls."""
+    found = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name):
+            found.add(inner.func.id)
+    return found
+
+
+def check(node: ast.expr, under_test: Set[str]) -> None:
+    """Raises Unsupported where `value` could not work it out."""
+    kind = type(node)
+    inner: list[ast.expr] = []
+    if isinstance(node, (ast.Constant, ast.Slice)):
+        if isinstance(node, ast.Slice):
+            inner = [part for part in (node.lower, node.upper, node.step) if part]
+    elif isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        inner = node.elts
+    elif isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise Unsupported("**")
+        inner = [*(key for key in node.keys if key), *node.values]
+    elif isinstance(node, ast.UnaryOp):
+        inner = [node.operand]
+    elif isinstance(node, ast.BinOp):
+        if type(node.op) not in _BINARY:
+            raise Unsupported(f"the operator {type(node.op).__name__}")
+        inner = [node.left, node.right]
+    elif isinstance(node, ast.BoolOp):
+        inner = node.values
+    elif isinstance(node, ast.Compare):
+        inner = [node.left, *node.comparators]
+    elif isinstance(node, ast.IfExp):
+        inner = [node.test, node.body, node.orelse]
+    elif isinstance(node, ast.Subscript):
+        inner = [node.value, node.slice]
+    elif isinstance(node, (ast.Name, ast.Attribute)):
+        if _dotted(node) not in _NAMES:
+            raise Unsupported(f"the name {ast.unparse(node)[:60]}")
+    elif isinstance(node, ast.Call):
+        inner = _check_call(node, under_test)
+    else:
+        raise Unsupported(f"{kind.__name__} ({ast.unparse(node)[:60]})")
+    for part in inner:
+        check(part, under_test)
+
+
+def _check_call(node: ast.Call, under_test: Set[str]) -> list[ast.expr]:
+    """What stands within a call that can be worked out."""
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise Unsupported("**")
+    inner = [*node.args, *(keyword.value for keyword in node.keywords)]
+    name = _dotted(node.func)
+    if name in under_test or name in PURE:
+        return inner
+    if isinstance(node.func, ast.Attribute) and node.func.attr in _METHOD_NAMES:
+        return [node.func.value, *inner]
+    raise Unsupported(f"the call {ast.unparse(node.func)[:60]}()")
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
+    return ""
+
+
+def value(node: ast.expr, under_test: Set[str], call: Call) -> Any:
+    """The value of an expression that `check` has passed. Raises whatever Python would, and
+    TooMuch."""
+
+    def of(inner: ast.expr) -> Any:
+        return value(inner, under_test, call)
+
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Tuple):
+        return tuple(map(of, node.elts))
+    if isinstance(node, ast.List):
+        return list(map(of, node.elts))
+    if isinstance(node, ast.Set):
+        return set(map(of, node.elts))
+    if isinstance(node, ast.Dict):
+        return {of(key): of(item) for key, item in zip(node.keys, node.values, strict=True) if key}
+    if isinstance(node, ast.UnaryOp):
+        return _UNARY[type(node.op)](of(node.operand))
+    if isinstance(node, ast.BinOp):
+        return _BINARY[type(node.op)](of(node.left), of(node.right))
+    if isinstance(node, ast.BoolOp):
+        return _either(node, of)
+    if isinstance(node, ast.Compare):
+        return _compared(node, of)
+    if isinstance(node, ast.IfExp):
+        return of(node.body if of(node.test) else node.orelse)
+    if isinstance(node, ast.Slice):
+        return slice(*(part and of(part) for part in (node.lower, node.upper, node.step)))
+    if isinstance(node, ast.Subscript):
+        return of(node.value)[of(node.slice)]
+    if isinstance(node, ast.Call):
+        return _call(node, under_test, call, of)
+    return _NAMES[_dotted(node)]
+
+
+def _either(node: ast.BoolOp, of: Callable[[ast.expr], Any]) -> Any:
+    found = None
+    for part in node.values:
+        found = of(part)
+        if bool(found) is isinstance(node.op, ast.Or):
+            break
+    return found
+
+
+def _compared(node: ast.Compare, of: Callable[[ast.expr], Any]) -> Any:
+    left, found = of(node.left), True
+    for compare, comparator in zip(node.ops, node.comparators, strict=True):
+        right = of(comparator)
+        found = _COMPARED[type(compare)](left, right)
+        if not found:
+            break
+        left = right
+    return found
+
+
+def _call(node: ast.Call, under_test: Set[str], call: Call, of: Callable[[ast.expr], Any]) -> Any:
+    arguments = [of(argument) for argument in node.args]
+    keywords = {str(keyword.arg): of(keyword.value) for keyword in node.keywords}
+    name = _dotted(node.func)
+    if name in under_test:
+        return call(name, arguments, keywords)
+    if name in PURE:
+        return PURE[name](*arguments, **keywords)
+    assert isinstance(node.func, ast.Attribute)
+    owner = of(node.func.value)
+    if node.func.attr not in _METHODS.get(type(owner), ()):
+        raise TypeError(f"{type(owner).__name__} has no {node.func.attr}")
+    return getattr(owner, node.func.attr)(*arguments, **keywords)

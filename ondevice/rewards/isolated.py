@@ -1,0 +1,477 @@
+"""What runs inside the isolator (isolate.py): it runs a candidate's code, one process for each test,
+and answers what is asked. It knows no expected value, so that nothing in here can decide a verdict.
+
+    python -P -s -S -B isolated.py
+
+JSON lines on stdin and stdout. First {"code", "setup", "limits": {"seconds", "memory", "output",
+"threads", "locked"}}, which has no reply; then for each test {"test": "calls"}, {"call": name,
+"arguments": […], "keywords": {…}} as often as the test calls, or {"test": "program", "input":
+text}. Replies: {"value"} (as `encode` writes it), {"error": text} for what was raised, {"ended":
+why} where the process is gone; of a program {"output", "ended": "" or why}.
+
+Nothing but the standard library is imported: the rest of this program is not there inside. `encode`
+and `decode` are used on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import selectors
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+LEAST = 16  # descriptors that a candidate may have open
+_PROGRAM = "__main__"
+Limits = dict[str, float]
+
+
+# ---------------------------------------------------------------- values
+
+
+def encode(value: Any) -> Any:
+    """A plain value as JSON: lists as they are, other collections as {kind: [items]}. Raises
+    TypeError for what is not plain."""
+    if value is None or isinstance(value, (bool, str)):
+        return value if value is None or isinstance(value, bool) else str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        number = float.__float__(value)
+        return number if abs(number) < float("inf") else {"float": repr(number)}
+    if isinstance(value, complex):
+        return {"complex": [repr(value.real), repr(value.imag)]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": bytes(value).hex()}
+    if isinstance(value, list):
+        return [encode(item) for item in list.__iter__(value)]
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
+    for kind in (tuple, set, frozenset):
+        if isinstance(value, kind):
+            return {kind.__name__: [encode(item) for item in kind.__iter__(value)]}
+    if isinstance(value, (Iterator, range)) or type(value).__name__ in _VIEWS:
+        return {"iterator": [encode(item) for item in value]}
+    raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
+_VIEWS = ("dict_keys", "dict_values", "dict_items", "deque")
+
+
+def decode(value: Any, most: int = 10_000) -> Any:
+    """The value that `encode` wrote. Raises ValueError for what it did not write, and for a set or
+    dict of more than `most` items, which hostile hashes could make slow."""
+    if isinstance(value, list):
+        return [decode(item, most) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise ValueError("is not an encoded value")
+    [(kind, inner)] = value.items()
+    read = _DECODERS.get(kind)
+    if read is None:
+        raise ValueError(f"is of an unknown kind {kind[:40]!r}")
+    if kind in ("set", "frozenset", "dict") and len(inner) > most:
+        raise ValueError(f"has more than {most:,} items")
+    try:
+        return read(inner, most)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"is not a {kind}: {error}") from error
+
+
+def _items(inner: Any, most: int) -> list[Any]:
+    if not isinstance(inner, list):
+        raise ValueError("holds no items")
+    return [decode(item, most) for item in inner]
+
+
+def _pairs(inner: Any, most: int) -> dict[Any, Any]:
+    found = {}
+    for pair in _items(inner, most):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("holds no pairs")
+        found[pair[0]] = pair[1]
+    return found
+
+
+def _float(inner: Any, most: int) -> float:
+    if inner not in ("inf", "-inf", "nan"):
+        raise ValueError("is not a float")
+    return float(inner)
+
+
+_DECODERS: Mapping[str, Callable[[Any, int], Any]] = {
+    "tuple": lambda inner, most: tuple(_items(inner, most)),
+    "set": lambda inner, most: set(_items(inner, most)),
+    "frozenset": lambda inner, most: frozenset(_items(inner, most)),
+    "iterator": lambda inner, most: iter(_items(inner, most)),
+    "dict": _pairs,
+    "float": _float,
+    "complex": lambda inner, most: complex(float(inner[0]), float(inner[1])),
+    "bytes": lambda inner, most: bytes.fromhex(inner),
+}
+
+
+# ---------------------------------------------------------------- the server, which runs no candidate
+
+
+def main() -> None:
+    """Serves until stdin ends."""
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.dup(1)
+    _nothing(0, 1, 2)
+    job = json.loads(requests.readline())
+    if job["limits"].get("locked"):
+        import ctypes  # noqa: F401  # 10 ms, once: each child needs it
+    child: Child | None = None
+    for line in requests:
+        request = json.loads(line)
+        if "test" in request:
+            if child is not None:
+                child.end()
+            child = Child(job, request["test"] == "program")
+            if request["test"] == "calls":
+                continue
+            reply = child.program(request["input"])
+        else:
+            assert child is not None
+            reply = child.call(line)
+        _send(replies, json.dumps(reply).encode() + b"\n")
+    if child is not None:
+        child.end()
+
+
+class Child:
+    """The process of one test, and the pipes to it."""
+
+    def __init__(self, job: Mapping[str, Any], program: bool) -> None:
+        self.limits: Limits = job["limits"]
+        self.until = time.monotonic() + 2 * self.limits["seconds"] + 1
+        self.unread = b""
+        self.why = ""
+        inside_in, self.to = os.pipe()
+        self.of, inside_out = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                _candidate(job, program, inside_in, inside_out)
+            finally:
+                os._exit(1)
+        os.close(inside_in)
+        os.close(inside_out)
+        os.set_blocking(self.to, False)
+
+    def call(self, line: bytes) -> dict[str, Any]:
+        """The reply to a line."""
+        if self.why:
+            return {"ended": self.why}
+        self._talk(line, lambda: b"\n" in self.unread)
+        if self.why:
+            return {"ended": self.why}
+        reply, _, self.unread = self.unread.partition(b"\n")
+        try:
+            said = json.loads(reply)
+        except (ValueError, RecursionError):
+            return {"error": "wrote what is not a reply"}
+        return said if isinstance(said, dict) else {"error": "wrote what is not a reply"}
+
+    def program(self, text: str) -> dict[str, Any]:
+        """What a program wrote for this input, up to its end."""
+        self._talk(text.encode("utf-8", "replace"), lambda: False, close=True)
+        return {"output": self.unread.decode("utf-8", "replace"), "ended": self.why}
+
+    def end(self) -> None:
+        """Kills the process, if it is still there, and waits for it."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self._close()
+
+    def _close(self) -> None:
+        for pipe in (self.to, self.of):
+            if pipe >= 0:
+                os.close(pipe)
+        self.pid, self.to, self.of = 0, -1, -1
+
+    def _talk(self, data: bytes, done: Callable[[], bool], close: bool = False) -> None:
+        """Writes `data` and reads until `done` or the end, within the limits. At the end `why` is
+        set, except for a program that ended well."""
+        rest = memoryview(data)
+        with selectors.DefaultSelector() as ready:
+            ready.register(self.of, selectors.EVENT_READ)
+            ready.register(self.to, selectors.EVENT_WRITE)
+            while not done():
+                left = self.until - time.monotonic()
+                if left <= 0:
+                    return self._stop("took too long")
+                for key, _ in ready.select(left):
+                    if key.fd == self.to:
+                        rest = rest[_some(self.to, rest) :]
+                        if not rest:
+                            ready.unregister(self.to)
+                            if close:
+                                os.close(self.to)
+                                self.to = -1
+                    elif piece := os.read(self.of, 1 << 16):
+                        self.unread += piece
+                        if len(self.unread) > self.limits["output"]:
+                            return self._stop("wrote too much")
+                    else:
+                        return self._ended(close)
+
+    def _stop(self, why: str) -> None:
+        self.why = why
+        self.unread = self.unread[: int(self.limits["output"])]
+        self.end()
+
+    def _ended(self, program: bool) -> None:
+        """Its output has ended: so has it, or it closed it and is ended."""
+        code: int | None = None
+        for _ in range(100):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            time.sleep(0.005)
+        if code is None:
+            self.why = "closed its output"
+            return self.end()
+        self._close()
+        if code == -signal.SIGXCPU:
+            self.why = "took too long"
+        elif code < 0:
+            self.why = f"was ended by signal {-code}"
+        elif code or not program:
+            self.why = f"ended with exit code {code}"
+        return None
+
+
+def _some(pipe: int, data: memoryview) -> int:
+    """Bytes that are written; all where nobody reads any more."""
+    try:
+        return os.write(pipe, data)
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError:
+        return len(data)
+
+
+def _send(pipe: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _nothing(*descriptors: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
+# ---------------------------------------------------------------- the process of a test
+
+
+def _candidate(job: Mapping[str, Any], program: bool, given: int, answers: int) -> None:
+    """Runs the code, and answers calls where it is not a program. Never returns."""
+    os.dup2(given, 3)
+    os.dup2(answers, 4)
+    os.closerange(5, 256)
+    if program:
+        os.dup2(3, 0)
+        os.dup2(4, 1)
+        os.closerange(3, 5)
+        # line buffers of this process, not of the server's stdin
+        sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    _limit(job["limits"])
+    module = types.ModuleType(_PROGRAM if program else "solution")
+    sys.modules[module.__name__] = module
+    sys.argv = ["solution.py"]
+    failed = _run(job, module)
+    if program:
+        _end_program(failed)
+    requests = os.fdopen(3, "rb")
+    for line in requests:
+        _send(4, _answer(json.loads(line), module, failed))
+    os._exit(0)
+
+
+def _run(job: Mapping[str, Any], module: types.ModuleType) -> BaseException | None:
+    try:
+        for source in (job["setup"], job["code"]):
+            exec(compile(source, "solution.py", "exec"), module.__dict__)
+    except BaseException as error:  # sys.exit() included: it is the candidate's
+        return error
+    return None
+
+
+def _end_program(failed: BaseException | None) -> None:
+    code: Any = 0
+    if isinstance(failed, SystemExit):
+        code = failed.code
+        code = 0 if code is None else code if isinstance(code, int) else 1
+    elif failed is not None:
+        code = 1
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        code = 1
+    os._exit(code & 255)
+
+
+def _answer(
+    request: Mapping[str, Any], module: types.ModuleType, failed: BaseException | None
+) -> bytes:
+    try:
+        if failed is not None:
+            raise failed
+        function: Any = module.__dict__.get(request["call"])
+        if function is None:
+            raise NameError(f"there is no {request['call']}")
+        arguments = [decode(value) for value in request["arguments"]]
+        keywords = {name: decode(value) for name, value in request["keywords"].items()}
+        reply = {"value": encode(function(*arguments, **keywords))}
+        return json.dumps(reply).encode() + b"\n"
+    except BaseException as error:  # whatever it is, it is the candidate's
+        return _error(error)
+
+
+def _error(error: BaseException) -> bytes:
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except BaseException:  # an exception of the candidate's own may raise in its own __str__
+        text = "an exception that cannot be told"
+    return json.dumps({"error": text[:300]}).encode() + b"\n"
+
+
+# ---------------------------------------------------------------- limits
+
+
+def _limit(limits: Limits) -> None:
+    """Holds this process to the limits, of which none can be raised again. Raises where that does
+    not work: then no candidate is run."""
+    seconds = max(int(limits["seconds"] + 0.999), 1)
+    bounds = {
+        "RLIMIT_CPU": seconds,
+        "RLIMIT_AS": int(limits["memory"]),
+        "RLIMIT_DATA": int(limits["memory"]),
+        "RLIMIT_FSIZE": 0,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NOFILE": LEAST,
+        "RLIMIT_MEMLOCK": 0,
+        "RLIMIT_MSGQUEUE": 0,
+    }
+    for name, most in bounds.items():
+        number = getattr(resource, name, None)
+        if number is not None:
+            resource.setrlimit(number, (most, most + 1 if name == "RLIMIT_CPU" else most))
+    _limit_processes(int(limits["threads"]), bool(limits.get("locked")))
+    if limits.get("locked"):
+        _lock()
+
+
+def _limit_processes(threads: int, locked: bool) -> None:
+    """No process beside this one, and so many threads. On Linux the kernel counts threads too: of
+    this user namespace, or before 5.14 all of the person's, where the limit would leave none; the
+    filter of system calls then allows threads and the limit of memory bounds them."""
+    most = threads if locked else 1
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, hard))
+    if locked and not _can_start_a_thread():
+        resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+        return
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def _can_start_a_thread() -> bool:
+    import _thread
+
+    try:
+        _thread.start_new_thread(int, ())
+    except RuntimeError:
+        return False
+    return True
+
+
+_EPERM, _ENOSYS = 0x00050001, 0x00050026  # SECCOMP_RET_ERRNO with the number
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_NEWEST = 462
+"""System calls after this one are none that we have looked at: they do not exist inside."""
+_THREAD = 0x00010000  # CLONE_THREAD
+_MACHINES: Mapping[str, tuple[int, int, str]] = {
+    # machine: its number for the kernel, its clone, and what is refused: processes (fork, vfork,
+    # execve, execveat), the network (socket), other processes' memory (ptrace, process_vm_readv and
+    # writev), namespaces and mounts (unshare, setns, mount, umount2, pivot_root, chroot), memory
+    # that no limit counts (memfd_create, shmget, shmat, shmctl, semget, msgget, mq_open), and what
+    # kernels have been broken by (bpf, perf_event_open, userfaultfd, keys, file handles)
+    "x86_64": (
+        0xC000003E,
+        56,
+        "57 58 59 322 41 101 310 311 272 308 165 166 155 161 319 29 30 31 64 68 240 321 298 323 248 "
+        "249 250 303 304",
+    ),
+    "aarch64": (
+        0xC00000B7,
+        220,
+        "221 281 198 117 270 271 97 268 40 39 41 51 279 194 196 195 190 186 180 280 241 282 217 "
+        "218 219 264 265",
+    ),
+}
+_BOTH = (425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 440, 442, 447, 448)
+"""Numbers that are the same on all machines: io_uring, mounts by descriptor, pidfds, memfd_secret."""
+
+
+def _lock() -> None:
+    """Refuses the system calls above, by a filter of the kernel's (seccomp) that nothing undoes.
+    Raises OSError where the kernel has none."""
+    import ctypes
+    import struct
+
+    program = b"".join(struct.pack("HBBI", *step) for step in _filter(os.uname().machine))
+    steps = ctypes.create_string_buffer(program, len(program))
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
+
+    whole = Program(len(program) // 8, ctypes.addressof(steps))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for words in ((38, 1, 0, 0, 0), (22, 2, ctypes.byref(whole), 0, 0)):
+        if libc.prctl(*words):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def _filter(machine: str) -> Iterable[tuple[int, int, int, int]]:
+    """The filter's steps (code, how many are passed over if so, and if not, number). Raises OSError
+    for a machine whose system calls we do not know."""
+    if machine not in _MACHINES:
+        raise OSError(f"no filter of system calls for {machine}")
+    number, clone, refused = _MACHINES[machine]
+    load, equal, more, has, give = 0x20, 0x15, 0x25, 0x45, 0x06
+    yield load, 0, 0, 4  # the machine of this call
+    yield equal, 1, 0, number
+    yield give, 0, 0, _KILL
+    yield load, 0, 0, 0  # its number
+    yield more, 0, 1, _NEWEST
+    yield give, 0, 0, _ENOSYS
+    yield equal, 0, 1, 435  # clone3, whose flags a filter cannot read: libc takes clone instead
+    yield give, 0, 0, _ENOSYS
+    for call in (*map(int, refused.split()), *_BOTH):
+        yield equal, 0, 1, call
+        yield give, 0, 0, _EPERM
+    yield equal, 1, 0, clone
+    yield give, 0, 0, _ALLOW
+    yield load, 0, 0, 16  # clone's flags
+    yield has, 1, 0, _THREAD
+    yield give, 0, 0, _EPERM
+    yield give, 0, 0, _ALLOW
+
+
+if __name__ == "__main__":
+    main()
