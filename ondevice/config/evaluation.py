@@ -65,7 +65,8 @@ class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
     """Column of the class (classes)."""
     answer: str = only("number", *_PROBLEMS)
     """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number,
-    whole; any: as hash, boxed, tag or last_number."""
+    whole; any: as hash, boxed, tag or last_number; code: it is code, which the rows' unit tests
+    judge in an isolator."""
     shots: int = only(0, *_PROBLEMS)
     """The first so many problems are shown with their answers before each of the others."""
     tries: int = only(0, *_PROBLEMS)
@@ -110,6 +111,10 @@ class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
         parse_template_kwargs(self.chat_template_kwargs)
+        if self.answer == "code" and self.shots:
+            raise UserError(
+                "problems of code are asked without examples", where="shots", hint="leave it out"
+            )
         if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
             raise UserError(
                 "problems, preference, win and classes are measured by themselves",

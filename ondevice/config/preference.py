@@ -372,6 +372,11 @@ def _judged_apart(cfg: Any) -> bool:
     )
 
 
+_CODE: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: "code" in cfg.judges(),
+    "no code is run",
+    "give --rewards code too, or leave it out",
+)
 _SEVERAL: tuple[Callable[[Any], bool], str, str] = (
     lambda cfg: cfg.updates > 1,
     "in the only update of a rollout the ratio is 1",
@@ -429,8 +434,9 @@ class GRPOConfig(RolloutConfig):
     """Learn nothing from completions that did not stop."""
     rewards: tuple[str, ...] = ()
     """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length,
-    overlong, language; of text that was ordered words, begins, ends, finished, word_count,
-    repetition. Unset: those of reward_file alone, or without one correct, format, truncated."""
+    overlong, language, code (unit tests, in an isolator); of text that was ordered words, begins,
+    ends, finished, word_count, repetition. Unset: those of reward_file alone, or without one
+    correct, format, truncated."""
     reward_weights: tuple[float, ...] = ()
     """A weight for each; none named: each one's own."""
     reward_file: str = ""
@@ -445,12 +451,20 @@ class GRPOConfig(RolloutConfig):
     )
     """Seconds that a reward of your own, or one that text could hang, may take for one rollout."""
 
+    code_reward: Literal["all", "share"] = only("all", *_CODE)
+    """code: 1 for all unit tests of a row and 0 else (all), or the share of them that pass."""
+    code_seconds: float = only(5.0, *_CODE)
+    """code: seconds of processor time that a unit test may take; twice that and one by the clock."""
+    code_memory: int = only(512, *_CODE)
+    """code: MB of memory that a unit test may take."""
+
     def check(self) -> None:
         super().check()
         self._at_least(2, "group_size")
         self._at_least(1, "updates", "partition")
-        self._above(0, "clip", "clip_high", "reward_timeout")
+        self._above(0, "clip", "clip_high", "reward_timeout", "code_seconds")
         self._at_least(0, "beta")
+        self._at_least(64, "code_memory")
         if self.reward_weights and len(self.judges()) != len(self.reward_weights):
             raise UserError(
                 f"{len(self.reward_weights)} weights for {len(self.judges())} rewards that are named",

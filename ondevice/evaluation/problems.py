@@ -21,14 +21,18 @@ from ondevice.inference.chat import chat_ids
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model, require_chat_template, require_generative
-from ondevice.rewards.answers import final_answer
+from ondevice.rewards.answers import final_answer, last_code
 from ondevice.rewards.problems import Problem, problems
 from ondevice.rewards.scorer import Rewards
+from ondevice.rewards.unit_tests import BESIDE, COLUMNS
 from ondevice.seam.protocols import Backend
 
 Messages = list[dict[str, Any]]
 ANY = ("hash", "boxed", "tag", "last_number")
 """Forms that `any` tries, one after the other."""
+CODE = "code"
+"""The answer is code, and the reward of this name judges it."""
+CODE_COLUMNS = (*COLUMNS, *BESIDE)
 
 
 def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
@@ -52,8 +56,10 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
         cfg.seed,
         CorpusConfig(),
         settle=check_rejected,
-        uses=("answer", "solution"),
+        uses=CODE_COLUMNS if cfg.answer == CODE else ("answer", "solution"),
         reading=Reading.of(cfg),
+        answered=cfg.answer != CODE,
+        tested=cfg.answer == CODE,
     )
     shown = rows[: cfg.shots]
     tested = rows[cfg.shots :][: cfg.limit or None]
@@ -63,9 +69,10 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
         )
     prompts = [chat_ids(_conversation(cfg.system, shown, problem), model) for problem in tested]
     form = cfg.answer
-    if form == "any":
+    if form in ("any", CODE):
         form = "whole"
-    with Rewards(("correct", "format"), form=form) as rewards:
+    names = (CODE,) if cfg.answer == CODE else ("correct", "format")
+    with Rewards(names, form=form) as rewards:
         rewards.check(_columns(tested))
         unreadable = rewards.check_answers(map(_with_answer, tested))
         exam = _Exam(cfg, model, backend, rewards, tested, prompts)
@@ -121,11 +128,13 @@ class _Exam:
         scores = self.rewards.score(chats, texts, _columns(rows), openings)
         shape = (len(self.asked), samples)
         cut = np.array([not completion.stopped for completion in drawn])
-        return _Judged(
-            scores.by_name["correct"].reshape(shape) >= 1,
-            scores.by_name["format"].reshape(shape) >= 1,
-            cut.reshape(shape),
-        )
+        if self.cfg.answer == CODE:
+            right = scores.by_name[CODE]
+            turns = map("".join, zip(openings, texts, strict=True))
+            formed = np.array([last_code(turn) is not None for turn in turns])
+        else:
+            right, formed = scores.by_name["correct"], scores.by_name["format"] >= 1
+        return _Judged(right.reshape(shape) >= 1, formed.reshape(shape), cut.reshape(shape))
 
 
 def _greedy_figures(judged: _Judged) -> dict[str, Any]:

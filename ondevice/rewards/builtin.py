@@ -27,6 +27,7 @@ from ondevice.rewards.answers import (
     number,
     same_answer,
 )
+from ondevice.rewards.unit_tests import BESIDE, COLUMNS
 
 Values = Sequence[float | None]
 Apart = Callable[[str, Mapping[str, Sequence[Any]]], Values]
@@ -198,6 +199,16 @@ def _judged(
     return values
 
 
+def code(
+    prompts: Sequence[str], completions: Sequence[str], *, apart: Apart, **columns: Any
+) -> Values:
+    """1 where the last fenced block of code passes all unit tests of the row in an isolator, else 0; or
+    the share of them that it passes.
+    """
+    given = {name: columns[name] for name in (*COLUMNS, *BESIDE) if name in columns}
+    return apart("code", {"prompts": prompts, "completions": completions, **given})
+
+
 def language(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
     """From 0 down to -1: the share of letters in scripts that are not the prompt's (French is not
     told from English).
@@ -283,6 +294,10 @@ class Builtin:
     function: Callable[..., Values]
     weight: float = 1.0
     needs: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+    """Columns of which the data must have one."""
+    reads: tuple[str, ...] = ()
+    """Columns that it reads where they are there."""
 
     @property
     def help(self) -> str:
@@ -297,6 +312,7 @@ TURNS = frozenset(
         "choice",
         "json",
         "think",
+        "code",
         "words",
         "begins",
         "ends",
@@ -314,6 +330,7 @@ BUILTIN: Mapping[str, Builtin] = {
     "choice": Builtin(choice, needs=("answer",)),
     "regex": Builtin(regex, needs=("pattern",)),
     "json": Builtin(json, needs=("schema",)),
+    "code": Builtin(code, one_of=COLUMNS, reads=BESIDE),
     "think": Builtin(think, 0.1),
     "language": Builtin(language, 0.1),
     "length": Builtin(length, 0.1),

@@ -13,6 +13,7 @@ from typing import Any
 from ondevice.data.messages import BadRow
 from ondevice.rewards.answers import last_code
 from ondevice.rewards.isolate import Isolated, Limits, Wrong
+from ondevice.rewards.isolated import TOOK_TOO_LONG
 from ondevice.rewards.line_process import CallFailed
 from ondevice.rewards.unit_tests import BESIDE, COLUMNS, Assert, UnitTests, of_row
 
@@ -37,9 +38,9 @@ def judge_code(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     limits: Limits,
-) -> list[Verdict | None]:
-    """(N) verdicts; None where a row has no tests, or none that can be judged. Several isolators
-    run at once; what is there twice is judged once."""
+) -> list[Verdict | CallFailed | None]:
+    """(N) verdicts; None where a row has no tests, or none that can be judged, and what went wrong
+    where an isolator did. Several isolators run at once; what is there twice is judged once."""
     names = [name for name in (*COLUMNS, *BESIDE) if name in columns]
     rows: list[UnitTests | None] = []
     known: dict[str, UnitTests | None] = {}
@@ -58,41 +59,42 @@ def judge_code(
         if tests is not None:
             asked.setdefault((id(tests), code), tests)
     with ThreadPoolExecutor(os.cpu_count() or 1, "code") as pool:
-        judged = {
-            key: pool.submit(judge_one, key[1], tests, limits) for key, tests in asked.items()
-        }
-        verdicts: list[Verdict | None] = []
-        for tests, code in zip(rows, codes, strict=True):
-            found = None if tests is None else judged[id(tests), code].result()
-            verdicts.append(found)
-    return verdicts
+        judged = {key: pool.submit(_judged, key[1], tests, limits) for key, tests in asked.items()}
+        return [
+            None if tests is None else judged[id(tests), code].result()
+            for tests, code in zip(rows, codes, strict=True)
+        ]
+
+
+def _judged(code: str | None, tests: UnitTests, limits: Limits) -> Verdict | CallFailed:
+    try:
+        return judge_one(code, tests, limits)
+    except CallFailed as error:
+        return error
 
 
 def judge_one(code: str | None, tests: UnitTests, limits: Limits) -> Verdict:
     """The verdict on one code. The first test that takes too long ends it: those after it count as
-    failed. Raises UserError where there is no isolator."""
+    failed. Raises CallFailed where the isolator itself is gone, which code cannot bring about, and
+    UserError where there is none."""
     count = len(tests.tests)
     if code is None:
         return Verdict(0, count, "no code")
     if len(code) > LONGEST:
         return Verdict(0, count, f"more than {LONGEST:,} characters of code")
-    try:
-        compile(code, "solution.py", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return Verdict(0, count, f"{type(error).__name__}: it is not Python")
     passed, why = 0, ""
     with Isolated(code, tests.setup, limits) as inside:
         for n, test in enumerate(tests.tests):
             try:
                 held = _holds(test, inside)
                 said = "" if held else "gave another value"
-            except (Wrong, CallFailed) as error:
+            except Wrong as error:
                 held, said = False, str(error)
-                if isinstance(error, CallFailed) or "too long" in said:
-                    return Verdict(passed, count, why or f"test {n + 1}: {said}")
             passed += held
             if not held and not why:
                 why = f"test {n + 1}: {said}"
+            if said == TOOK_TOO_LONG:
+                break
     return Verdict(passed, count, why)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ondevice.common import processes
 from ondevice.common.errors import UserError
@@ -38,6 +38,7 @@ START_S, GRACE_S = 30.0, 10.0
 """Seconds for the isolator to start, and beside what a test may take, on a machine that is busy."""
 NOBODY = 65534
 _INSIDE = "/isolated.py"
+_FILTER = sys.platform == "linux"  # of system calls
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,15 @@ class Isolated:
     Raises CallFailed wherever the isolator is gone or does not answer.
     """
 
-    def __init__(self, code: str, setup: str = "", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        setup: str = "",
+        limits: Limits | None = None,
+        errors: IO[bytes] | int = subprocess.DEVNULL,
+    ) -> None:
         self.limits = limits or Limits()
-        self._process = start([])
+        self._process = start([], errors)
         job = {
             "code": code,
             "setup": setup,
@@ -72,7 +79,7 @@ class Isolated:
                 "memory": self.limits.memory,
                 "output": OUTPUT,
                 "threads": THREADS,
-                "locked": sys.platform == "linux",
+                "locked": _FILTER,
             },
         }
         self._waiting = _line(job)
@@ -144,15 +151,15 @@ def _told(reply: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- the isolators
 
 
-def start(words: Sequence[str]) -> LineProcess:
-    """An isolated Python that runs `words` (none: isolated.py). Raises UserError where there is no
-    isolator."""
+def start(words: Sequence[str], errors: IO[bytes] | int = subprocess.DEVNULL) -> LineProcess:
+    """An isolated Python that runs `words` (none: isolated.py); the isolator says on `errors` why it
+    does not start. Raises UserError where there is no isolator."""
     process = processes.start(
         [*_isolator(), *_python(), *(words or _script())],
         processes.Access.REWARD,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         bufsize=0,
         cwd="/",
         start_new_session=True,
@@ -324,14 +331,21 @@ def signalled(pid):
 def require() -> None:
     """Tries, once a process, whether the isolator here holds what this module's docstring says.
     Raises UserError with what does not hold, and what helps."""
-    with Isolated(_PROBE) as inside, _listener() as port, _secret() as secret:
+    with (
+        tempfile.TemporaryFile() as errors,
+        Isolated(_PROBE, errors=errors) as inside,
+        _listener() as port,
+        _secret() as secret,
+    ):
         for question, right in _questions(inside, port, secret):
             try:
                 inside.begin()
                 held = right()
             except (CallFailed, Wrong) as error:
+                errors.seek(0)
+                said = sanitize(errors.read(300).decode("utf-8", "replace"), newlines=False)
                 raise UserError(
-                    f"the isolator does not work: {question}: {error}",
+                    f"the isolator does not work: {said.strip() or error}",
                     where="reward code",
                     hint=_hint(),
                 ) from error

@@ -28,6 +28,7 @@ from typing import Any
 
 LEAST = 16  # descriptors that a candidate may have open
 _PROGRAM = "__main__"
+TOOK_TOO_LONG = "took too long"
 Limits = dict[str, float]
 
 
@@ -52,7 +53,8 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in list.__iter__(value)]
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
-    for kind in (tuple, set, frozenset):
+    kinds: Any = (tuple, set, frozenset)
+    for kind in kinds:
         if isinstance(value, kind):
             return {kind.__name__: [encode(item) for item in kind.__iter__(value)]}
     if isinstance(value, (Iterator, range)) or type(value).__name__ in _VIEWS:
@@ -208,7 +210,7 @@ class Child:
             while not done():
                 left = self.until - time.monotonic()
                 if left <= 0:
-                    return self._stop("took too long")
+                    return self._stop(TOOK_TOO_LONG)
                 for key, _ in ready.select(left):
                     if key.fd == self.to:
                         rest = rest[_some(self.to, rest) :]
@@ -243,7 +245,7 @@ class Child:
             return self.end()
         self._close()
         if code == -signal.SIGXCPU:
-            self.why = "took too long"
+            self.why = TOOK_TOO_LONG
         elif code < 0:
             self.why = f"was ended by signal {-code}"
         elif code or not program:

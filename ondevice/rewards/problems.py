@@ -29,6 +29,7 @@ from ondevice.datasets.split import last_together, prompt_keys
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.gym import column, entries
 from ondevice.rewards.scorer import STAGE_GIVES
+from ondevice.rewards.unit_tests import of_row
 
 GYM_COUNT = 1000
 """Problems of a gym's task where no count is given: it has no end."""
@@ -66,6 +67,8 @@ def problems(
     settle: Callable[[Rows], None] = Rows.check,
     uses: Collection[str] | None = None,
     reading: Reading = AS_IS,
+    answered: bool = True,
+    tested: bool = False,
 ) -> list[Problem]:
     """At most `count` problems (0: all; of a gym's task 1,000) of a split of
 
@@ -73,7 +76,8 @@ def problems(
     * `gym:NAME` or `gym:NAME?key=value&…`: a task of reasoning-gym;
     * a file, a folder or `hub:…` of rows {"prompt" or "question", "answer", …}: what is not there twice; the last tenth
       is `validation` and `heldout` both, `all` is all of it, or what a folder with splits holds to test on. `settle`
-      gets the rows, with the bad ones set aside; of their columns `uses` are read (None: all).
+      gets the rows, with the bad ones set aside; of their columns `uses` are read (None: all). `answered` and `tested`
+      are as `file_problems` has them.
 
     No question is in train and in another split. Raises UserError for what is not there, is empty
     or cannot be read.
@@ -85,7 +89,16 @@ def problems(
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
         named = "test" if split == "all" else "train"
-        rows = list(file_problems(spec, settle, uses=uses, split=named, reading=reading))
+        read_rows = file_problems(
+            spec,
+            settle,
+            uses=uses,
+            answered=answered,
+            split=named,
+            reading=reading,
+            tested=tested,
+        )
+        rows = list(read_rows)
         all_of_it = _part(rows, split, spec)
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
@@ -140,13 +153,15 @@ def file_problems(
     split: str = "train",
     reading: Reading = AS_IS,
     template: str = "",
+    tested: bool = False,
 ) -> Iterator[Problem]:
     """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the
     same question, answer and columns, is asked once and counted; a question that stands there with
     several answers is told of.
 
     `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer
-    is bad; `split`: of a folder that has splits; `template`: what reads the messages. Raises
+    is bad; `split`: of a folder that has splits; `template`: what reads the messages; `tested`: a
+    row whose unit tests cannot be judged, or with neither tests nor an answer, is bad. Raises
     UserError as `problems` does.
     """
     rows = read(spec, limit=limit, split=split, reading=reading)
@@ -158,6 +173,8 @@ def file_problems(
     for row, where in rows:
         try:
             problem = to_problem(row, kind, uses, answered)
+            if tested and of_row(problem.columns, problem.prompt) is None and not problem.answer:
+                raise BadRow("it has no unit tests" + it_has(row))
         except BadRow as error:
             rows.reject(where, str(error), row)
             continue

@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError, nearest
+from ondevice.rewards import isolate
 from ondevice.rewards.answers import check_form, final_answer
 from ondevice.rewards.builtin import BUILTIN, TURNS
+from ondevice.rewards.code_judge import Verdict, judge_code
 from ondevice.rewards.golds import Unreadable, unreadable
+from ondevice.rewards.isolate import Limits
 from ondevice.rewards.line_process import CallFailed
 from ondevice.rewards.process import START_S, Function, Host
 
@@ -38,12 +41,14 @@ Array = NDArray[np.float64]
 class Scores:
     """N completions judged. `total` (N,) is the weighted sum of what answered, NaN where nothing
     did (take advantage 0); `by_name` has (N,) a reward, NaN where it gave nothing; `parsed` the
-    answers found, None where there is none; `warnings` one line for each cause that is new."""
+    answers found, None where there is none; `warnings` one line for each cause that is new;
+    `tests` what unit tests said of code, None where none were asked."""
 
     total: Array
     by_name: dict[str, Array]
     parsed: list[str | None]
     warnings: list[str]
+    tests: list[Verdict | None] = field(default_factory=list)
 
 
 class Rewards:
@@ -53,11 +58,12 @@ class Rewards:
     count too, with weight 1. `weights`: one a name, or none for each one's own. `form`: how answers
     are written (answers.py). `user_file`: `reward.py`, or `reward.py:name,name` for some of its
     functions. `timeout`: seconds a function may take for a batch. `log`: a file to which what a
-    person's functions print is appended.
+    person's functions print is appended. `limits`: of each unit test of code; `partial`: the share
+    of unit tests that pass is the reward, not all or nothing.
 
     Raises UserError for an unknown name or form, weights that do not fit, a file that yields no
-    functions, for `correct` with the form `boxed` where math-verify is not installed, and for
-    `json` where jsonschema is not.
+    functions, for `correct` with the form `boxed` where math-verify is not installed, for
+    `json` where jsonschema is not, and for `code` where nothing isolates it.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Rewards:
         user_file: str = "",
         timeout: float = 30.0,
         log: Path | None = None,
+        limits: Limits | None = None,
+        partial: bool = False,
     ) -> None:
         check_form(form)
         if not 0 < timeout < math.inf:
@@ -75,6 +83,9 @@ class Rewards:
                 f"{timeout:g} is out of range", where="timeout", hint="seconds, more than 0"
             )
         self.form = form
+        self.limits = limits or Limits()
+        self.partial = partial
+        self._tests: list[Verdict | None] = []
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
         self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "json", "gym"), timeout=timeout)
@@ -95,6 +106,8 @@ class Rewards:
                 )
             if "json" in self.weights:
                 _need("jsonschema", "is judged by the library jsonschema", "reward json")
+            if "code" in self.weights:
+                isolate.require()
         except BaseException:
             self.close()
             raise
@@ -129,6 +142,11 @@ class Rewards:
             columns.update(self._needs(name))
         return columns
 
+    @property
+    def runs_tests(self) -> bool:
+        """Whether rows bring unit tests."""
+        return "code" in self.weights
+
     def _needs(self, name: str) -> tuple[str, ...]:
         """What a reward must be given."""
         if name in self._functions:
@@ -141,7 +159,10 @@ class Rewards:
         """
         if self._functions:
             return None
-        return self.needed()
+        columns = self.needed()
+        for name in self.weights:
+            columns.update(BUILTIN[name].one_of, BUILTIN[name].reads)
+        return columns
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises UserError where a reward needs a column that the data does not have: before a run,
@@ -149,12 +170,16 @@ class Rewards:
         """
         there = STAGE_GIVES | set(columns)
         for name in self.weights:
-            for need in self._needs(name):
-                if need in there:
-                    continue
+            missing = [repr(need) for need in self._needs(name) if need not in there]
+            one_of: tuple[str, ...] = ()
+            if name not in self._functions:
+                one_of = BUILTIN[name].one_of
+            if one_of and not there & set(one_of):
+                missing.append(" or ".join(map(repr, one_of)))
+            if missing:
                 columns_there = ", ".join(sorted(there - STAGE_GIVES))
                 raise UserError(
-                    f"the data has no column {need!r}, which this reward needs",
+                    f"the data has no column {missing[0]}, which this reward needs",
                     where=f"reward {name}",
                     hint=f"it has {columns_there or 'none'}",
                 )
@@ -191,6 +216,7 @@ class Rewards:
         for name, column in columns.items():
             assert name == "max_new_tokens" or len(column) == count, name
         self._warnings = []
+        self._tests = [None] * count
         given = {
             # of rows that do not all have a column, some may have it nowhere
             **{name: [None] * count for name in self.needed()},
@@ -213,7 +239,9 @@ class Rewards:
             values = BUILTIN[name].function(**arguments, apart=self._apart)
             by_name[name] = self._clean(name, values, count)
         parsed = [final_answer(turn, self.form) for turn in turns]
-        return Scores(_total(by_name, self.weights, count), by_name, parsed, self._warnings)
+        return Scores(
+            _total(by_name, self.weights, count), by_name, parsed, self._warnings, self._tests
+        )
 
     def _weigh(self, names: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, float]:
         """Name → weight, in the order in which they were named."""
@@ -306,6 +334,8 @@ class Rewards:
     def _apart(self, judge: str, arguments: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """The judge's values. Where a row brings its process down, the rows are asked one by one:
         only the bad ones are missing."""
+        if judge == "code":
+            return self._run_tests(arguments)
         count = len(arguments["completions"])
         try:
             values = []
@@ -323,6 +353,26 @@ class Rewards:
                 f"{bad} of {count} answers could not be judged by {judge}",
                 bad,
             )
+        return values
+
+    def _run_tests(self, arguments: Mapping[str, Sequence[Any]]) -> list[float | None]:
+        """All or nothing, or the share of tests that pass."""
+        values: list[float | None] = []
+        given = dict(arguments)
+        prompts, completions = given.pop("prompts"), given.pop("completions")
+        for n, verdict in enumerate(judge_code(prompts, completions, given, self.limits)):
+            value: float | None = None
+            if isinstance(verdict, CallFailed):
+                self._warn(
+                    f"code {verdict.cause}",
+                    f"running code: {verdict}; such rows have no such reward",
+                )
+            elif verdict is not None:
+                self._tests[n] = verdict
+                value = float(verdict.all_passed)
+                if self.partial:
+                    value = verdict.passed / verdict.tests
+            values.append(value)
         return values
 
     def _one_by_one(

@@ -99,8 +99,11 @@ class ProblemPrompts:
             one.split,
             one.reading,
             one.template,
+            self.rewards.runs_tests,
         )
         kind = "problems" if answered else "problems, answered or not"
+        if self.rewards.runs_tests:
+            kind += ", tested"
         return self._stored(one, read, kind)
 
     def _stored(self, one: DataSpec, read: Callable[[], Iterable[Problem]], kind: str) -> Prompts:

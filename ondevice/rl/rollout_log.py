@@ -2,11 +2,12 @@
 looks back.
 
 A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated",
-"rewards": {name: number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at
-which byte its line begins. Each measurement on held-out prompts adds {"held_out": true, "step",
-"groups"}: one completion of each of the same few prompts, whose place the eval event tells, so that
-a prompt that is never learned from can be watched over training. A resumed stage repeats the steps
-after its checkpoint: what the process before it wrote of them is cut off.
+"rewards": {name: number}, "reward", "advantage", "parsed", "span"}]}]}, of code that unit tests
+judge also "tests": {"passed", "of", "why"}; a step's event says at which byte its line begins. Each
+measurement on held-out prompts adds {"held_out": true, "step", "groups"}: one completion of each of
+the same few prompts, whose place the eval event tells, so that a prompt that is never learned from
+can be watched over training. A resumed stage repeats the steps after its checkpoint: what the
+process before it wrote of them is cut off.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ondevice.common.json_files import parse_json
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.rewards.answers import find_answer
+from ondevice.rewards.code_judge import Verdict
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.events import LineFile
 
@@ -56,6 +58,7 @@ class GroupLog:
         totals: Any,
         form: str = "",
         tokenizer: Tokenizer | None = None,
+        tests: Sequence[Verdict | None] = (),
     ) -> int:
         """The same of a measurement, of one completion per prompt, after the step that was appended
         last: the first few prompts, always the same. Arguments as of `to_records`."""
@@ -63,7 +66,14 @@ class GroupLog:
         few_rewards = {name: values[few] for name, values in rewards.items()}
         no_advantages = np.zeros(WATCHED)
         groups = to_records(
-            prompts[few], sampled[few], few_rewards, totals[few], no_advantages, form, tokenizer
+            prompts[few],
+            sampled[few],
+            few_rewards,
+            totals[few],
+            no_advantages,
+            form,
+            tokenizer,
+            tests[few],
         )
         with LineFile(self.path) as file:
             return file.append({"held_out": True, "step": self._step, "groups": groups})
@@ -93,10 +103,11 @@ def to_records(
     advantages: Any,
     form: str = "",
     tokenizer: Tokenizer | None = None,
+    tests: Sequence[Verdict | None] = (),
 ) -> list[dict[str, Any]]:
     """The groups of a rollout: len(sampled) / len(prompts) completions each. `rewards`: name → a
     number per completion; `form` says how answers are written, where there are any to be parsed, and
-    `tokenizer` whether a prompt has opened a thought."""
+    `tokenizer` whether a prompt has opened a thought; `tests`: what unit tests said of each."""
     size = len(sampled) // len(prompts)
     groups = []
     for g, prompt in enumerate(prompts):
@@ -114,6 +125,13 @@ def to_records(
                 "advantage": _number(advantages[i]),
                 **_parsed(sampled[i].text, opened, form),
             }
+            verdict = tests[i] if i < len(tests) else None
+            if verdict is not None:
+                completion["tests"] = {
+                    "passed": verdict.passed,
+                    "of": verdict.tests,
+                    "why": verdict.why,
+                }
             completions.append(completion)
         answer = prompt.known.get("answer")
         groups.append({"prompt": prompt.text, "answer": answer, "completions": completions})

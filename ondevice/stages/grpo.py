@@ -30,6 +30,7 @@ from ondevice.data.shared_prompts import room_for
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
+from ondevice.rewards.isolate import Limits
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.advantages import group_advantages, without_spread
 from ondevice.rl.micro_batches import (
@@ -64,7 +65,7 @@ from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import Cut, StepPlan
 
 GOLDS = 2000  # problems whose right answers are looked at before the run
-RIGHT = "correct"  # the reward that says what is right
+RIGHT = ("correct", "code")  # rewards that say what is right: the first that counts
 NOTHING_LEARNED = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy": None}
 """What a step says of its update where no completion adds to the gradient."""
 
@@ -79,6 +80,8 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
         cfg.reward_file,
         cfg.reward_timeout,
         ctx.folder.path / "rewards.log",
+        Limits(cfg.code_seconds, cfg.code_memory << 20),
+        cfg.code_reward == "share",
     ) as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "problems", cfg.data), ctx)
@@ -142,7 +145,8 @@ class GRPOFeed:
         self.greedy = self._sampler(policy, 0.0)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
         self.log = GroupLog(ctx.folder.groups)
-        self.better = BestMetric("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
+        told = not set(RIGHT).isdisjoint(rewards.weights)
+        self.better = BestMetric("accuracy" if told else "reward", higher=True)
         self._tell()
 
     def _sampler(self, policy: Model, temperature: float) -> Sampler:
@@ -203,6 +207,7 @@ class GRPOFeed:
             advantages,
             cfg.answer,
             self.sampler.tokenizer,
+            scores.tests,
         )
         numbers = {
             **reward_metrics(scores, totals),
@@ -340,6 +345,7 @@ class GRPOFeed:
             scores.total,
             self.cfg.answer,
             self.sampler.tokenizer,
+            scores.tests,
         )
         return {**figures, "groups": place}
 
@@ -421,9 +427,10 @@ def reward_metrics(scores: Scores, totals: Floats) -> dict[str, Any]:
 def accuracy(scores: Scores) -> dict[str, float]:
     """{"accuracy"}: the share of right answers among those that were judged; empty where nothing
     says what is right: a total of 1 does not mean a right answer."""
-    if RIGHT not in scores.by_name:
+    name = next((name for name in RIGHT if name in scores.by_name), None)
+    if name is None:
         return {}
-    judged = scores.by_name[RIGHT][np.isfinite(scores.by_name[RIGHT])]
+    judged = scores.by_name[name][np.isfinite(scores.by_name[name])]
     if not len(judged):
         return {"accuracy": float("nan")}
     return {"accuracy": float(np.mean(judged == 1.0))}

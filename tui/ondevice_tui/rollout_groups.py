@@ -13,7 +13,7 @@ from typing import Any
 
 from ondevice_tui.event_reader import History, texts_at
 
-RIGHT = ("correct", "accuracy", "exact", "exact_match", "answer", "math")
+RIGHT = ("correct", "code", "accuracy", "exact", "exact_match", "answer", "math")
 """Rewards that say whether an answer is right, by their usual names."""
 SEARCHED = 80  # steps looked through for a group that passes a filter, at one key
 
@@ -31,6 +31,8 @@ class Answer:
     parsed: str | None
     span: tuple[int, int] | None
     right: bool | None
+    tests: str = ""
+    """How many unit tests passed, and what the first that did not came to; empty: there were none."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,17 @@ def _answer(raw: Mapping[str, Any], truth: str | None) -> Answer:
         _text(parsed),
         _span(raw.get("span"), len(text)),
         _right(rewards, parsed, truth),
+        _tests(raw.get("tests")),
     )
+
+
+def _tests(raw: Any) -> str:
+    if not isinstance(raw, Mapping):
+        return ""
+    passed, of, why = raw.get("passed"), raw.get("of"), raw.get("why")
+    if not isinstance(passed, int) or not isinstance(of, int):
+        return ""
+    return f"{passed} of {of} tests" + (f": {why}" if isinstance(why, str) and why else "")
 
 
 def _text(raw: Any) -> str | None:
@@ -335,6 +347,8 @@ def _text(raw: Any) -> str | None:
 def _right(rewards: Mapping[str, float | None], parsed: Any, truth: str | None) -> bool | None:
     for name in RIGHT:
         value = rewards.get(name)
+        if value is not None and name == "code":
+            return value >= 1  # a share of the tests is not all of them
         if value is not None:
             return value > 0.5
     if truth is None:

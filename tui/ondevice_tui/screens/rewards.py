@@ -361,7 +361,10 @@ each measurement, the newest first; [ ] go to another problem."""
             )
             return
         shown = self._shown[at]
-        titled(box, f"{shown.name} · {shown.answer.tokens} tokens")
+        title = f"{shown.name} · {shown.answer.tokens} tokens"
+        if shown.answer.tests:
+            title += f" · {shown.answer.tests.partition(':')[0]}"
+        titled(box, title)
         text.show(marked(shown.answer))
 
     # keys
@@ -382,6 +385,8 @@ each measurement, the newest first; [ ] go to another problem."""
                 parts += [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]
             parts += [("   parsed  ", "$muted"), cell(answer.parsed or "–", 60).rstrip()]
             rows = [prompt, line(*parts), content(""), marked(answer)]
+            if answer.tests:
+                rows.insert(2, line(("tests  ", "$muted"), cell(answer.tests, 200).rstrip()))
             self.app.push_screen(Details(shown.title, lines(rows)))
 
     def action_group(self, by: int) -> None:
