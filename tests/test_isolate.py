@@ -453,7 +453,7 @@ def test_an_isolator_that_does_not_hold_is_refused(
         words = ["/bin/sh", "-c", "echo no such luck >&2; exit 1"]
     monkeypatch.setattr(isolate, "_isolator", lambda: words)
     said = {
-        "nothing": "does not hold: it cannot connect",
+        "nothing": "does not hold: it cannot read files of yours",
         "network": "does not hold: it cannot connect",
         "processes": "does not (hold: it cannot start processes|work)",
         "files": "does not hold: it cannot read files of yours",

@@ -292,12 +292,10 @@ def last_code(text: str) -> str | None:
     """The last fenced block that says it is Python, or else the last that does not say what it is;
     where there is no fence, all of the text. None where the last fence is not closed: the answer
     was cut. Thoughts are no code."""
-    start = _after_thoughts(text)
-    if start is None:
-        return None
+    text = after_thoughts(text) or ""
     blocks: dict[bool, str] = {}
     opened: tuple[str, str, int] | None = None
-    for fence in _FENCE.finditer(text, start):
+    for fence in _FENCE.finditer(text):
         marks, tag = fence[1], fence[2].lower()
         if opened is None:
             opened = marks, tag, fence.end() + 1
@@ -307,8 +305,7 @@ def last_code(text: str) -> str | None:
             opened = None
     if opened is not None:
         return None
-    if not blocks:
-        code = text[start:] if "```" not in text[start:] else ""
-    else:
-        code = blocks.get(True, blocks.get(False, ""))
+    code = blocks.get(True, blocks.get(False, ""))
+    if not blocks and "```" not in text:
+        code = text
     return code if code.strip() else None

@@ -78,11 +78,11 @@ def decode(value: Any, most: int = 10_000) -> Any:
     read = _DECODERS.get(kind)
     if read is None:
         raise ValueError(f"is of an unknown kind {kind[:40]!r}")
-    if kind in ("set", "frozenset", "dict") and len(inner) > most:
-        raise ValueError(f"has more than {most:,} items")
     try:
+        if kind in ("set", "frozenset", "dict") and len(inner) > most:
+            raise ValueError(f"has more than {most:,} items")
         return read(inner, most)
-    except (TypeError, OverflowError) as error:
+    except (TypeError, LookupError, OverflowError) as error:
         raise ValueError(f"is not a {kind}: {error}") from error
 
 
