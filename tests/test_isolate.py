@@ -461,3 +461,14 @@ def test_an_isolator_that_does_not_hold_is_refused(
     }
     with pytest.raises(UserError, match=said[weaker]):
         isolate.require.__wrapped__()
+
+
+def test_the_profile_of_macos_lets_nothing_through_but_python() -> None:
+    """What it says; whether macOS does it, `require` finds out there."""
+    text = isolate.profile()
+    assert text.splitlines()[:3] == ["(version 1)", "(deny default)", "(deny network*)"]
+    assert text.count("(") == text.count(")")
+    assert str(Path.home()) not in text.replace(os.path.realpath(sys.base_prefix), "").replace(
+        os.path.realpath(isolated.__file__), ""
+    )
+    assert "file-write-data (literal" in text and "file-write*" not in text

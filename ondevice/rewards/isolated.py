@@ -29,6 +29,7 @@ from typing import Any
 LEAST = 16  # descriptors that a candidate may have open
 _PROGRAM = "__main__"
 TOOK_TOO_LONG = "took too long"
+LOOK_S = 0.02 if sys.platform == "darwin" else 1.0
 Limits = dict[str, float]
 
 
@@ -211,7 +212,9 @@ class Child:
                 left = self.until - time.monotonic()
                 if left <= 0:
                     return self._stop(TOOK_TOO_LONG)
-                for key, _ in ready.select(left):
+                if sys.platform == "darwin" and _footprint(self.pid) > self.limits["memory"]:
+                    return self._stop("took too much memory")
+                for key, _ in ready.select(min(left, LOOK_S)):
                     if key.fd == self.to:
                         rest = rest[_some(self.to, rest) :]
                         if not rest:
@@ -251,6 +254,19 @@ class Child:
         elif code or not program:
             self.why = f"ended with exit code {code}"
         return None
+
+
+def _footprint(pid: int) -> int:
+    """Bytes of memory of a process, on macOS, whose kernel takes a limit of memory and does not hold
+    to it: proc_pid_rusage's `ri_phys_footprint`."""
+    import ctypes
+    import struct
+
+    usage = ctypes.create_string_buffer(512)
+    if ctypes.CDLL(None).proc_pid_rusage(pid, 0, usage):
+        return 0  # it has ended
+    footprint: int = struct.unpack_from("Q", usage, 72)[0]
+    return footprint
 
 
 def _some(pipe: int, data: memoryview) -> int:
