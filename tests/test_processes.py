@@ -160,6 +160,8 @@ def test_processes_are_started_in_one_place_alone() -> None:
     assert found.pop("ondevice/common/distribution.py") == ["sys.executable"]
     # this program once more in its own process, with the words and the environment that it has
     assert "os.execve" in found.pop("ondevice/common/allocator.py")
+    # inside the isolator, where nothing else of this program is: a test of code in a process
+    assert found.pop("ondevice/rewards/isolated.py") == ["os.fork"]
     assert set(found) == {"ondevice/common/processes.py"}, found
 
 

@@ -73,6 +73,11 @@ def command(module: str, *words: str) -> list[str]:
     return [sys.executable, "-P", os.path.abspath(launch.__file__), module, *words]
 
 
+def base_python() -> str:
+    """The Python that this one's environment was made of."""
+    return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
+
+
 def environment(access: Access, given: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a process of this kind sees of `given`, this process's environment."""
     given = os.environ if given is None else given

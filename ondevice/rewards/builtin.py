@@ -202,8 +202,9 @@ def _judged(
 def code(
     prompts: Sequence[str], completions: Sequence[str], *, apart: Apart, **columns: Any
 ) -> Values:
-    """1 where the last fenced block of code passes all unit tests of the row in an isolator, else 0; or
-    the share of them that it passes.
+    """1 where the code passes all unit tests of its row, or the share that it passes.
+
+    It is the last fenced block of the answer, and runs in an isolator.
     """
     given = {name: columns[name] for name in (*COLUMNS, *BESIDE) if name in columns}
     return apart("code", {"prompts": prompts, "completions": completions, **given})

@@ -183,15 +183,11 @@ def _isolator() -> list[str]:
 def _python() -> list[str]:
     """The Python that this one is made of: nothing that is installed into an environment, no bytes
     written, none of the folders beside a script."""
-    return [os.path.realpath(_base_python()), "-P", "-s", "-S", "-B"]
+    return [processes.base_python(), "-P", "-s", "-S", "-B"]
 
 
 def _script() -> list[str]:
     return [_INSIDE if sys.platform == "linux" else os.path.realpath(isolated.__file__)]
-
-
-def _base_python() -> str:
-    return str(getattr(sys, "_base_executable", "") or sys.executable)
 
 
 def _bubblewrap() -> list[str]:
@@ -228,7 +224,7 @@ def _bubblewrap() -> list[str]:
 def _python_files() -> list[str]:
     """The interpreter, its standard library and what it is linked with, and no more: under a prefix
     that is a folder of its own all of it, under /usr the file itself (libraries are there)."""
-    executable = os.path.realpath(_base_python())
+    executable = processes.base_python()
     prefix = os.path.realpath(sys.base_prefix)
     home = os.path.realpath(os.path.expanduser("~"))
     if prefix == "/usr":
@@ -263,8 +259,7 @@ def profile() -> str:
     readable += _python_files()
     paths = " ".join(f"(subpath {json.dumps(path)})" for path in readable)
     programs = " ".join(
-        f"(literal {json.dumps(path)})"
-        for path in ("/usr/bin/env", os.path.realpath(_base_python()))
+        f"(literal {json.dumps(path)})" for path in ("/usr/bin/env", processes.base_python())
     )
     return "\n".join(
         (
