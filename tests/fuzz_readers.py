@@ -1,0 +1,687 @@
+"""Every reader of files that somebody else may have written, with samples to begin from and ways to
+spoil them. tests/test_fuzzing.py tries each on a few cases, scripts/fuzz.py on as many as you like.
+
+A reader gives a value, or a UserError that names the file. Whatever else comes out of it, a slow
+case and a hang included, is a fault.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import small_stages
+from data_samples import CHATS, small_tokenizer
+from ondevice.common.errors import UserError
+from ondevice.common.files import MANIFEST
+from ondevice.common.json_files import parse_json, read_object
+from ondevice.config.load import parse_yaml, read_yaml
+from ondevice.config.ratings import RatingsConfig
+from ondevice.config.recipe import load_recipe
+from ondevice.data.chat_template import rendered
+from ondevice.data.formats import to_chat, to_label, to_prompt, to_text
+from ondevice.data.messages import BadRow
+from ondevice.data.preference_formats import to_judged, to_pair
+from ondevice.data.readers import READERS
+from ondevice.data.rows import read as read_rows
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.exports import mlx_adapter
+from ondevice.hub.client import _remote_file
+from ondevice.hub.pull import _refuse_code, origin
+from ondevice.inference import conversations
+from ondevice.models import peft
+from ondevice.models.generation_config import generation_settings
+from ondevice.models.load import load_model
+from ondevice.models.model_folder import weight_files
+from ondevice.models.registry import load_config
+from ondevice.models.tensor_files import read_tensors, shapes_in
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.import_export import import_file
+from ondevice.preferences.repair import find_damage, repair_if_damaged
+from ondevice.preferences.votes import Response
+from ondevice.rewards import isolated
+from ondevice.rewards.problems import to_problem
+from ondevice.rewards.unit_tests import of_row
+from ondevice.runs import checkpoint, events
+from ondevice.runs.listing import list_runs
+from ondevice.runs.order import recipe_stages
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice_tui.event_reader import Follower
+from ondevice_tui.rollout_groups import groups_at
+
+SLOW_S = 20
+"""Seconds after which a case is a hang."""
+
+
+class Fault(AssertionError):
+    """A reader did something else than to give a value or a UserError that names its file."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`read` takes the file of a case, which lies in a folder that `folder` has made. `samples` are
+    what that file may hold before it is spoilt. `names`: its errors name the file, or else
+    nothing raises."""
+
+    file: str
+    samples: Callable[[Path], list[bytes]]
+    read: Callable[[Path], Any]
+    folder: Callable[[Path], None] = lambda folder: None
+    names: bool = True
+    slow: bool = False
+    """A case takes milliseconds: fewer in CI."""
+
+
+# ---------------------------------------------------------------- how a sample is spoilt
+
+_ODD: list[Any] = [
+    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 10**30, 0.5, -1e308, 1e308, "", "x", "0",
+    "null", "\ud800", "\x00", "../../etc", "a" * 300, [], {}, [[]], [None], {"": {}}, [1, "a", {}],
+    float("nan"), float("inf"), ["x"] * 50, {"a": {"b": {"c": []}}},
+]  # fmt: skip
+_WORDS = [
+    b"null", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 400, b"[" * 200, b"{\"a\":" * 120, b"\xff\xfe",
+    b"\xef\xbb\xbf", b"\x00", b"\\ud800", b"\r\n", b"\n\n", b"\"", b"'", b",", b":", b"]", b"}", b"\t", b"{{", b"}}",
+    b"{%", b"%}", b"&a [*a]", b"!!python/name:os.system", b"? ", b"- ", b"2026-99-99", b"<<: *a", b"\x1b[2J",
+    "🙂".encode(),
+    "\u202e".encode(), b"\xf0\x9f", b"PAR1", b"GGUF", b"\x7f" * 9,
+]  # fmt: skip
+
+
+def spoil(draw: random.Random, samples: list[bytes]) -> bytes:
+    """One case: a sample that was changed, in its values where it is JSON or in its bytes."""
+    kind = draw.random()
+    if kind < 0.03:
+        return draw.randbytes(draw.choice((0, 1, 8, 100, 3000)))
+    data = draw.choice(samples)
+    if kind < 0.5:
+        changed = _other_values(draw, data)
+        if changed is not None:
+            return changed
+    for _ in range(draw.choice((1, 1, 1, 2, 4, 9))):
+        data = _other_bytes(draw, data, samples)
+    return data
+
+
+def _other_values(draw: random.Random, data: bytes) -> bytes | None:
+    """The same JSON, or lines of it, with other values in a few places; None for what is neither."""
+    try:
+        lines = [json.loads(line) for line in data.splitlines()]
+        many = True
+    except ValueError:
+        try:
+            lines, many = [json.loads(data)], False
+        except ValueError:
+            return None
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        if lines:
+            at = draw.randrange(len(lines))
+            lines[at] = _changed(draw, lines[at])
+    texts = [json.dumps(line) for line in lines]
+    return ("\n".join(texts) if many else texts[0]).encode()
+
+
+def _changed(draw: random.Random, value: Any) -> Any:
+    """A value with something else somewhere in it."""
+    if isinstance(value, dict) and value and draw.random() < 0.85:
+        key = draw.choice(list(value))
+        change = draw.random()
+        if change < 0.1:
+            return {name: one for name, one in value.items() if name != key}
+        if change < 0.15:
+            return {**value, draw.choice(("", "a", "\ud800", key + key)): value[key]}
+        return {**value, key: _changed(draw, value[key])}
+    if isinstance(value, list) and value and draw.random() < 0.85:
+        at = draw.randrange(len(value))
+        change = draw.random()
+        if change < 0.1:
+            return value[:at] + value[at + 1 :]
+        if change < 0.2:
+            return value[:at] + [value[at]] * draw.choice((2, 30)) + value[at + 1 :]
+        return value[:at] + [_changed(draw, value[at])] + value[at + 1 :]
+    if isinstance(value, (int, float)) and draw.random() < 0.4:
+        return draw.choice((-value, value + 1, value * 1000, float(value), str(value)))
+    return draw.choice(_ODD)
+
+
+def _other_bytes(draw: random.Random, data: bytes, samples: list[bytes]) -> bytes:
+    at = draw.randrange(len(data) + 1)
+    end = min(at + draw.choice((1, 1, 4, 20, 300)), len(data))
+    change = draw.randrange(8)
+    if change == 0:
+        return data[:at]
+    if change == 1:
+        return data[:at] + data[end:]
+    if change == 2:
+        return data[:end] + data[at:end] * draw.choice((1, 1, 40)) + data[end:]
+    if change == 3:
+        return data[:at] + draw.randbytes(end - at) + data[end:]
+    if change == 4 and at < len(data):
+        return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+    if change == 5:
+        other = draw.choice(samples)
+        cut = draw.randrange(len(other) + 1)
+        return data[:at] + other[cut : cut + 400] + data[end:]
+    if change == 6 and end - at >= 1:
+        number = draw.choice((0, 1, 255, 2**31 - 1, 2**31, 2**63, 2**64 - 1))
+        return data[:at] + number.to_bytes(8, "little")[: draw.choice((4, 8))] + data[at + 8 :]
+    return data[:at] + draw.choice(_WORDS) + data[draw.choice((at, end)) :]
+
+
+# ---------------------------------------------------------------- trying one
+
+
+def try_case(reader: Reader, folder: Path, data: bytes) -> bool:
+    """Reads a case; whether it was refused. Raises Fault."""
+    file = folder / reader.file
+    file.write_bytes(data)
+    try:
+        with _within(SLOW_S):
+            reader.read(file)
+        return False
+    except UserError as error:
+        told = str(error)
+        there = [str(folder), *(one.name for one in folder.iterdir())]
+        if reader.names and not any(part in told for part in there):
+            raise Fault(f"names no file: {told[:300]}") from error
+        if len(told) > 3000 or "\x1b" in told:
+            raise Fault(f"is not one line of words: {told[:300]!r}") from error
+        return True
+    except Exception as error:
+        raise Fault(f"{type(error).__name__}: {str(error)[:300]}") from error
+
+
+class _Slow(BaseException):
+    pass
+
+
+@contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    """Raises Fault where it takes longer."""
+
+    def late(*given: Any) -> None:
+        raise _Slow
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    except _Slow:
+        raise Fault(f"takes more than {seconds} seconds") from None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# ---------------------------------------------------------------- what the samples are of
+
+
+@functools.cache
+def _backend() -> Backend:
+    return load_backend("torch", "cpu", "float32")
+
+
+def _text(*samples: Any) -> Callable[[Path], list[bytes]]:
+    """Samples that are there: texts, or values that become JSON."""
+    return lambda folder: [
+        (one if isinstance(one, str) else json.dumps(one)).encode() for one in samples
+    ]
+
+
+def _lines(*rows: Any) -> str:
+    return "\n".join(map(json.dumps, rows)) + "\n"
+
+
+def _model(folder: Path) -> None:
+    """A small model's folder."""
+    made = folder.parent / "model"
+    if not made.exists():
+        small_stages.write(made, _backend(), small_stages.config())
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+
+
+def _adapter(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    names = {"a": "base_model.model.model.layers.0.self_attn.q_proj"}
+    tensors = {}
+    for name in names.values():
+        tensors[f"{name}.lora_A.weight"] = torch.ones(2, 8)
+        tensors[f"{name}.lora_B.weight"] = torch.ones(8, 2)
+    save_file(tensors, folder / peft.WEIGHTS)
+    (folder / peft.CONFIG).write_text(json.dumps(ADAPTER))
+
+
+ADAPTER = {
+    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "base", "modules_to_save": None, "use_rslora": False, "bias": "none",
+    "rank_pattern": {"q_proj": 2}, "alpha_pattern": {}, "revision": None, "fan_in_fan_out": False,
+    "layers_to_transform": None,
+}  # fmt: skip
+
+
+def _of(name: str) -> Callable[[Path], list[bytes]]:
+    """What the folder has under this name."""
+    return lambda folder: [(folder / name).read_bytes()]
+
+
+def _configs(folder: Path) -> list[bytes]:
+    import models
+
+    found: list[Any] = [json.loads((folder / "config.json").read_bytes())]
+    for family in (*models.FAMILIES, *models.ENCODERS, *models.SEQ2SEQ):
+        for table in (models.FAMILIES, models.ENCODERS, models.SEQ2SEQ):
+            if family in table:
+                found.append({**found[0], **table[family]})
+    return [json.dumps(one).encode() for one in found]
+
+
+CONVERSATION = _lines({"messages": CHATS[1], "stage": "sft", "system": "Be brief."})
+ROWS = [
+    {"messages": CHATS[0]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"instruction": "a", "input": "", "output": "b"},
+    {"prompt": "a", "completion": "b", "label": True},
+    {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5},
+    {
+        "prompt": [{"role": "user", "content": "a"}],
+        "chosen": CHATS[0][1:],
+        "rejected": CHATS[0][1:],
+    },
+    {"question": "a", "answer": "so #### 42"},
+    {"text": "plain text", "label": 3},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}],
+            },
+            {"role": "tool", "content": "5", "name": "f"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    },
+]
+EVENTS = _lines(
+    {"event": "start", "t": 1.5, "stage": "grpo", "steps": 9, "backend": "torch"},
+    {"event": "data", "rewards": {"correct": 1.0}, "problems": 3},
+    {"event": "step", "step": 1, "loss": 2.5, "lr": 0.1, "t": 2.5, "groups": 0, "tokens": 55},
+    {"event": "eval", "step": 1, "loss": 2.25, "accuracy": 0.5, "groups": 120, "samples": 3},
+    {"event": "resume", "step": 1, "t": 3},
+    {"event": "step", "step": 2, "loss": 2.0, "t": 4.5},
+    {"event": "warning", "message": "odd"},
+    {"event": "done", "t": 9, "step": 2, "loss": 2.0},
+)
+GROUPS = _lines(
+    {
+        "step": 1,
+        "groups": [
+            {
+                "prompt": "q",
+                "answer": "4",
+                "completions": [
+                    {
+                        "text": "so 4",
+                        "tokens": 3,
+                        "truncated": False,
+                        "rewards": {"correct": 1.0, "code": 0.5},
+                        "reward": 1.0,
+                        "advantage": 0.7,
+                        "parsed": "4",
+                        "span": [3, 4],
+                        "tests": {"passed": 1, "of": 2, "why": "x"},
+                    }
+                ],
+            }
+        ],
+    }
+)
+RECIPE = """name: small
+seed: 3
+backend: auto
+corpus: {people: 9, sums: 20}
+stages:
+  init: {hidden_size: 32, layers: 2}
+  pretrain: {steps: 5, learning_rate: 1e-3, sequence_length: 64}
+  sft: &sft
+    steps: 3
+    data: builtin
+  grpo:
+    <<: *sft
+    rewards: [correct, format]
+"""
+VOTE = {
+    "prompt": [{"role": "user", "content": "a"}],
+    "responses": [{"text": "b", "source": "x"}, {"text": "c", "source": "y"}],
+    "votes": [{"rater": "ann", "ranking": [0], "strength": 2}],
+}
+TESTS = [
+    {"tests": ["assert f(1) == 2", "assert sorted(f([1, 'a'], k=2))[0] in {3: (4,)}"]},
+    {"input_output": json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [[2]]})},
+    {"test": "def check(c):\n    assert c(1) == 2\n", "entry_point": "f"},
+    {"public_tests": {"input": ["1"], "output": ["2"]}},
+]
+
+
+def _rows_of(file: Path) -> None:
+    for _ in READERS[file.suffix](file):
+        pass
+
+
+_FORMS: tuple[Callable[[Any], Any], ...] = (
+    to_text,
+    to_chat,
+    to_prompt,
+    to_pair,
+    to_judged,
+    lambda row: to_label(row, "text", "label"),
+    lambda row: to_problem(row, "kind"),
+)
+
+
+def _forms_of(file: Path) -> None:
+    """Rows in every form that there is."""
+    for convert in _FORMS:
+        rows = read_rows(str(file))
+        rows.strict = False
+        for row, where in rows:
+            try:
+                convert(row)
+            except BadRow as error:
+                rows.reject(where, str(error), row)
+
+
+def _packed(samples: Callable[[Path], list[bytes]]) -> Callable[[Path], list[bytes]]:
+    return lambda folder: [gzip.compress(one, mtime=0) for one in samples(folder)]
+
+
+def _packed_rows(file: Path) -> None:
+    for _ in read_rows(str(file)):
+        pass
+
+
+def _parquet(folder: Path) -> list[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    found = []
+    for compression in ("none", "snappy", "zstd"):
+        table = pa.table({"text": ["a", "b", None] * 40, "n": list(range(120)), "l": [[1]] * 120})
+        parquet.write_table(table, folder / "made", compression=compression, row_group_size=50)
+        found.append((folder / "made").read_bytes())
+    (folder / "made").unlink()
+    return found
+
+
+def _load_tokenizer(file: Path) -> None:
+    tokenizer = Tokenizer.load(file.parent)
+    ids = tokenizer.encode("Anna lives in Rome 🙂")
+    tokenizer.decode(ids)
+    if tokenizer.chat_template is not None:
+        with suppress(BadRow):  # of this chat: the template says no to it
+            rendered(tokenizer, CHATS[1])
+
+
+def _tokenizer(folder: Path) -> None:
+    made = folder.parent / "tokenizer"
+    if not made.exists():
+        small_tokenizer().save(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+
+
+def _gpt2(folder: Path) -> None:
+    """A tokenizer in its older form."""
+    inner = json.loads(small_tokenizer().inner.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(inner["vocab"]))
+    merges = [one if isinstance(one, str) else " ".join(one) for one in inner["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+
+
+def _templates(folder: Path) -> list[bytes]:
+    more = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m.content|trim }}"
+        "{% if not loop.last %}\n{% endif %}{% endfor %}"
+    )
+    return [(small_tokenizer().chat_template or "").encode(), more.encode()]
+
+
+def _run(folder: Path) -> None:
+    stage = folder / "run" / "grpo"
+    stage.mkdir(parents=True)
+    (stage / "events.jsonl").write_text(EVENTS)
+    (stage / "groups.jsonl").write_text(GROUPS)
+    (stage / "done.json").write_text(json.dumps({"loss": 2.0, "step": 2, "seconds": 4.5}))
+    (folder / "run" / "recipe.yaml").write_text(RECIPE)
+
+
+def _list(file: Path) -> None:
+    run = file.parent
+    while run.name != "run":
+        run = run.parent
+    list_runs(run.parent)
+
+
+def _events(file: Path) -> None:
+    list(events.read(file))
+    list(events.read(file, tail=200))
+    events.first_event(file)
+    with suppress(ValueError):  # as it says
+        events.read_at(file, 0)
+    Follower(file).read()
+
+
+def _ratings(folder: Path) -> list[bytes]:
+    file = folder / "made.db"
+    with Ratings.open(file, create=True) as ratings, ratings.transaction():
+        for n in range(12):
+            two = [Response("a" * 30, "x"), Response("b" * 30, "y")]
+            item = ratings.add("one", f"Question {n}?", two, seed=0)
+            ratings.vote(item, "ann", "s", ranking=[n % 2], note="n")
+    data = file.read_bytes()
+    for one in folder.glob("made.db*"):
+        one.unlink()
+    return [data]
+
+
+def _repair(file: Path) -> None:
+    for one in file.parent.glob(f"{file.name}?*"):
+        one.unlink()
+    find_damage(file)
+    repair_if_damaged(file)
+    with Ratings.open(file) as ratings:
+        for _ in ratings.items():
+            pass
+        for _ in ratings.votes():
+            pass
+
+
+def _import(file: Path) -> None:
+    for one in file.parent.glob("ratings.db*"):
+        one.unlink()
+    import_file(
+        RatingsConfig(action="import", ratings=str(file.parent / "ratings.db"), file=str(file))
+    )
+
+
+def _hub_entry(file: Path) -> None:
+    """What a Hub's tree says of a file; its errors are caught where the client is asked."""
+    try:
+        given = json.loads(file.read_bytes())
+    except ValueError:
+        return  # the client's own parser, which reads it, says so
+    if not isinstance(given, dict):
+        return
+    lfs = given.get("lfs")
+    entry = SimpleNamespace(
+        path=given.get("path"),
+        size=given.get("size"),
+        blob_id=given.get("blob_id"),
+        lfs=SimpleNamespace(sha256=lfs.get("sha256")) if isinstance(lfs, dict) else lfs,
+    )
+    with suppress(TypeError, ValueError, AttributeError):
+        _remote_file(entry)
+
+
+def _hub_folder(file: Path) -> None:
+    origin(file.parent)
+    _refuse_code(file.parent, file.name)
+
+
+def _unit_tests(file: Path) -> None:
+    for row, _ in READERS[".jsonl"](file):
+        if isinstance(row, Mapping):
+            try:
+                tests = of_row(row, "import os")
+            except BadRow:
+                continue
+            for test in tests.tests if tests else ():
+                if hasattr(test, "under_test"):
+                    test.holds(lambda name, arguments, keywords: [name, (1, "a"), {2: None}])
+
+
+def _encoded(file: Path) -> None:
+    """What code in the isolator answers."""
+    with suppress(ValueError):
+        isolated.decode(parse_json(file.read_bytes()))
+
+
+def _checkpoint(file: Path) -> None:
+    checkpoint.find_damage(file.parent)
+    checkpoint.record_of(file.parent)
+
+
+def _yaml_field(file: Path) -> None:
+    parse_yaml(file.read_text(encoding="utf-8", errors="replace"), file.name)
+
+
+READERS_OF: Mapping[str, Reader] = {
+    "JSON": Reader("a.json", _text({"a": [1, {"b": "c"}]}, ADAPTER), read_object),
+    "YAML": Reader("a.yaml", _text(RECIPE, "a: [1, {b: c}]\n'd': 2026-01-01\n"), read_yaml),
+    "YAML of a form": Reader("a", _text(RECIPE, "{steps: 3}"), _yaml_field),
+    "recipe": Reader("a.yaml", _text(RECIPE), lambda file: load_recipe(str(file))),
+    "config.json": Reader("config.json", _configs, lambda file: load_config(file.parent), _model),
+    "generation_config.json": Reader(
+        "generation_config.json",
+        _text({"temperature": 0.5, "top_k": 3, "eos_token_id": [1, 2], "max_new_tokens": 9}),
+        lambda file: generation_settings(file.parent),
+    ),
+    "index of weights": Reader(
+        "model.safetensors.index.json",
+        _text({"metadata": {"total_size": 5}, "weight_map": {"a": "model.safetensors"}}),
+        lambda file: weight_files(file.parent),
+        _model,
+    ),
+    "safetensors": Reader("model.safetensors", _of("model.safetensors"), shapes_in, _model),
+    "tensors": Reader(
+        "model.safetensors",
+        _of("model.safetensors"),
+        lambda file: read_tensors(file, _backend()),
+        _model,
+        slow=True,
+    ),
+    "model": Reader(
+        "config.json",
+        _of("config.json"),
+        lambda file: load_model(file.parent, _backend()),
+        _model,
+        slow=True,
+    ),
+    "adapter_config.json": Reader(
+        peft.CONFIG, _of(peft.CONFIG), lambda file: peft.read(file.parent, _backend()), _adapter
+    ),
+    "adapter's weights": Reader(
+        peft.WEIGHTS, _of(peft.WEIGHTS), lambda file: peft.read(file.parent, _backend()), _adapter
+    ),
+    "adapter of mlx-lm": Reader(
+        mlx_adapter.CONFIG,
+        _text({"fine_tune_type": "lora", "model": "nowhere", "lora_parameters": {"scale": 2.0}}),
+        lambda file: mlx_adapter.read(file.parent, _backend()),
+        names=False,  # or the base that it names
+    ),
+    "tokenizer.json": Reader(
+        "tokenizer.json", _of("tokenizer.json"), _load_tokenizer, _tokenizer, slow=True
+    ),
+    "tokenizer_config.json": Reader(
+        "tokenizer_config.json",
+        _of("tokenizer_config.json"),
+        _load_tokenizer,
+        _tokenizer,
+        slow=True,
+    ),
+    "special_tokens_map.json": Reader(
+        "special_tokens_map.json",
+        _text(
+            {"bos_token": "<|im_start|>", "additional_special_tokens": ["<a>", {"content": "b"}]}
+        ),
+        _load_tokenizer,
+        _tokenizer,
+        slow=True,
+    ),
+    "added_tokens.json": Reader(
+        "added_tokens.json", _text({"<a>": 420, "<b>": 421}), _load_tokenizer, _tokenizer, slow=True
+    ),
+    "vocab.json": Reader("vocab.json", _of("vocab.json"), _load_tokenizer, _gpt2, slow=True),
+    "merges.txt": Reader("merges.txt", _of("merges.txt"), _load_tokenizer, _gpt2, slow=True),
+    "chat template": Reader(
+        "chat_template.jinja", _templates, _load_tokenizer, _tokenizer, slow=True
+    ),
+    "rows .jsonl": Reader("a.jsonl", _text(_lines(*ROWS)), _rows_of),
+    "rows .jsonl.gz": Reader("a.jsonl.gz", _packed(_text(_lines(*ROWS))), _packed_rows),
+    "rows .json": Reader("a.json", _text(ROWS, {"data": ROWS}), _rows_of),
+    "rows .csv": Reader("a.csv", _text('a,b\n1,"x\ny"\n2,z\n', "text,label\na,1\n"), _rows_of),
+    "rows .txt": Reader("a.txt", _text("One line.\n\nAnother 🙂.\n" * 9), _rows_of),
+    "rows .parquet": Reader("a.parquet", _parquet, _rows_of, slow=True),
+    "forms of rows": Reader("a.jsonl", _text(_lines(*ROWS)), _forms_of),
+    "unit tests": Reader("a.jsonl", _text(*(_lines(one) for one in TESTS)), _unit_tests),
+    "isolated values": Reader(
+        "a",
+        _text([{"tuple": [1, {"set": [2]}]}, {"dict": [["a", {"float": "nan"}]]}, {"bytes": "00"}]),
+        _encoded,
+    ),
+    "events": Reader("events.jsonl", _text(EVENTS), _events, names=False),
+    "groups": Reader(
+        "groups.jsonl", _text(GROUPS), lambda file: groups_at(file, 1, 0), names=False
+    ),
+    "run: events": Reader("run/grpo/events.jsonl", _text(EVENTS), _list, _run, names=False),
+    "run: done.json": Reader("run/grpo/done.json", _of("run/grpo/done.json"), _list, _run, False),
+    "run: recipe": Reader(
+        "run/recipe.yaml",
+        _text(RECIPE),
+        lambda file: (recipe_stages(file), _list(file)),
+        _run,
+        names=False,
+    ),
+    "checkpoint": Reader(
+        MANIFEST,
+        _text({"format": 1, "files": {"a": {"size": 3, "sha256": "0" * 64}}}),
+        _checkpoint,
+        names=False,
+    ),
+    "conversation": Reader("a.jsonl", _text(CONVERSATION), conversations.load),
+    "ratings": Reader(
+        "a.jsonl", _text(_lines(VOTE, ROWS[4]), _lines(*ROWS[3:6])), _import, slow=True
+    ),
+    "ratings.db": Reader("ratings.db", _ratings, _repair, slow=True),
+    "Hub: a file": Reader(
+        "entry.json",
+        _text({"path": "a.json", "size": 3, "blob_id": "0" * 40, "lfs": {"sha256": "0" * 64}}),
+        _hub_entry,
+        names=False,
+    ),
+    "Hub: a folder": Reader(
+        "tokenizer_config.json", _text({"auto_map": {}, "a": [1]}), _hub_folder, _tokenizer
+    ),
+}
