@@ -17,6 +17,15 @@ MANIFEST = "MANIFEST.json"
 FORMAT = 1
 
 
+def there(path: Path) -> bool:
+    """Whether something is there; no where no file system has such a name, as for one that is too
+    long, which a file of somebody else's may say."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 @contextmanager
 def whole_folder(
     target: Path, manifest: dict[str, Any] | None = None, *, replacing: bool = True

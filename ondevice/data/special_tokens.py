@@ -97,7 +97,7 @@ def _named_by_ids(
             continue
         first = _first_id(model_configs, f"{name}_id")
         word = None
-        if isinstance(first, int):
+        if isinstance(first, int) and 0 <= first < _MOST_IDS:
             word = inner.id_to_token(first)
         if word is not None:
             found[name] = word
@@ -142,7 +142,7 @@ def need_tokens(
 ) -> None:
     """Raises UserError where the end of text, or a special token that a chat template writes, has a
     name and no id: its letters would be learned in its place."""
-    names = dict.fromkeys(_listed(config), "")
+    names = dict.fromkeys(_listed(config, where), "")
     for name, word in named_tokens(config).items():
         if word:
             names[word] = name
@@ -159,12 +159,14 @@ def need_tokens(
             )
 
 
-def _listed(config: Mapping[str, Any]) -> Iterator[str]:
-    """The further special tokens that the config lists."""
+def _listed(config: Mapping[str, Any], where: str) -> Iterator[str]:
+    """The further special tokens that the config lists. Raises UserError for what is not a list."""
     for key in _LISTED:
         some = config.get(key) or ()
         if isinstance(some, dict):
             some = some.values()
+        elif not isinstance(some, (list, tuple)):
+            raise UserError(f"{some!r:.60} is not a list of tokens", where=f"{where}: {key}")
         for one in some:
             word = content_of(one)
             if word:

@@ -407,7 +407,15 @@ class Tokenizer(Vocabulary):
         raw = self.inner.to_str()
         if isinstance(self.inner.model, tokenizers.models.Unigram):
             raw = without_special_pieces(raw)
-        inner = tokenizers.Tokenizer.from_str(raw)
+        try:
+            inner = tokenizers.Tokenizer.from_str(raw)
+        except Exception as error:
+            # bare Exception, of one whose parts contradict each other once they are written again
+            raise UserError(
+                f"cannot be read as a tokenizer: {error}",
+                where="tokenizer.json",
+                hint="is the download whole?",
+            ) from error
         inner.encode_special_tokens = True
         return inner
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ondevice.common.disk import DiskFull
 from ondevice.common.errors import UserError
+from ondevice.common.files import there
 from ondevice.hub.client import Hub, NoReply, Offline
 
 WANTED = ("*.json", "*.safetensors", "*.jinja")
@@ -28,7 +29,7 @@ def resolve(name: str | Path, revision: str | None = None, wanted: Sequence[str]
     files that `wanted` means are there then. Raises UserError for a model that is neither here nor
     there."""
     path = Path(name)
-    if path.exists() or not is_name(str(name)):
+    if there(path) or not is_name(str(name)):
         return path
     return fetched(str(name), revision, wanted)
 

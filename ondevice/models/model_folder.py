@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import there
 from ondevice.common.json_files import load_json
 from ondevice.hub import snapshot
 from ondevice.models import peft
@@ -44,9 +45,9 @@ def base_folder(folder: Path) -> Path:
 
 
 def _need_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not (there(folder) and folder.is_dir()):
         raise UserError(
-            "is a file, no folder" if folder.exists() else "there is no such folder",
+            "is a file, no folder" if there(folder) else "there is no such folder",
             where=str(folder),
             hint="give a Hugging Face model folder",
         )
@@ -57,18 +58,18 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(load_json(index)["weight_map"].values()))
+            names = sorted(set(load_json(index)["weight_map"].values()), key=str)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(
                 "holds no index of weights", where=str(index), hint="is the download whole?"
             ) from error
         for name in names:
-            if Path(name).name != name:
+            if not isinstance(name, str) or Path(name).name != name or "\0" in name:
                 raise UserError(f"names {name!r}, which is outside the folder", where=str(index))
     else:
         names = ["model.safetensors"]
     for name in names:
-        if not (folder / name).is_file():
+        if not (there(folder / name) and (folder / name).is_file()):
             pickled = next(folder.glob("*.bin"), None)
             if pickled:
                 hint = "pickled weights are not read: convert them to safetensors"
