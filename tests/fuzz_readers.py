@@ -15,7 +15,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ import small_stages
 from data_samples import CHATS, small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.common.files import MANIFEST
-from ondevice.common.json_files import parse_json, read_object
+from ondevice.common.json_files import load_json, parse_json, read_object
 from ondevice.config.load import parse_yaml, read_yaml
 from ondevice.config.ratings import RatingsConfig
 from ondevice.config.recipe import load_recipe
@@ -45,21 +45,27 @@ from ondevice.models.load import load_model
 from ondevice.models.model_folder import weight_files
 from ondevice.models.registry import load_config
 from ondevice.models.tensor_files import read_tensors, shapes_in
+from ondevice.planning import calibration
+from ondevice.planning.model_facts import facts_of
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.import_export import import_file
+from ondevice.preferences.import_export import import_file, manage
 from ondevice.preferences.repair import find_damage, repair_if_damaged
 from ondevice.preferences.votes import Response
+from ondevice.publishing import history
 from ondevice.rewards import isolated
 from ondevice.rewards.problems import to_problem
 from ondevice.rewards.unit_tests import of_row
 from ondevice.runs import checkpoint, events
+from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import list_runs
 from ondevice.runs.order import recipe_stages
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
+from ondevice_tui import remembered
 from ondevice_tui.event_reader import Follower
 from ondevice_tui.rollout_groups import groups_at
 
+_RATES = [field.name for field in fields(calibration.Rates)]
 SLOW_S = 20
 """Seconds after which a case is a hang."""
 
@@ -273,6 +279,24 @@ ADAPTER = {
 }  # fmt: skip
 
 
+def _mlx_adapter(folder: Path) -> list[bytes]:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    base = folder.parent / "base"
+    small_stages.write(base, _backend(), small_stages.config())
+    [outputs, inputs] = shapes_in(base / "model.safetensors")[f"{MATRIX}.weight"]
+    halves = {"lora_a": np.ones((inputs, 2), "f4"), "lora_b": np.ones((2, outputs), "f4")}
+    save_file(
+        {f"{MATRIX}.{name}": value for name, value in halves.items()}, folder / mlx_adapter.WEIGHTS
+    )
+    config = {"fine_tune_type": "lora", "model": str(base), "lora_parameters": {"scale": 2.0}}
+    return [json.dumps(config).encode()]
+
+
+MATRIX = "model.layers.0.self_attn.q_proj"
+
+
 def _of(name: str) -> Callable[[Path], list[bytes]]:
     """What the folder has under this name."""
     return lambda folder: [(folder / name).read_bytes()]
@@ -352,9 +376,9 @@ GROUPS = _lines(
 RECIPE = """name: small
 seed: 3
 backend: auto
-corpus: {people: 9, sums: 20}
+corpus: {people: 9, documents: {stories: 7, sums: 3}}
 stages:
-  init: {hidden_size: 32, layers: 2}
+  init: {hidden_size: 32, num_hidden_layers: 2}
   pretrain: {steps: 5, learning_rate: 1e-3, sequence_length: 64}
   sft: &sft
     steps: 3
@@ -363,11 +387,7 @@ stages:
     <<: *sft
     rewards: [correct, format]
 """
-VOTE = {
-    "prompt": [{"role": "user", "content": "a"}],
-    "responses": [{"text": "b", "source": "x"}, {"text": "c", "source": "y"}],
-    "votes": [{"rater": "ann", "ranking": [0], "strength": 2}],
-}
+VOTE = {"prompt": "a", "responses": ["b", "c", "d"], "votes": ["a", "tie", "bad"]}
 TESTS = [
     {"tests": ["assert f(1) == 2", "assert sorted(f([1, 'a'], k=2))[0] in {3: (4,)}"]},
     {"input_output": json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [[2]]})},
@@ -448,7 +468,9 @@ def _gpt2(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(inner["vocab"]))
     merges = [one if isinstance(one, str) else " ".join(one) for one in inner["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}'
+    )
 
 
 def _templates(folder: Path) -> list[bytes]:
@@ -497,6 +519,19 @@ def _ratings(folder: Path) -> list[bytes]:
     return [data]
 
 
+def _votes(folder: Path) -> list[bytes]:
+    """Pairs, and votes as we export them."""
+    file = folder / "made.db"
+    file.write_bytes(_ratings(folder)[0])
+    out = folder / "made.jsonl"
+    manage(RatingsConfig(action="export", ratings=str(file), file=str(out), form="votes"))
+    whole = out.read_bytes()
+    for one in folder.glob("made*"):
+        one.unlink()
+    one_vote = whole.splitlines(keepends=True)[0]
+    return [one_vote, whole, _lines(VOTE).encode(), _lines(ROWS[4]).encode()]
+
+
 def _repair(file: Path) -> None:
     for one in file.parent.glob(f"{file.name}?*"):
         one.unlink()
@@ -515,6 +550,41 @@ def _import(file: Path) -> None:
     import_file(
         RatingsConfig(action="import", ratings=str(file.parent / "ratings.db"), file=str(file))
     )
+
+
+CALIBRATION = {
+    "format": calibration.FORMAT,
+    "key": {"a": "b"},
+    "device": "cpu",
+    "dtype": "float32",
+    "device_memory": 5,
+    "process": 5,
+    "speeds": {
+        "products": [[64, 1e9], [128, 2e9]],
+        "bytes_per_second": 1e9,
+        "tokenizer": 1e6,
+        "learning": dict.fromkeys(_RATES, 1.0),
+        "reading": dict.fromkeys(_RATES, 1.0),
+        "writing": dict.fromkeys(_RATES, 1.0),
+    },
+}
+
+
+def _calibration(file: Path) -> None:
+    """What was measured of this machine: not believed, and measured anew, where it says an error."""
+    with suppress(ValueError, TypeError, LookupError):
+        calibration.parse(load_json(file), {"a": "b"})
+
+
+def _history(file: Path) -> None:
+    """What a model's card says of a run."""
+    run = RunFolder(file.parent.parent)
+    for past in history.history(run, "grpo"):
+        history.data_read(past)
+        history.commits(past)
+        history.notes(past)
+        history.raters(past)
+        history.made_with(past)
 
 
 def _hub_entry(file: Path) -> None:
@@ -608,9 +678,10 @@ READERS_OF: Mapping[str, Reader] = {
     ),
     "adapter of mlx-lm": Reader(
         mlx_adapter.CONFIG,
-        _text({"fine_tune_type": "lora", "model": "nowhere", "lora_parameters": {"scale": 2.0}}),
+        _mlx_adapter,
         lambda file: mlx_adapter.read(file.parent, _backend()),
         names=False,  # or the base that it names
+        slow=True,
     ),
     "tokenizer.json": Reader(
         "tokenizer.json", _of("tokenizer.json"), _load_tokenizer, _tokenizer, slow=True
@@ -632,7 +703,7 @@ READERS_OF: Mapping[str, Reader] = {
         slow=True,
     ),
     "added_tokens.json": Reader(
-        "added_tokens.json", _text({"<a>": 420, "<b>": 421}), _load_tokenizer, _tokenizer, slow=True
+        "added_tokens.json", _text({"<a>": 381, "<b>": 382}), _load_tokenizer, _tokenizer, slow=True
     ),
     "vocab.json": Reader("vocab.json", _of("vocab.json"), _load_tokenizer, _gpt2, slow=True),
     "merges.txt": Reader("merges.txt", _of("merges.txt"), _load_tokenizer, _gpt2, slow=True),
@@ -672,10 +743,26 @@ READERS_OF: Mapping[str, Reader] = {
         names=False,
     ),
     "conversation": Reader("a.jsonl", _text(CONVERSATION), conversations.load),
-    "ratings": Reader(
-        "a.jsonl", _text(_lines(VOTE, ROWS[4]), _lines(*ROWS[3:6])), _import, slow=True
-    ),
+    "ratings": Reader("a.jsonl", _votes, _import, slow=True),
     "ratings.db": Reader("ratings.db", _ratings, _repair, slow=True),
+    "facts of a model": Reader(
+        "config.json", _of("config.json"), lambda file: facts_of(file.parent), _model, slow=True
+    ),
+    "history of a run": Reader(
+        "run/grpo/events.jsonl", _text(EVENTS), _history, _run, names=False, slow=True
+    ),
+    "settings of a run": Reader(
+        "run/grpo/settings.json",
+        _text({"settings": {"data": "a.jsonl:2,gym:x", "steps": 3}, "commits": {"a": "b"}}),
+        _history,
+        _run,
+        names=False,
+        slow=True,
+    ),
+    "calibration": Reader("a.json", _text(CALIBRATION), _calibration, names=False),
+    "remembered": Reader(
+        "a.json", _text({"theme": "dark", "size": [1, 2]}), remembered._read, names=False
+    ),
     "Hub: a file": Reader(
         "entry.json",
         _text({"path": "a.json", "size": 3, "blob_id": "0" * 40, "lfs": {"sha256": "0" * 64}}),

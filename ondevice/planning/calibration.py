@@ -163,7 +163,7 @@ def parse(raw: Any, key: Mapping[str, str]) -> Calibration:
         dict(key),
         str(raw["device"]),
         str(raw["dtype"]),
-        int(raw["device_memory"]),
+        int(_figure(raw["device_memory"], least=0.0)),
         int(_figure(raw["process"])),
         Speeds(
             tuple(points),

@@ -99,7 +99,8 @@ def _past(folder: StageFolder, record: Mapping[str, Any]) -> StageRecord:
         elif event.get("event") == "data":
             data = {name: value for name, value in event.items() if name not in _NOT_COUNTS}
         elif event.get("event") == "step":
-            step = int(event.get("step") or 0)
+            given = event.get("step")
+            step = given if isinstance(given, int) else step
     config = {**_mapping(start.get("config")), **folder.settings_record().get("settings", {})}
     return StageRecord(folder, record, config, _mapping(start.get("versions")), data, step)
 
