@@ -280,6 +280,12 @@ def house(place: Place) -> None:
     assert packages[-1] == "common" and packages.index("stages") < packages.index("training")
 
 
+def fuzz(place: Place) -> None:
+    told = place.script("fuzz.py", "--cases", 30, "YAML", "index of weights")
+    assert re.match(r"YAML: 30 cases, \d+ refused, 0 faults", told)
+    assert "index of weights: 30 cases" in told
+
+
 def same_results(place: Place) -> None:
     drawn = place.script("same_results.py", place.runs / "small", place.runs / "small")
     assert drawn.count("the same to the bit") == len(drawn.splitlines()) > 1
@@ -351,6 +357,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "bench/peer_mlx_lm_lora.py": peer_mlx_lm_lora,
     "bench/tui.py": tui,
     "control.py": control,
+    "fuzz.py": fuzz,
     "golden/ppo.py": golden_ppo,
     "house.py": house,
     "interop.py": interop,

@@ -236,7 +236,7 @@ def _modern(raw: dict[str, Any]) -> dict[str, Any]:
         ("local_rope_theta", "sliding_attention", 10000.0),
     ):
         own = rope.get(kind) or {}
-        scaled = {own.get("rope_type", "default"), rope.get("rope_type", "default")} != {"default"}
+        scaled = any(one.get("rope_type", "default") != "default" for one in (own, rope))
         if scaled or raw.get("rope_scaling"):
             raise UserError("scaled rotary positions are not known here", where="rope_parameters")
         theta[name] = number(

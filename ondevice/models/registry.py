@@ -60,7 +60,9 @@ def _check_sizes(raw: dict[str, Any]) -> None:
     for name, value in raw.items():
         most = _MOST_LAYERS if name in _LAYERS else _MOST
         if isinstance(value, int) and not -_MOST <= value <= most and name not in _FREE:
-            raise UserError(f"{value:.3g} is more than {most:,}", where=name)
+            # a number of 400 digits is no float
+            said = f"{value:.3g}" if value.bit_length() < 1000 else "a number of hundreds of digits"
+            raise UserError(f"{said} is more than {most:,}", where=name)
 
 
 def _check_quantisation(raw: dict[str, Any]) -> None:
@@ -119,4 +121,11 @@ def load_config(folder: Path) -> ModelConfig:
             error.message,
             where=f"{file}: {error.where}" if error.where else str(file),
             hint=error.hint,
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # a list where a number belongs, within what no check names
+        raise UserError(
+            f"a field holds what none can hold: {type(error).__name__}: {error}",
+            where=str(file),
+            hint="is the download whole?",
         ) from error
