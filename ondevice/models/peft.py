@@ -23,6 +23,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.json_files import load_json
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
+from ondevice.models.module_patterns import check_pattern
 from ondevice.models.state_dict import is_transposed, transposed
 from ondevice.models.tensor_files import read_tensors
 from ondevice.seam.ops import Params
@@ -120,6 +121,8 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "layers_pattern": (_are_names_or_pattern, "names of lists of layers"),
 }
 """What the fields that are read here may hold, where they hold anything."""
+_PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern")
+"""Fields with regular expressions: those of modules where they are one text, the others always."""
 
 
 @dataclass(frozen=True)
@@ -418,13 +421,7 @@ def _own(config: Mapping[str, Any], patterns: str, module: str, usual: Any) -> A
     """A module's own value. The names of `patterns` are regular expressions for the end of a
     module's name, of which the first that fits counts, as in PEFT."""
     for pattern, own in (config.get(patterns) or {}).items():
-        try:
-            fits = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
-            raise UserError(
-                f"{pattern!r} is not a regular expression: {error}", where=f"{CONFIG}: {patterns}"
-            ) from error
-        if fits:
+        if re.match(rf"(.*\.)?({pattern})$", module):
             return own
     return usual
 
@@ -462,6 +459,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name, (fits, what) in _SHAPES.items():
         if config.get(name) is not None and not fits(config[name]):
             raise UserError(f"{config[name]!r:.80} is not {what}", where=f"{file}: {name}")
+    for name in _PATTERNS:
+        given = config.get(name) or ()
+        for pattern in [given] if isinstance(given, str) else given:
+            if name.endswith("_pattern") or isinstance(given, str):
+                check_pattern(pattern, f"{file}: {name}")
     fields = Fields(config)
     for name, known in _ONLY.items():
         if fields.get(name) not in known:
