@@ -205,7 +205,9 @@ def try_case(reader: Reader, folder: Path, data: bytes) -> bool:
         if len(told) > 3000:
             raise Fault(f"is too long: {told[:300]!r}") from error
         return True
-    except Exception as error:
+    except (Fault, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         raise Fault(f"{type(error).__name__}: {str(error)[:300]}") from error
 
 

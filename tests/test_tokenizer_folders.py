@@ -469,3 +469,15 @@ def test_rules_that_fail_on_a_text_are_one_line(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(with_rules(tmp_path, pre_tokenizer=split))
     with pytest.raises(UserError, match="cannot read a text"):
         tokenizer.encode("a" * 40 + "b")
+
+
+def test_a_panic_of_the_library_is_one_line(tmp_path: Path) -> None:
+    """A prefix of continued words that is longer than a merge's second half: the library's Rust
+    panics, and what it raises is no Exception."""
+    small_tokenizer().save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    described["model"]["continuing_subword_prefix"] = "#" * 30
+    file.write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
+        Tokenizer.load(tmp_path)

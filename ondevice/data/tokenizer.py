@@ -37,6 +37,7 @@ from ondevice.data.stream_decoder import StreamDecoder
 from ondevice.data.template_sandbox import names_read
 from ondevice.data.tokenizer_files import (
     encoded,
+    library_errors,
     read_inner,
     read_templates,
     remove_template_files,
@@ -407,15 +408,8 @@ class Tokenizer(Vocabulary):
         raw = self.inner.to_str()
         if isinstance(self.inner.model, tokenizers.models.Unigram):
             raw = without_special_pieces(raw)
-        try:
+        with library_errors("tokenizer.json"):  # its parts may contradict each other
             inner = tokenizers.Tokenizer.from_str(raw)
-        except Exception as error:
-            # bare Exception, of one whose parts contradict each other once they are written again
-            raise UserError(
-                f"cannot be read as a tokenizer: {error}",
-                where="tokenizer.json",
-                hint="is the download whole?",
-            ) from error
         inner.encode_special_tokens = True
         return inner
 

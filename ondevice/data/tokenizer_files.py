@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,12 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
     for a file that cannot be read, and where another form has to be converted first."""
     file = folder / "tokenizer.json"
     if file.is_file():
-        try:
+        with library_errors(str(file)):
             text = bounded.read_text(file)
             raw = parse_json(text)
             _check_growth(raw.get("normalizer"), file)
             _check_ids(raw.get("model"), file)
             return tokenizers.Tokenizer.from_str(text)
-        except UserError:
-            raise
-        except BaseException as error:
-            if not _of_the_library(error):
-                raise
-            raise UserError(
-                f"cannot be read as a tokenizer: {error}",
-                where=str(file),
-                hint="is the download whole?",
-            ) from error
     vocab = folder / "vocab.json"
     merges = folder / "merges.txt"
     if vocab.is_file() and merges.is_file() and _is_gpt2(config, model):
@@ -54,6 +45,22 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
         reason += f", only {','.join(others)}"
         hint = _conversion(folder)
     raise UserError(reason, where=str(folder), hint=hint)
+
+
+@contextmanager
+def library_errors(where: str, hint: str = "is the download whole?") -> Iterator[None]:
+    """Raises UserError for whatever the library says of a tokenizer that it cannot read: it raises
+    bare Exception, and where its Rust panics what is no Exception at all."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not _of_the_library(error):
+            raise
+        raise UserError(
+            f"cannot be read as a tokenizer: {error}", where=where, hint=hint
+        ) from error
 
 
 def encoded(encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
@@ -125,16 +132,8 @@ def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 
 def _gpt2(vocab: Path, merges: Path, *, prefix: bool) -> Any:
     _check_ids({"vocab": read_json(vocab)}, vocab)
-    try:
+    with library_errors(str(vocab.parent), "are vocab.json and merges.txt whole?"):
         inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
-    except BaseException as error:
-        if not _of_the_library(error):
-            raise
-        raise UserError(
-            f"cannot be read as a tokenizer: {error}",
-            where=str(vocab.parent),
-            hint="are vocab.json and merges.txt whole?",
-        ) from error
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     inner.decoder = tokenizers.decoders.ByteLevel()
     inner.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
