@@ -471,6 +471,17 @@ def test_rules_that_fail_on_a_text_are_one_line(tmp_path: Path) -> None:
         tokenizer.encode("a" * 40 + "b")
 
 
+def test_an_id_up_to_which_nobody_can_count_is_refused(tmp_path: Path) -> None:
+    """The library counts through all ids when it writes a vocabulary."""
+    small_tokenizer().save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    described["model"]["vocab"]["far"] = 4_000_000_000
+    file.write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json: the token 'far' has the id 4000000000"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_panic_of_the_library_is_one_line(tmp_path: Path) -> None:
     """A prefix of continued words that is longer than a merge's second half: the library's Rust
     panics, and what it raises is no Exception."""

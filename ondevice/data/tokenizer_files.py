@@ -20,6 +20,7 @@ _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spi
 _SWITCHES = ("single_word", "lstrip", "rstrip", "normalized", "special")
 GROWTH = 1000
 # where transformers keeps the templates that are not the default
+LARGEST_ID = 1 << 22
 _MORE_TEMPLATES = "additional_chat_templates"
 
 
@@ -90,12 +91,18 @@ def _is_panic(error: BaseException) -> bool:
 
 def _check_ids(model: Any, file: Path) -> None:
     """Raises UserError where two tokens have one id: the library keeps one of them, and fails later,
-    at the first copy."""
+    at the first copy. And for an id beyond all vocabularies: the library counts up to it."""
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if not isinstance(vocab, Mapping):  # a Unigram's is a list
         return
     by_id: dict[Any, str] = {}
     for token, i in vocab.items():
+        if isinstance(i, int) and i > LARGEST_ID:
+            raise UserError(
+                f"the token {token!r:.40} has the id {str(i)[:20]}, more than any vocabulary",
+                where=str(file),
+                hint="is the download whole?",
+            )
         if isinstance(i, int) and by_id.setdefault(i, token) != token:
             raise UserError(
                 f"the tokens {by_id[i]!r:.40} and {token!r:.40} have one id, {i}",
