@@ -330,6 +330,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @isolates
 def test_grpo_learns_from_it(files: Path, tmp_path: Path) -> None:
     settings = small_stages.settings(files, "grpo", tmp_path, "torch")

@@ -166,6 +166,7 @@ def test_memory_that_no_limit_counts_is_refused() -> None:
     assert gives(code, "f") == [[-1, -1], 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_endless_output_of_a_function_goes_nowhere(stream: str) -> None:
     code = f"import sys\ndef f():\n    while True: sys.{stream}.write('x' * 100000)"
@@ -181,6 +182,7 @@ def test_endless_output_of_a_program_ends_it() -> None:
             inside.program("")
 
 
+@pytest.mark.slow
 def test_an_answer_without_end_ends_it() -> None:
     with pytest.raises(Wrong, match="wrote too much|MemoryError"):
         gives("def f(): return 'x' * (8 << 20)", "f")
@@ -188,6 +190,7 @@ def test_an_answer_without_end_ends_it() -> None:
         gives("import itertools\ndef f(): return itertools.count()", "f")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", ["while True: pass", "import time; time.sleep(1000)"])
 def test_what_takes_too_long_is_ended_and_the_next_test_is_asked(wait: str) -> None:
     code = f"def f(x):\n    if x:\n        {wait.replace('; ', chr(10) + '        ')}\n    return 7"
