@@ -19,7 +19,7 @@ from ondevice.common import yaml_files
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+LOCKS = sorted((ROOT / "scripts" / "requirements").glob("*.txt"))
 PLATFORMS = {
     "linux": {"sys_platform": "linux", "platform_machine": "x86_64", "platform_system": "Linux"},
     "mac": {"sys_platform": "darwin", "platform_machine": "arm64", "platform_system": "Darwin"},
@@ -89,14 +89,20 @@ def test_every_release_has_one_version_and_hashes(lock: Path) -> None:
 def test_the_locks_hold_what_pyproject_asks_for(platform: str, python: str) -> None:
     where = environment(platform, python)
     dev = [*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["dev"]]
-    release = (ROOT / "requirements" / "release.in").read_text(encoding="utf-8").splitlines()
+    release = (
+        (ROOT / "scripts" / "requirements" / "release.in").read_text(encoding="utf-8").splitlines()
+    )
     wanted = {
         "dev.txt": dev,
         "runtime.txt": PYPROJECT["dependencies"],
         "release.txt": [line for line in release if not line.startswith("#")],
     }
     for name, texts in wanted.items():
-        lock = [one for one, _ in locked(ROOT / "requirements" / name) if applies(one, **where)]
+        lock = [
+            one
+            for one, _ in locked(ROOT / "scripts" / "requirements" / name)
+            if applies(one, **where)
+        ]
         versions = {canonicalize_name(one.name): str(one.specifier)[2:] for one in lock}
         for requirement in needed(texts, **where):
             if (platform, requirement.name, name) == ("linux", "torch", "dev.txt"):
@@ -108,7 +114,10 @@ def test_the_locks_hold_what_pyproject_asks_for(platform: str, python: str) -> N
 
 def test_what_the_releases_need_in_turn_is_locked_too() -> None:
     """Of what is installed here, all that `pip --no-deps` would leave out."""
-    names = {canonicalize_name(one.name) for one, _ in locked(ROOT / "requirements" / "dev.txt")}
+    names = {
+        canonicalize_name(one.name)
+        for one, _ in locked(ROOT / "scripts" / "requirements" / "dev.txt")
+    }
     where = environment("linux", "3.11")
     todo = needed(PYPROJECT["optional-dependencies"]["dev"] + PYPROJECT["dependencies"], **where)
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -135,7 +144,7 @@ def test_torch_is_the_one_that_setup_pins() -> None:
     pinned = re.search("^pinned_torch=(.*)$", (ROOT / "scripts/setup").read_text(), re.MULTILINE)
     assert pinned is not None
     for name in ("dev.txt", "runtime.txt"):
-        lock = {one.name: one for one, _ in locked(ROOT / "requirements" / name)}
+        lock = {one.name: one for one, _ in locked(ROOT / "scripts" / "requirements" / name)}
         assert str(lock["torch"].specifier) == f"=={pinned[1]}"
     [torch] = [one for one in needed(PYPROJECT["optional-dependencies"]["torch"])]
     assert torch.specifier.contains(Version(pinned[1]))
@@ -162,11 +171,11 @@ def audited(found: dict[str, Any] | None, tmp_path: Path) -> tuple[int, str]:
     """Exit code and words of scripts/audit where pip-audit finds this; None: it fails."""
     root = tmp_path / "checkout"
     (root / "scripts").mkdir(parents=True)
-    (root / "requirements").mkdir()
+    (root / "scripts" / "requirements").mkdir(parents=True)
     (root / ".venv-audit" / "bin").mkdir(parents=True)
     for name in ("audit", "release-tools"):
         (root / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
-    (root / "requirements" / "release.txt").write_text("x")
+    (root / "scripts" / "requirements" / "release.txt").write_text("x")
     (root / ".venv-audit" / "installed").write_text("x")
     python = root / ".venv-audit" / "bin" / "python"
     answer = "echo 'no such host' >&2; exit 1"
