@@ -255,6 +255,11 @@ NIGHTLY = (
         "a full disk in further commands and stages: CI fills it for `ratings import` and `pretrain`, and "
         "tries every kind of writer by itself in `test_disk_pause.py`",
     ),
+    Nightly(
+        "test_scripts.py",
+        r"it_runs\[soak",
+        "a few minutes of `scripts/soak`: CI meets each of its faults in tests of their own",
+    ),
 )
 
 

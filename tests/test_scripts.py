@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -351,6 +352,17 @@ def plan_accuracy(place: Place) -> None:
     assert "**Not fitted to** (2 cases)" in document and "| tiny sample |" in document
 
 
+def soak(place: Place) -> None:
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        pytest.skip("faults are loaded before libc: needs Linux and a C compiler")
+    told = place.script(
+        *("soak.py", "--minutes", 3, "--every", 4, "--stages", "pretrain"),
+        *("--work", place.here / "soak"),
+    )
+    assert "the same as without any fault" in told
+    assert len(re.findall(r"met [1-9]\d* of", told)) == 7
+
+
 SMALL: dict[str, Callable[[Place], None]] = {
     "bench/bench.py": bench,
     "bench/peer_trl_ppo.py": peer_trl_ppo,
@@ -368,6 +380,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "real/unseen_sums.py": unseen_sums,
     "same_results.py": same_results,
     "screenshots.py": screenshots,
+    "soak.py": soak,
 }
 
 
