@@ -602,7 +602,7 @@ def parent_of(file: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that holds rewards, and the process id of its helper."""
     code = (
         "import sys; from ondevice.rewards.scorer import Rewards; r = Rewards((), user_file=sys.argv[1])\n"
-        "print(r._user._process.pid, flush=True); r.score(['p'], ['hang'], {})"
+        "print(r._user._process.process.pid, flush=True); r.score(['p'], ['hang'], {})"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, file], stdout=subprocess.PIPE, text=True)
     try:

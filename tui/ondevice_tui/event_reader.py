@@ -37,6 +37,8 @@ GROUPS = 50_000  # steps whose groups can be gone to: two numbers each
 _NUMBERS = frozenset((int, float, type(None)))
 _NO_CURVES = frozenset(("event", "step", "groups", "offset"))
 _RESUME = b'"resume"'
+_LAST_STEP = 1 << 53
+"""Whole numbers beyond it are no steps, and no figures: curves are of floats."""
 LONGEST = 64 << 20  # bytes of a line
 
 
@@ -92,6 +94,8 @@ class History:
         them.
         """
         kind, step = str(event.get("event", "")), event.get("step")
+        if isinstance(step, int) and abs(step) > _LAST_STEP:
+            step = None  # no stage gets there, and no curve has room for it
         self.events += 1
         self.version += 1
         self.last_kind = kind
@@ -117,6 +121,8 @@ class History:
             if (
                 value.__class__ not in _NUMBERS or name in _NO_CURVES
             ):  # for each value of each event: be quick
+                continue
+            if value.__class__ is int and abs(value) > _LAST_STEP:
                 continue
             series = curves.get(name)
             if series is None:
