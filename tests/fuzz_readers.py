@@ -56,6 +56,7 @@ from ondevice.rewards import isolated
 from ondevice.rewards.problems import to_problem
 from ondevice.rewards.unit_tests import of_row
 from ondevice.runs import checkpoint, events
+from ondevice.runs.dependents import needed_by
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import list_runs
 from ondevice.runs.order import recipe_stages
@@ -485,7 +486,7 @@ def _templates(folder: Path) -> list[bytes]:
 
 def _run(folder: Path) -> None:
     stage = folder / "run" / "grpo"
-    stage.mkdir(parents=True)
+    (stage / "model").mkdir(parents=True)
     (stage / "events.jsonl").write_text(EVENTS)
     (stage / "groups.jsonl").write_text(GROUPS)
     (stage / "done.json").write_text(json.dumps({"loss": 2.0, "step": 2, "seconds": 4.5}))
@@ -497,6 +498,12 @@ def _list(file: Path) -> None:
     while run.name != "run":
         run = run.parent
     list_runs(run.parent)
+    needed_by(RunFolder(run), run.parent / "other")
+
+
+def _needed(file: Path) -> None:
+    run = file.parent.parent.parent
+    needed_by(RunFolder(run), run.parent / "other")
 
 
 def _events(file: Path) -> None:
@@ -735,6 +742,13 @@ READERS_OF: Mapping[str, Reader] = {
         "run/recipe.yaml",
         _text(RECIPE),
         lambda file: (recipe_stages(file), _list(file)),
+        _run,
+        names=False,
+    ),
+    "adapter that another run needs": Reader(
+        f"run/grpo/model/{peft.CONFIG}",
+        _text(ADAPTER),
+        _needed,
         _run,
         names=False,
     ),

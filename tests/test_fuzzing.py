@@ -98,6 +98,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/rewards/unit_tests.py": ("unit tests",),
     "ondevice/rl/rollout_log.py": ("groups",),
     "ondevice/runs/checkpoint.py": ("checkpoint",),
+    "ondevice/runs/dependents.py": ("run: events", "adapter that another run needs"),
     "ondevice/runs/events.py": ("events", "run: events"),
     "ondevice/runs/folder.py": ("run: done.json",),
     "ondevice/runs/order.py": ("run: recipe",),

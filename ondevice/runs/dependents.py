@@ -71,7 +71,10 @@ def _named(stage: StageFolder) -> Iterator[tuple[str, str]]:
 
 
 def _inside(path: str, root: str) -> bool:
-    real = os.path.realpath(os.path.expanduser(path))
+    try:
+        real = os.path.realpath(os.path.expanduser(path))
+    except ValueError:  # a null byte, or half of a character: no file has such a name
+        return False
     return real == root or real.startswith(root + os.sep)
 
 
