@@ -356,7 +356,7 @@ def test_problems_that_are_turns_of_one_chat_stand_on_one_side(tmp_path: Path) -
 def test_grpo_holds_out_the_turns_of_a_chat_together(tmp_path: Path) -> None:
     rows = [{**row, "answer": "1"} for number in range(20) for row in asking(number)]
     data = DataSpec(write(tmp_path / "rows.jsonl", [rows[7 * n % 100] for n in range(100)]))
-    rewards = SimpleNamespace(uses=set, needed=lambda: {"answer"})
+    rewards = SimpleNamespace(uses=set, needed=lambda: {"answer"}, runs_tests=False)
     cfg = SimpleNamespace(seed=0, max_new_tokens=8)
     prompts = ProblemPrompts(cfg, Ctx(tmp_path), MODEL, rewards)  # type: ignore[arg-type]
     train = prompts.source(data, "train", 0)

@@ -42,8 +42,10 @@ def ends_a_sentence(text: str) -> bool:
 def words(
     prompts: Sequence[str], completions: Sequence[str], *, words: Sequence[Any], **columns: Any
 ) -> list[float | None]:
-    """From 0 to 1: the share of the words in the column `words` (a list, or a text with commas)
-    that occur in the completion, as whole words; one of several words, as they follow each other.
+    """From 0 to 1: the share of the words in the column `words` that occur, as whole words.
+
+    The column is a list, or a text with commas. One of several words occurs as they follow each
+    other.
     """
     values: list[float | None] = []
     for text, wanted in zip(completions, words, strict=True):
@@ -137,8 +139,9 @@ def word_count(
     word_count: Sequence[Any],
     **columns: Any,
 ) -> list[float | None]:
-    """1 where the completion has as many words as the column `word_count` says ([60, 120], or
-    60-120), falling to 0 at half the least and at one and a half times the most.
+    """1 for as many words as the column `word_count` says ([60, 120], or 60-120), less beyond.
+
+    It falls to 0 at half the least and at one and a half times the most.
     """
     values: list[float | None] = []
     for text, wanted in zip(completions, word_count, strict=True):

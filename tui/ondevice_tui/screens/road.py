@@ -441,11 +441,11 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     head = line("  ", (cell(run["run"], 30), ""), " ")
     if chosen:
         head = line("▸ ", (cell(run["run"], 30), "bold"), " ")
-    began = f"{run_status.ago(run['began']):>9}"
+    began = f"{run_status.ago(run['began']):>10}"
     if width >= 60:
         taken = run.get("bytes")
         # not read yet is not 0
-        began = f"{'…' if taken is None else size(taken):>10}{began}"
+        began = f"{'…' if taken is None else size(taken):>9}{began}"
     told = line(head, *(marks or [_nothing_begun(run)]))
     if run.get("wrong"):
         mark = f"{MARKS['wrong']} cannot be read: "
