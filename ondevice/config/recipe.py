@@ -7,6 +7,7 @@ read.
     exam: {…}                what is measured after every stage (ExamConfig)
     preference: ppo          which way through stage 3: ppo (reward and ppo) or dpo; the other's stages are left out
     prompts: […]             asked after every stage
+    scale: {…}               how --time may scale it (ScaleConfig)
     stages:                  run in this order
       init: {…}              InitConfig
       pretrain: {…}          PretrainConfig
@@ -34,7 +35,8 @@ from ondevice.config.preference import (
     RewardConfig,
     SampleConfig,
 )
-from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig
+from ondevice.config.scaling import ScaleConfig
+from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
 
 STAGES: Mapping[str, type[StageConfig]] = {
     "init": InitConfig,
@@ -65,6 +67,8 @@ class ExamConfig:
     split: Literal["heldout", "validation"] = "heldout"
     """Take validation while settings are being looked for, so that the held-out sets stay unseen.
     """
+    questions: int = 0
+    """Held-out instructions that are asked, the first ones; 0: all."""
     problems: int = 200
     """Problems of the reasoning stage, asked greedily and at temperature 1; 0: none."""
     passes: int = 8
@@ -85,7 +89,7 @@ class ExamConfig:
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
-        for name, least in (("problems", 0), ("passes", 1), ("duels", 0)):
+        for name, least in (("questions", 0), ("problems", 0), ("passes", 1), ("duels", 0)):
             if getattr(self, name) < least:
                 raise UserError(
                     f"{getattr(self, name)} is too small", where=name, hint=f"give {least} or more"
@@ -115,6 +119,7 @@ class Recipe:
     exam: ExamConfig = field(default_factory=ExamConfig)
     preference: str = ""
     prompts: tuple[str, ...] = ()
+    scale: ScaleConfig | None = None
     stages: Mapping[str, StageConfig]
 
     def mapping(self) -> dict[str, Any]:
@@ -127,6 +132,7 @@ class Recipe:
             "exam": to_mapping(self.exam),
             **({"preference": self.preference} if self.preference else {}),
             "prompts": list(self.prompts),
+            **({"scale": to_mapping(self.scale)} if self.scale is not None else {}),
             "stages": {name: to_mapping(cfg) for name, cfg in self.stages.items()},
         }
 
@@ -241,6 +247,7 @@ def _resolve(
         "exam",
         "preference",
         "prompts",
+        "scale",
         "stages",
         *SHARED,
         *RECORDED,
@@ -268,6 +275,10 @@ def _resolve(
         where,
     )
     _for_one_architecture(stages, where)
+    scale = None
+    if "scale" in mapping:
+        scale = from_mapping(ScaleConfig, mapping["scale"], join(where, "scale"))
+        _scalable(scale, mapping["stages"], join(where, "scale.stages"))
     return Recipe(
         name=head.name,
         describe=head.describe,
@@ -276,8 +287,23 @@ def _resolve(
         exam=exam,
         preference=head.preference,
         prompts=head.prompts,
+        scale=scale,
         stages=stages,
     )
+
+
+def _scalable(scale: ScaleConfig, stages: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a stage of the scale that the recipe does not have, or whose time follows
+    from no number of its settings."""
+    for name in scale.stages:
+        if name not in stages:
+            raise UserError(f"unknown stage {name!r}", where=where, hint=nearest(name, stages))
+        if not issubclass(STAGES[name], TrainingConfig | SampleConfig):
+            raise UserError(
+                "has no number of steps",
+                where=join(where, name),
+                hint="leave it out: its time is taken off before the rest is shared out",
+            )
 
 
 def _one_way(stages: dict[str, StageConfig], way: str, where: str) -> dict[str, StageConfig]:

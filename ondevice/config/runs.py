@@ -8,6 +8,7 @@ from typing import Literal
 from ondevice.common.errors import UserError
 from ondevice.config.effects import one_of, only, refuse_idle
 from ondevice.config.sizes import parse_memory
+from ondevice.config.times import LEAST_S, parse_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,22 @@ class RunConfig:
     """All stages of a recipe, one after the other, and the ladder that compares them."""
 
     recipe: str = "minute"
-    """A recipe that comes with the program (minute, tiny; stories and smol, which read the Hub) or a
-    YAML file."""
+    """A recipe that comes with the program (minute, tiny, laptop; stories and smol, which read the
+    Hub) or a YAML file."""
+    time: str = ""
+    """Time in which all of it is done, such as 10m, 2h or 1h30m: the recipe's model, steps and data
+    are chosen for it, and divided anew after each stage. For recipes that say how they scale, such
+    as laptop."""
+    text: str = ""
+    """Text to pre-train on: a file or a folder. With files of your own the built-in corpus is not
+    used, and a stage for which there is nothing is left out. For recipes that scale."""
+    chats: str = ""
+    """Chats for instruction tuning: a file or a folder. For recipes that scale."""
+    problems: str = ""
+    """Problems with answers for reasoning: a file or a folder. For recipes that scale."""
+    model: str = ""
+    """Begin with this model instead of random weights: a folder, a run, or a name on the Hub. For
+    recipes that scale."""
     arch: Literal["decoder", "encoder", "seq2seq"] = "decoder"
     """Architecture that walks the road: decoder (it goes on with a text), encoder (it understands
     one) or seq2seq (it reads one and writes another)."""
@@ -52,6 +67,11 @@ class RunConfig:
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         parse_memory(self.memory)
+        seconds = parse_time(self.time)
+        if seconds is not None and seconds < LEAST_S:
+            raise UserError(
+                f"{self.time} is too short for any road", where="time", hint="give 1m or more"
+            )
         if self.seed is not None and self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
         if (self.resume or self.redo) and not self.out:

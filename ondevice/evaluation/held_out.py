@@ -299,7 +299,7 @@ def builtin_exam(
     built = build(corpus)
     suite = EvalSuite(
         list(built.documents(cfg.split)),
-        list(built.chats(cfg.split)),
+        list(built.chats(cfg.split))[: cfg.questions or None],
         score,
         sequence_length,
         problems=list(built.problems(cfg.split))[: cfg.problems],

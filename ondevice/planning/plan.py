@@ -260,6 +260,7 @@ class _Planned:
             asked = Decode(exam.duels, written, min(exam.duels, 128), exam.duels, 48.0, 64)
             return self._seconds(Work(decodes=[asked]), None) or 0.0
         questions = round(corpus.chat_count * corpus.heldout_share)
+        questions = min(questions, exam.questions or questions)
         rows = questions + exam.problems * (1 + exam.passes) + exam.duels
         answer = self.facts.answer or 24.0
         decode = Decode(rows, answer + _STOPPED / 2, min(rows, 256), rows, 24.0, 64)
