@@ -5,7 +5,7 @@ elsewhere.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -30,14 +30,21 @@ class Progress:
     3e-3}); p.note("saved")
 
     `total` steps in all (0: unknown), `first` of them done before this start: the rate counts only
-    what came after.
+    what came after. `beside` gives words that stand behind the time left.
     """
 
     def __init__(
-        self, title: str, total: int, first: int = 0, *, stream: TextIO | None = None
+        self,
+        title: str,
+        total: int,
+        first: int = 0,
+        *,
+        stream: TextIO | None = None,
+        beside: Callable[[], str] = lambda: "",
     ) -> None:
         self.title, self.total, self.first = title, total, first
         self._stream = stream or sys.stderr
+        self._beside = beside
         self._began = ticks()
         self._said = float("-inf")
         self._line = ""  # the newest line, where it has not been shown
@@ -97,9 +104,12 @@ class Progress:
             self._gone = True
 
     def _left(self, step: int, rate: float) -> str:
+        words = []
         if self.total > step and rate > 0:
-            return f"{duration((self.total - step) / rate)} left"
-        return ""
+            words.append(f"{duration((self.total - step) / rate)} left")
+        if beside := self._beside():
+            words.append(beside)
+        return " · ".join(words)
 
     def _write(self, line: str) -> None:
         if self._gone:

@@ -27,7 +27,7 @@ from ondevice.common.power import power_state
 from ondevice.common.processor import processor_name
 from ondevice.seam.select import available, choose
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "ONDEVICE_CACHE"
 """Variable that names another folder than ~/.cache/ondevice."""
 PATIENCE_S = 60.0  # for another process that measures

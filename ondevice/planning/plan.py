@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import RaterConfig, SampleConfig
 from ondevice.config.recipe import ExamConfig
+from ondevice.config.rows import RowsConfig
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
 from ondevice.data.batches import token_type
 from ondevice.data.completion_batches import Row
@@ -48,6 +49,12 @@ from ondevice.preferences.distinct import TRIES
 from ondevice.runs.device_batch import cache_bytes
 
 _FLOAT = 4
+_OF_DATA = {
+    *(f.name for f in fields(RowsConfig)),
+    *("data", "validation", "limit", "seed", "text", "label", "pair", "prompts", "held_share"),
+    *("sequence_length", "chat_template", "chat_template_kwargs"),
+}
+"""Settings that decide what of the data is looked at."""
 _STOPPED = 12  # tokens that an answer has beyond what it says, where answers are read
 
 
@@ -96,12 +103,24 @@ def plan_stage(name: str, cfg: StageConfig, around: Surroundings) -> tuple[Stage
     if isinstance(cfg, RaterConfig):
         return _nothing(name), around
     facts = prepared(cfg, start_model(cfg, around))
-    found = data_of(cfg, facts, around)
+    found = _data_of(name, cfg, facts, around)
     cfg = with_settings(cfg, facts, found, around.machine)
     trained = trained_by(cfg, facts, around.machine.dtype, judge(cfg, around))
     planned = _Planned(name, cfg, around, facts, found, trained)
     plan = planned.sample() if isinstance(cfg, SampleConfig) else planned.training()
     return plan, after(cfg, facts, found, around)
+
+
+def _data_of(name: str, cfg: StageConfig, facts: ModelFacts, around: Surroundings) -> DataFacts:
+    """As `data_of`, read once for all plans that share `around.known`."""
+    if around.known is None or not isinstance(cfg, RowsConfig):
+        return data_of(cfg, facts, around)
+    tokenizer = facts.model.tokenizer
+    fixed = {n: v for n, v in vars(cfg).items() if n in _OF_DATA}
+    key = (name, repr(fixed), tokenizer.sha256(), tokenizer.chat_template, around.pairs is None)
+    if key not in around.known:
+        around.known[key] = data_of(cfg, facts, around)
+    return around.known[key]
 
 
 @dataclass

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.auto import is_auto
@@ -37,7 +38,8 @@ from ondevice.planning.source_facts import UNKNOWN, DataFacts
 class Surroundings:
     """What a stage's plan follows from beside its settings: the machine, what `builtin` means, the
     run folder, whether the built-in corpus's exam is taken at the end, and what earlier stages of
-    the same recipe leave."""
+    the same recipe leave. `known`: what was read of data, for plans of one run among each other;
+    None: it is read each time."""
 
     machine: Machine
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -46,6 +48,7 @@ class Surroundings:
     policy: ModelFacts | None = None
     reward: ModelFacts | None = None
     pairs: DataFacts | None = None
+    known: dict[Any, DataFacts] | None = None
 
 
 # ---- the model ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.clock import ticks
-from ondevice.common.progress import Progress
+from ondevice.common.progress import Progress, duration
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
@@ -64,10 +64,27 @@ Exam = Callable[[Model, Backend, Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
+class RunTime:
+    """How much of a run's time is used: seconds, and which of its stages is under way."""
+
+    stage: int
+    stages: int
+    used: float
+    seconds: float
+
+    def words(self) -> str:
+        """ "stage 3 of 7, 4:10 of 10:00"."""
+        return (
+            f"stage {self.stage} of {self.stages}, "
+            f"{duration(self.used)} of {duration(self.seconds)}"
+        )
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What a stage shares with the other stages of its run. `corpus` is what `builtin` means;
-    `prompts` are asked and `exam`, of `exam_settings`, is taken at a stage's end; `say` tells a
-    person."""
+    `prompts` are asked and `exam`, of `exam_settings`, is taken at a stage's end; `time`:
+    how much of the run's time is used, where it has one; `say` tells a person."""
 
     stop: StopRequest
     _: KW_ONLY
@@ -75,6 +92,7 @@ class RunSettings:
     prompts: tuple[str, ...] = ()
     exam: Exam | None = None
     exam_settings: ExamConfig | None = None
+    time: Callable[[], RunTime | None] = lambda: None
     say: Callable[[str], None] = to_stderr
     pause: DiskPause | None = None
     """Waits where the disk is full; None: nobody does, and the stage ends."""
@@ -151,7 +169,11 @@ class Context:
         }
 
     def progress(self, total: int, first: int) -> Progress:
-        return Progress(self.name, total, first)
+        return Progress(self.name, total, first, beside=self._time_words)
+
+    def _time_words(self) -> str:
+        time = self.shared.time()
+        return "" if time is None else time.words()
 
     def tell(self, message: str) -> None:
         """Tells a person, after the stage's name."""

@@ -27,6 +27,7 @@ import numpy as np
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import room_for
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
@@ -111,6 +112,34 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
         notes = [f"rewards: {rewards.told()}"]
     return StageResult(policy.with_params(params), {"held_out": held_out(ctx.taken)}, notes=notes)
+
+
+def judged(
+    rewards: Rewards,
+    asked: Sequence[Prompt],
+    sampled: Sequence[Sampled],
+    each: int,
+    cfg: GRPOConfig,
+    tokenizer: Tokenizer,
+) -> Scores:
+    """The rewards of `each` completions of every prompt."""
+    of: list[Prompt] = []
+    names: set[str] = set()
+    for prompt in asked:
+        of += [prompt] * each
+        names.update(prompt.known)
+    columns: dict[str, Any] = {}
+    for name in names:
+        columns[name] = [prompt.known.get(name) for prompt in of]
+    columns["completion_ids"] = [one.ids for one in sampled]
+    columns["truncated"] = [not one.stopped for one in sampled]
+    columns["max_new_tokens"] = cfg.max_new_tokens
+    return rewards.score(
+        [prompt.text for prompt in of],
+        [one.text for one in sampled],
+        columns,
+        [thought_opening(prompt.ids, tokenizer) for prompt in of],
+    )
 
 
 class Updates(NamedTuple):
@@ -270,23 +299,7 @@ class GRPOFeed:
         return scores
 
     def _judge(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
-        of: list[Prompt] = []
-        names: set[str] = set()
-        for prompt in asked:
-            of += [prompt] * each
-            names.update(prompt.known)
-        columns: dict[str, Any] = {}
-        for name in names:
-            columns[name] = [prompt.known.get(name) for prompt in of]
-        columns["completion_ids"] = [one.ids for one in sampled]
-        columns["truncated"] = [not one.stopped for one in sampled]
-        columns["max_new_tokens"] = self.cfg.max_new_tokens
-        return self.rewards.score(
-            [prompt.text for prompt in of],
-            [one.text for one in sampled],
-            columns,
-            [thought_opening(prompt.ids, self.sampler.tokenizer) for prompt in of],
-        )
+        return judged(self.rewards, asked, sampled, each, self.cfg, self.sampler.tokenizer)
 
     def updates(
         self,

@@ -37,6 +37,8 @@ from ondevice.seam.select import available
 from ondevice.stages.continued import finished
 from ondevice.stages.runner import Caller, run_stage
 from ondevice.stages.settled import as_recorded, with_rules_of
+from ondevice.stages.timed import Timed
+from ondevice.stages.timed_start import begun, going_on, loaded, timed_run
 from ondevice.training.defaults import builtin_length
 
 
@@ -50,23 +52,22 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     """
     cfg.check()
     name = recipe_for(cfg.recipe, cfg.arch)
-    recipe = load_recipe(
-        name,
-        sets,
-        cfg.preference,
-        seed=cfg.seed,
-        backend=cfg.backend,
-        device=cfg.device,
-        dtype=cfg.dtype,
-        memory=cfg.memory or None,
-        anyway=cfg.anyway or None,
-        keep_awake=None if cfg.keep_awake else False,
-    )
+    record = None
+    if _goes_on(cfg):
+        record = going_on(cfg, RunFolder(cfg.out))
+    if record is not None:
+        name = str(RunFolder(cfg.out).recipe)
+    recipe = loaded(name, cfg, sets)
     _check_redo(recipe, cfg.redo)
-    start = _start_model(recipe, name)
     folder = _run_folder(recipe, cfg)
+    if not folder.recipe.is_file():
+        recipe, record = begun(cfg, recipe, folder)
     if not _goes_on(cfg):
         refuse_recipe(recipe, folder.path)
+    start = _start_model(recipe, name)
+    timed = None
+    if record is not None:
+        timed = timed_run(recipe, record, folder)
     stop = StopRequest()
     pause = DiskPause(stop)
     shared = RunSettings(
@@ -76,11 +77,14 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
         exam=_recipe_exam(recipe),
         exam_settings=recipe.exam,
         pause=pause,
+        time=timed.time if timed is not None else lambda: None,
     )
     to_stderr(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
     with stop, pause():
-        _run_stages(cfg, recipe, folder, shared=shared, start=start)
+        _run_stages(cfg, recipe, folder, shared=shared, start=start, timed=timed)
         write_report(folder)
+    if timed is not None:
+        to_stderr(timed.ended())
     return folder.path
 
 
@@ -154,11 +158,17 @@ def _reads_builtin_corpus(recipe: Recipe) -> bool:
 
 
 def _run_stages(
-    run: RunConfig, recipe: Recipe, folder: RunFolder, *, shared: RunSettings, start: str
+    run: RunConfig,
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    shared: RunSettings,
+    start: str,
+    timed: Timed | None = None,
 ) -> None:
     """Runs the recipe's stages, each from what the stages before it have made, the first from the
-    model `start` where one is named. Raises Interrupted between two stages where a stop was
-    requested.
+    model `start` where one is named. `timed` divides what is left of a time before each. Raises
+    Interrupted between two stages where a stop was requested.
     """
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
     given: dict[str, str] = {}
@@ -183,6 +193,12 @@ def _run_stages(
             _ask_again(folder, recipe, name)
         if shared.stop.requested:
             raise Interrupted(f"stopped before {name}. {resume_hint}")
+        if timed is not None:
+            timed_settings = timed.before(name, given)
+            settled = _settled_by(timed, settled, name, timed_settings)
+            if timed_settings is None:
+                continue
+            settings = timed_settings
         cfg = _placed(settings, given, _goes_on(run))
         caller = Caller(
             resume_hint,
@@ -192,6 +208,23 @@ def _run_stages(
         )
         model = run_stage(name, cfg, folder, shared=shared, caller=caller, redo=again)
         given[cfg.gives] = str(model)
+        if timed is not None:
+            timed.after(name)
+
+
+def _settled_by(
+    timed: Timed, settled: Mapping[str, StageConfig], name: str, settings: StageConfig | None
+) -> dict[str, StageConfig]:
+    """The stages as they stand now: `name` with its settings (None: without it), those after it as
+    they are foreseen."""
+    names = list(settled)
+    after = names[names.index(name) + 1 :]
+    now = {**settled, **{one: timed.recipe.stages[one] for one in after}}
+    if settings is None:
+        del now[name]
+    else:
+        now[name] = settings
+    return now
 
 
 def _ask_again(folder: RunFolder, recipe: Recipe, first: str) -> None:

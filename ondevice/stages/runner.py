@@ -8,7 +8,7 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -289,6 +289,7 @@ def _guarded(
         config=to_mapping(cfg),
         versions=ctx.versions(),
         plan=None if plan is None else plan.mapping(),
+        **_time(ctx),
     )
     if ctx.shared.pause is not None:
         ctx.shared.pause.attach(events, ctx.spent.leave_out)
@@ -312,6 +313,12 @@ def _tell_end(ctx: Context, reason: str, message: str) -> None:
     """An event of the end, where there is room for one: `holder` says it where there is not."""
     with suppress(disk.DiskFull, Interrupted):
         ctx.events.emit("failed", reason=reason, message=message)
+
+
+def _time(ctx: Context) -> dict[str, Any]:
+    """How much of the run's time is used, where it has one."""
+    time = ctx.shared.time()
+    return {} if time is None else {"time": asdict(time)}
 
 
 def _known_steps(cfg: StageConfig) -> int:
