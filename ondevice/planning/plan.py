@@ -25,7 +25,7 @@ from ondevice.planning.memory import Bytes, bytes_of_stage, checkpoint_bytes, di
 from ondevice.planning.model_facts import ModelFacts
 from ondevice.planning.seconds import read_terms, step_seconds
 from ondevice.planning.settings import settings_of, with_settings
-from ondevice.planning.source_facts import DataFacts
+from ondevice.planning.source_facts import UNKNOWN, DataFacts
 from ondevice.planning.stage_facts import (
     Surroundings,
     after,
@@ -56,6 +56,7 @@ _OF_DATA = {
 }
 """Settings that decide what of the data is looked at."""
 _STOPPED = 12  # tokens that an answer has beyond what it says, where answers are read
+_UNTAUGHT = 52.0  # tokens of an answer of a model that has not learned to end one
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class StagePlan:
     where they are not known before the stage reads them; `exact`: they were counted, not taken from
     a sample. `memory` bytes at the peak, `grown` of them above the process before it reads a model;
     `seconds` None: this machine is not calibrated. `disk` bytes that it needs. `written`: its time
-    follows from how long answers are, of which only the most is known.
+    follows from how long answers are, of which only the most is known; `writing` seconds of each
+    step are it.
     """
 
     stage: str
@@ -86,6 +88,7 @@ class StagePlan:
     disk: float
     data: str = ""
     written: bool = False
+    writing: float = 0.0
     bytes: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those that a rule may decide, with the numbers that they will have, about."""
@@ -211,6 +214,7 @@ class _Planned:
             disk_bytes(cfg, self.trained, float(result)) + self._token_bytes(),
             self.data.told(),
             bool(work.decodes) and self.facts.answer is None,
+            self._seconds(Work(decodes=work.decodes), None) or 0.0,
             used.mapping(),
             settings_of(cfg),
         )
@@ -263,10 +267,10 @@ class _Planned:
         written = saves * checkpoint_bytes(cfg, self.trained) + _FLOAT * self.facts.parameters
         seconds += 3 * written / speeds.bytes_per_second
         if self.around.exam is not None and cfg.gives == "policy":
-            seconds += self._exam(self.around.exam)
+            seconds += self.exam_seconds(self.around.exam)
         return seconds
 
-    def _exam(self, exam: ExamConfig) -> float:
+    def exam_seconds(self, exam: ExamConfig) -> float:
         """Of the exam's questions at a stage's end."""
         corpus, model = self.around.corpus, self.facts.model
         if (
@@ -281,7 +285,7 @@ class _Planned:
         questions = round(corpus.chat_count * corpus.heldout_share)
         questions = min(questions, exam.questions or questions)
         rows = questions + exam.problems * (1 + exam.passes) + exam.duels
-        answer = self.facts.answer or 24.0
+        answer = self.facts.answer or _UNTAUGHT
         decode = Decode(rows, answer + _STOPPED / 2, min(rows, 256), rows, 24.0, 64)
         return self._seconds(Work(decodes=[decode]), None) or 0.0
 
@@ -313,6 +317,10 @@ def _init(name: str, cfg: InitConfig, around: Surroundings) -> tuple[StagePlan, 
     seconds = None
     if around.machine.speeds is not None:
         seconds = 1e-8 * facts.parameters + 1.0
+        if around.exam is not None:
+            trained = Trained(0, facts.parameters, 0, False, 0.0)
+            planned = _Planned(name, cfg, around, facts, UNKNOWN, trained)
+            seconds += planned.exam_seconds(around.exam)
     plan = StagePlan(
         name,
         0,

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.clock import ticks
 from ondevice.common.distribution import own_version
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.common.files import write_file
@@ -50,6 +51,7 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     run again, and so is what follows from it. Raises UserError, or Interrupted once a stop has been
     saved.
     """
+    began = ticks()
     cfg.check()
     name = recipe_for(cfg.recipe, cfg.arch)
     record = None
@@ -67,7 +69,7 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     start = _start_model(recipe, name)
     timed = None
     if record is not None:
-        timed = timed_run(recipe, record, folder)
+        timed = timed_run(recipe, record, folder, began)
     stop = StopRequest()
     pause = DiskPause(stop)
     shared = RunSettings(

@@ -15,6 +15,8 @@ from typing import Any
 
 from ondevice.common.clock import ticks
 from ondevice.common.progress import duration
+from ondevice.config.auto import BY_RULE, EPOCHS
+from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import GRPOConfig
 from ondevice.config.recipe import ExamConfig, Recipe
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
@@ -27,7 +29,7 @@ from ondevice.planning.dial.costs import (
     Factors,
     kind_of,
 )
-from ondevice.planning.dial.fit import Fitted, TooShort, divided_recipe, told
+from ondevice.planning.dial.fit import Fitted, TooShort, divided_recipe, told_short
 from ondevice.planning.dial.record import DialRecord
 from ondevice.planning.machine import Machine
 from ondevice.planning.model_facts import facts_of
@@ -46,7 +48,8 @@ PACE_S, PACE_SHARE = 4.0, 0.02
 
 @dataclass
 class Timed:
-    """The stages of a run that has a time. `now` gives seconds that only grow."""
+    """The stages of a run that has a time. `now` gives seconds that only grow; `began`: when this
+    process's part of the run did, None: now."""
 
     recipe: Recipe
     record: DialRecord
@@ -55,12 +58,16 @@ class Timed:
     exam: ExamConfig | None
     say: Callable[[str], None]
     now: Callable[[], float] = ticks
+    began: float | None = None
     known: dict[Any, DataFacts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._mark = self.now()  # since when nothing is added to what is used
+        self._mark = (
+            self.now() if self.began is None else self.began
+        )  # since when nothing is added to what is used
         self._cost: Cost | None = None
         self._stage = ""
+        self._over = 0.0  # seconds beyond the time that were told of
 
     @property
     def used(self) -> float:
@@ -106,15 +113,16 @@ class Timed:
         around = self._around(given)
         self._measure_pace(name, around, given)
         fit = self._fit(coming, around)
-        changes = _differences(self.recipe.stages[name], fit.recipe.stages[name])
+        changes = _decided(fit.recipe.stages[name])
         self.recipe = replace(self.recipe, stages={**self.recipe.stages, **_of(fit.recipe, coming)})
         self._cost = fit.costs[name]
         self.record.decided[name] = changes
+        if isinstance(self.recipe.stages[name], SFTConfig):
+            self.record.answer = fit.answer or 0.0
         self.record.note(self._before(name), _steps(fit))
         self.record.save(self.folder.path)
         if self.record.ended:
-            for line in told(fit, self.record.seconds, self.used, {}):
-                self.say(line)
+            self.say(f"{self.recipe.name}: {told_short(fit, self.record.seconds, self.used)}")
 
     def _coming(self, name: str) -> list[str]:
         names = list(self.recipe.stages)
@@ -153,13 +161,18 @@ class Timed:
         try:
             return divided_recipe(self.recipe, scale, left, around, factors, coming)
         except TooShort as error:
-            over = error.seconds - left
-            self.say(
-                f"the stages that are left take {duration(error.seconds)} at least: the time will be "
-                f"exceeded by about {duration(over)}"
-            )
+            self._warn(error.seconds - left)
             enough = error.seconds * 1.01 + 1
             return divided_recipe(self.recipe, scale, enough, around, factors, coming)
+
+    def _warn(self, over: float) -> None:
+        """Says by how much the time will be exceeded, where that is more than was said."""
+        if over > 1.5 * self._over + 0.02 * self.record.seconds:
+            self._over = over
+            self.say(
+                f"{self.recipe.name}: this machine is slower than was planned; with the least steps of "
+                f"what is left the time will be exceeded by about {duration(over)}"
+            )
 
     def _measure_pace(self, name: str, around: Surroundings, given: Mapping[str, str]) -> None:
         """Where no stage of this run has learned yet: how fast this machine learns now."""
@@ -190,6 +203,7 @@ class Timed:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         found = probe(cfg, backend, self.recipe.corpus)
         self.record.probe = dataclasses.asdict(found)
+        self.record.answer = max(1.0, found.tokens / found.answers)
         told_of = f"{name}: a probe of {found.answers} answers earns {found.rewarded} rewards"
         if found.rewarded:
             self.say(told_of)
@@ -226,13 +240,13 @@ class Timed:
         kind = kind_of(cfg)
         if isinstance(cfg, TrainingConfig):
             measured = sum(_step_seconds(stage))
-            if cost.planned_step and measured:
-                factors = factors.with_(kind, measured / (cost.planned_step * cfg.steps))
+            planned = factors.step(kind, cost.planned_step, cost.plan.writing) / factors.of(kind)
+            if planned and measured:
+                factors = factors.with_(kind, measured / (planned * cfg.steps))
             factors = factors.with_(BESIDE, (whole - measured) / cost.planned_fixed)
         elif kind == WRITING and cost.planned_step:
             prompts = getattr(cfg, "prompts", 0) or 1
-            planned = cost.planned_step * prompts
-            factors = factors.with_(kind, max(whole - START_S, 0.1) / planned)
+            factors = factors.with_(kind, max(whole - START_S, 0.1) / (cost.planned_step * prompts))
         self.record.factors = dict(factors.found)
 
 
@@ -269,10 +283,7 @@ def _settled(fit: Fitted, name: str) -> dict[str, Any]:
     }
 
 
-def _differences(before: StageConfig, now: StageConfig) -> dict[str, Any]:
-    changes = {}
-    for one in dataclasses.fields(now):
-        value = getattr(now, one.name)
-        if value != getattr(before, one.name):
-            changes[one.name] = value
-    return changes
+def _decided(cfg: StageConfig) -> dict[str, Any]:
+    """The settings that a time may change, as they are now."""
+    names = (*BY_RULE, *EPOCHS, "prompts")
+    return {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}

@@ -61,13 +61,16 @@ def going_on(cfg: RunConfig, folder: RunFolder) -> DialRecord | None:
     """The record of the run that the command goes on with, None where it has no time. Raises
     UserError where it was begun with other files, or without a time that is asked for now."""
     record = dial.load(folder.path)
-    if record is None or not folder.recipe.is_file():
-        if cfg.time and folder.recipe.is_file():
-            raise UserError(
-                "this run was begun without a time",
-                where="time",
-                hint=f"leave it out, or begin anew with another --out than {folder.path}",
-            )
+    if not folder.recipe.is_file():
+        return None  # nothing has begun
+    if record is None:
+        for name in ("time", *NAMED):
+            if getattr(cfg, name):
+                raise UserError(
+                    "has no effect: this run was begun without it",
+                    where=name,
+                    hint="leave it out, or begin anew with another --out",
+                )
         return None
     for name in NAMED:
         now, before = getattr(cfg, name), record.given.get(name, "")
@@ -84,8 +87,8 @@ def going_on(cfg: RunConfig, folder: RunFolder) -> DialRecord | None:
     return record
 
 
-def timed_run(recipe: Recipe, record: DialRecord, folder: RunFolder) -> Timed:
-    """What divides the run's time."""
+def timed_run(recipe: Recipe, record: DialRecord, folder: RunFolder, began: float) -> Timed:
+    """What divides the run's time; `began`: when this process's part of it did, in ticks."""
     first = next(iter(recipe.stages.values()))
     machine = machine_for(first, to_stderr, measure=True)
-    return Timed(recipe, record, folder, machine, exam_of(recipe), to_stderr)
+    return Timed(recipe, record, folder, machine, exam_of(recipe), to_stderr, began=began)

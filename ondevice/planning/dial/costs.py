@@ -21,19 +21,29 @@ from ondevice.planning.stage_facts import Surroundings
 START_S = 0.7  # of a stage, for its start and its end
 _TOKENIZER_S = 1.5e-6  # for a byte of text that a tokenizer is made of
 _MOST_TOKENIZED = 50e6
-LEARNING, WRITING, BESIDE = "learning", "writing", "beside"
+LEARNING, WRITING, ROLLOUTS, BESIDE = "learning", "writing", "rollouts", "beside"
 
 
 @dataclass(frozen=True)
 class Factors:
     """What the stages of this run have taken, as a part of what was planned; empty before the
-    first. Kinds of work: steps that learn from data, steps that write, what stands beside steps."""
+    first. Kinds of work: learning from data, writing, rollouts (which do both, so that theirs stands
+    on top of these two), what stands beside steps."""
 
     found: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, kind: str) -> float:
         """Where a kind was not measured, steps that learn say how fast the machine is now."""
+        if kind == ROLLOUTS:
+            return self.found.get(kind, 1.0)
         return self.found.get(kind, self.found.get(LEARNING, 1.0))
+
+    def step(self, kind: str, planned: float, writing: float) -> float:
+        """Seconds of a step for which so many were planned, `writing` of them for what it writes."""
+        if kind != ROLLOUTS:
+            return planned * self.of(kind)
+        both = writing * self.of(WRITING) + (planned - writing) * self.of(LEARNING)
+        return both * self.of(ROLLOUTS)
 
     def with_(self, kind: str, factor: float) -> Factors:
         return Factors({**self.found, kind: min(20.0, max(0.05, factor))})
@@ -62,7 +72,9 @@ class Cost:
 
 def kind_of(cfg: StageConfig) -> str:
     """Which kind of work the steps of a stage are."""
-    if isinstance(cfg, RolloutConfig | SampleConfig):
+    if isinstance(cfg, RolloutConfig):
+        return ROLLOUTS
+    if isinstance(cfg, SampleConfig):
         return WRITING
     return LEARNING if isinstance(cfg, TrainingConfig) else BESIDE
 
@@ -92,7 +104,7 @@ def cost_of(
     cost = Cost(
         name,
         kind,
-        max(step * factors.of(kind), 1e-9),
+        max(factors.step(kind, step, plan.writing), 1e-9),
         START_S + beside * factors.of(BESIDE),
         step,
         START_S + beside,

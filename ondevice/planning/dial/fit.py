@@ -38,11 +38,12 @@ _TRIED = 1024  # tokens of the vocabulary, until it is chosen
 @dataclass(frozen=True)
 class Fitted:
     """A recipe whose settings suit a time, and what each stage takes by them (of those that cannot
-    be scaled too)."""
+    be scaled too). `answer`: tokens of the answers that the model will give, where chats say it."""
 
     recipe: Recipe
     costs: Mapping[str, Cost]
     seconds: Mapping[str, float]
+    answer: float | None = None
 
     @property
     def total(self) -> float:
@@ -89,7 +90,7 @@ def divided_recipe(
 ) -> Fitted:
     """The time shared out among the stages that are to come. Raises TooShort, UserError."""
     configs = dict(recipe.stages)
-    costs = _costs(configs, coming, around, factors)
+    costs, answer = _costs(configs, coming, around, factors)
     budget = seconds - reserve(seconds)
     parts, beside = _parts(scale, costs)
     if needed(parts) > budget - beside:
@@ -98,7 +99,7 @@ def divided_recipe(
     settled = _small_batches(configs, steps)
     if settled:
         configs |= settled
-        costs = _costs(configs, coming, around, factors)
+        costs, answer = _costs(configs, coming, around, factors)
         parts, beside = _parts(scale, costs)
         steps = divided(budget - beside, parts)
     for name, count in steps.items():
@@ -106,7 +107,8 @@ def divided_recipe(
     found = {part.stage: taken([part], steps) for part in parts}
     for name, cost in costs.items():
         found.setdefault(name, cost.fixed)
-    return Fitted(replace(recipe, stages=configs), costs, {name: found[name] for name in coming})
+    seconds_of = {name: found[name] for name in coming}
+    return Fitted(replace(recipe, stages=configs), costs, seconds_of, answer)
 
 
 def _costs(
@@ -114,11 +116,11 @@ def _costs(
     coming: Sequence[str],
     around: Surroundings,
     factors: Factors,
-) -> dict[str, Cost]:
+) -> tuple[dict[str, Cost], float | None]:
     costs = {}
     for name in coming:
         costs[name], around = cost_of(name, configs[name], around, factors)
-    return costs
+    return costs, around.policy.answer if around.policy is not None else None
 
 
 def _parts(scale: ScaleConfig, costs: Mapping[str, Cost]) -> tuple[list[Part], float]:
@@ -329,6 +331,17 @@ def told(fit: Fitted, seconds: float, used: float, left_out: Mapping[str, str]) 
     lines.append(f"  {'':<10} {'together':<58} {duration(used + fit.total):>7}")
     lines += [f"  {name} is left out: {why}" for name, why in left_out.items()]
     return lines
+
+
+def told_short(fit: Fitted, seconds: float, used: float) -> str:
+    """The plan of what is left, in a line."""
+    words = []
+    for name in fit.costs:
+        cfg = fit.recipe.stages[name]
+        count = f" {cfg.steps:,} steps" if isinstance(cfg, TrainingConfig) else ""
+        if fit.seconds[name] >= 2:
+            words.append(f"{name}{count} {duration(fit.seconds[name])}")
+    return f"{duration(used)} of {duration(seconds)} used; left: {', '.join(words)}"
 
 
 def _what(cfg: StageConfig, cost: Cost) -> str:
