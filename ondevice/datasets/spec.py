@@ -3,6 +3,7 @@ several of them; and a person's rows, of which the bad ones are set aside and to
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ from ondevice.common.json_files import json_lines, read_json
 from ondevice.common.sanitize import sanitize
 from ondevice.config.auto import AUTO
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.load import to_mapping
 from ondevice.config.recipe import load_recipe
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.context import DataContext
@@ -139,7 +139,7 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
     def one(name: str) -> Any:
         corpus = corpus_of(name, default)
         if corpus is not None:
-            return to_mapping(corpus)
+            return _as_declared(corpus)
         if is_by_name(name):
             return name
         prefix, source = ordered(name)
@@ -157,6 +157,19 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
             for source in parts
         ]
     )
+
+
+def _as_declared(settings: Any) -> dict[str, Any]:
+    """`to_mapping`, with what is as it is by default in the form in which that is declared: 22 and
+    22.0 are one weight, and a recipe that was written out and read again one recipe."""
+    plain: dict[str, Any] = {}
+    for field_ in dataclasses.fields(settings):
+        value = getattr(settings, field_.name)
+        if dataclasses.is_dataclass(value):
+            plain[field_.name] = _as_declared(value)
+        else:
+            plain[field_.name] = field_.default if value == field_.default else value
+    return plain
 
 
 def builtin_in(data: str, default: CorpusConfig) -> CorpusConfig | None:

@@ -9,10 +9,13 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.common.sanitize import to_stderr
-from ondevice.config.recipe import load_recipe, recipe_for
+from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.runs import RunConfig
 from ondevice.config.stages import StageConfig
 from ondevice.hub import snapshot
+from ondevice.planning.dial import inputs
+from ondevice.planning.dial.road import road, time_of
+from ondevice.planning.machine import Machine
 from ondevice.planning.report import machine_for, plan_one, plan_recipe
 from ondevice.runs.resolve import find_model, find_reward_model
 
@@ -41,8 +44,29 @@ def plan(
             device=cfg.device,
             dtype=cfg.dtype,
         )
-        return plan_recipe(recipe, Path(cfg.out or "runs"), machine)
+        return plan_run(cfg, recipe, Path(cfg.out or "runs"), machine)
     return plan_one(what, with_models(what, cfg), Path(cfg.out or "runs"), machine)
+
+
+def plan_run(cfg: RunConfig, recipe: Recipe, folder: Path, machine: Machine) -> dict[str, Any]:
+    """The plan of a recipe; of one that has a time the plan for it, with `time` (seconds that were
+    asked for) and `left_out` (stage → why) beside it."""
+    seconds = time_of(cfg, recipe)
+    if seconds is not None and machine.speeds is None:
+        if cfg.time:
+            raise UserError(
+                "this machine is not measured yet",
+                where="time",
+                hint="ondevice plan without --no-time measures it",
+            )
+        assert recipe.scale is not None
+        recipe = replace(recipe, scale=replace(recipe.scale, time=""))
+        seconds = None
+    found = road(cfg, recipe, machine, folder)
+    report = plan_recipe(found.recipe, folder, machine)
+    left_out = dict(found.left_out)
+    lines = inputs.told(left_out)
+    return {**report, "time": seconds, "left_out": left_out, "left_out_lines": lines}
 
 
 def with_models(name: str, cfg: StageConfig) -> StageConfig:

@@ -235,6 +235,9 @@ def _told(report: dict[str, Any]) -> list[str]:
             f"not counted: {', '.join(repos)} (of {', '.join(unread)}): a plan reads nothing from the "
             "Hub, so rows are taken to be full and answers as long as they may be"
         )
+    if report.get("time"):
+        lines.append(f"chosen for {duration(report['time'])} in all")
+    lines += report.get("left_out_lines", [])
     for row in report["stages"]:
         if row["fits"] == "no":
             remedy = row["change"] or "take a smaller model"

@@ -5,6 +5,7 @@ and what the stages after it find.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,14 @@ def stand_in(cfg: InitConfig, corpus: CorpusConfig) -> Tokenizer:
     """
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
-    return train_tokenizer(
-        data.sample_texts(cfg.data, corpus) or data.sample_texts("builtin", corpus),
-        cfg.vocab_size,
-        fills=cfg.family in (*ENCODERS, "bart"),
-        sentinels=SENTINELS if cfg.family == "t5" else 0,
-    )
+    fills = cfg.family in (*ENCODERS, "bart")
+    return _trained(cfg.data, corpus, cfg.vocab_size, fills, SENTINELS if cfg.family == "t5" else 0)
+
+
+@lru_cache(maxsize=8)  # sizes of model are compared by the same one
+def _trained(named: str, corpus: CorpusConfig, size: int, fills: bool, sentinels: int) -> Tokenizer:
+    texts = data.sample_texts(named, corpus) or data.sample_texts("builtin", corpus)
+    return train_tokenizer(texts, size, fills=fills, sentinels=sentinels)
 
 
 def start_model(cfg: StageConfig, around: Surroundings) -> ModelFacts:

@@ -199,6 +199,7 @@ def _run_stages(
             timed_settings = timed.before(name, given)
             settled = _settled_by(timed, settled, name, timed_settings)
             if timed_settings is None:
+                keep_recipe()
                 continue
             settings = timed_settings
         cfg = _placed(settings, given, _goes_on(run))

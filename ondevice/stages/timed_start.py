@@ -10,6 +10,7 @@ from ondevice.common.sanitize import to_stderr
 from ondevice.config.recipe import Recipe, load_recipe
 from ondevice.config.runs import RunConfig
 from ondevice.config.times import parse_time, time_text
+from ondevice.planning.dial import inputs
 from ondevice.planning.dial import record as dial
 from ondevice.planning.dial.fit import told
 from ondevice.planning.dial.inputs import NAMED
@@ -43,10 +44,9 @@ def begun(cfg: RunConfig, recipe: Recipe, folder: RunFolder) -> tuple[Recipe, Di
     if time_of(cfg, recipe) is not None:
         machine = machine_for(cfg, to_stderr, measure=True)
     found = road(cfg, recipe, machine, folder.path)
-    for name, why in found.left_out.items():
-        if found.fit is None:
-            to_stderr(f"{name} is left out: {why}")
     if found.fit is None or found.seconds is None:
+        for line in inputs.told(found.left_out):
+            to_stderr(line)
         return found.recipe, None
     for line in told(found.fit, found.seconds, 0.0, found.left_out):
         to_stderr(line)

@@ -17,7 +17,7 @@ from ondevice.config.scaling import ScaleConfig
 from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
 from ondevice.config.times import time_text
 from ondevice.data.mixture import is_generated
-from ondevice.planning.dial import laws
+from ondevice.planning.dial import inputs, laws
 from ondevice.planning.dial.costs import Cost, Factors, cost_of, with_steps
 from ondevice.planning.dial.shapes import (
     SHAPES,
@@ -329,8 +329,7 @@ def told(fit: Fitted, seconds: float, used: float, left_out: Mapping[str, str]) 
             f"  {name:<10} {_what(recipe.stages[name], cost):<58} {duration(fit.seconds[name]):>7}"
         )
     lines.append(f"  {'':<10} {'together':<58} {duration(used + fit.total):>7}")
-    lines += [f"  {name} is left out: {why}" for name, why in left_out.items()]
-    return lines
+    return lines + [f"  {line}" for line in inputs.told(left_out)]
 
 
 def told_short(fit: Fitted, seconds: float, used: float) -> str:

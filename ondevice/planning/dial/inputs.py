@@ -12,7 +12,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.auto import AUTO
 from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import GRPOConfig, PPOConfig, RaterConfig, SampleConfig
-from ondevice.config.recipe import Recipe
+from ondevice.config.recipe import WAYS, Recipe
 from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
 from ondevice.planning.model_facts import ModelFacts
 
@@ -68,7 +68,21 @@ def with_inputs(recipe: Recipe, given: Inputs) -> tuple[Recipe, dict[str, str]]:
         stages[first] = _changed(stages[first], model=given.model)
     if given.own:
         recipe = replace(recipe, prompts=())  # they ask for what the built-in corpus says
-    return replace(recipe, stages=stages), left_out
+    way = recipe.preference
+    if way and not set(WAYS[way]) <= set(stages):
+        way = ""
+    return replace(recipe, stages=stages, preference=way), left_out
+
+
+def told(left_out: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the stages that are left out for it."""
+    stages: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        stages.setdefault(why, []).append(name)
+    return [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {why}"
+        for why, names in stages.items()
+    ]
 
 
 def _nothing(
