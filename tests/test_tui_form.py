@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from textual.events import Paste
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, OptionList
 
 import ondevice as od
 from ondevice.config.recipe import STAGES, load_recipe
@@ -400,10 +400,12 @@ def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
 def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]]) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("n")
-        text = await until_shown(pilot, "begin a run", "minute", "tiny", "stories", "smol")
-        for stage in STAGES:
-            assert stage in text
-        await pilot.press("enter")
+        await until_shown(pilot, "begin a run", "minute", "laptop")
+        listed = {option.id for option in app.screen.query_one(OptionList).options}
+        assert listed >= {name for name in STAGES if name != "rate"} | {"run:laptop"}
+        await pilot.press("end")  # the list is longer than a small terminal
+        await until_shown(pilot, "grpo")
+        await pilot.press("home", "enter")
         await until_shown(pilot, "start run", "✓ ready", "$ ondevice run minute")
         await pilot.press("escape")
         await until(pilot, lambda: app.current_mode == "road" and "the road" in shown(app))
@@ -446,3 +448,23 @@ def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(
         await until_shown(pilot, "joined by spaces")
 
     play(tmp_path, script, (120, 36))
+
+
+def test_the_form_of_a_recipe_takes_a_time_where_the_recipe_scales(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        given = {"recipe": "minute", "out": str(tmp_path / "x"), "time": "10m"}
+        await app.push_screen(StartScreen("run", given))
+        await until_shown(pilot, "✗ time: minute does not say how it scales; laptop does")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        fields["recipe"].put("laptop")
+        await until_shown(pilot, "✓ ready", "$ ondevice run laptop")
+        assert "--time=10m" in app.screen._words  # type: ignore[attr-defined]
+        fields["time"].put("10 minutes")
+        await until_shown(pilot, "✗ time: '10 minutes' is not a time")
+        fields["time"].put("30s")
+        await until_shown(pilot, "✗ time: 30s is too short for any road")
+        fields["time"].put("10m")
+        fields["text"].put(str(tmp_path / "none.txt"))
+        await until_shown(pilot, "✗ text: there is no ")
+
+    play(tmp_path, script)

@@ -5,6 +5,7 @@ looked at how often.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -418,3 +419,35 @@ def test_space_is_read_in_turns_and_is_not_0_before(
     assert sorted(asked) == [f"run-{number}" for number in range(5)]
     before = reader.read()
     assert asked[5:] == [] and [id(run) for run in reader.read()] == [id(run) for run in before]
+
+
+def test_a_run_with_a_time_says_how_much_of_it_is_used(tmp_path: Path) -> None:
+    stage = RunFolder(tmp_path / "run").stage("sft")
+    stage.create()
+    times = iter([0.0, 10.0, 20.0])
+    with EventWriter(stage.events, now=lambda: next(times)) as events:
+        time = {"stage": 3, "stages": 7, "used": 230.0, "seconds": 600.0}
+        events.emit("start", 0, stage="sft", steps=100, config={}, time=time)
+        events.emit("step", 1, loss=1.0)
+        events.emit("step", 2, loss=1.0)
+    found = stage_state(stage)
+    assert run_status.time_used({**found, "state": "training"}) == "stage 3 of 7, 4:10 of 10:00"
+    assert run_status.time_used({**found, "state": "done"}) == ""
+    for wrong in (None, 3, {"stage": "x"}, {**time, "used": -1}, {**time, "seconds": float("inf")}):
+        assert run_status.time_used({**found, "state": "training", "time": wrong}) == ""
+
+
+def test_the_road_and_the_curves_show_the_time(tmp_path: Path) -> None:
+    stage = RunFolder(tmp_path / "run").stage("sft")
+    write_stage(stage, 5, of=100, end="died")
+    lines = stage.events.read_text().splitlines()
+    start = {**json.loads(lines[0]), "time": {"stage": 3, "stages": 7, "used": 250, "seconds": 600}}
+    stage.events.write_text("\n".join([json.dumps(start), *lines[1:]]) + "\n")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "stage 3 of 7, 4:")
+        await pilot.press("w")
+        await until_shown(pilot, "running", "of 10:00")
+
+    with stage.locked():
+        play(tmp_path, script)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.clock import ticks
-from ondevice.common.progress import Progress, duration
+from ondevice.common.progress import Progress
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
@@ -27,6 +27,7 @@ from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import StageFolder, StopRequest
 from ondevice.runs.recovery import ResultRecord
+from ondevice.runs.run_time import RunTime
 from ondevice.seam.protocols import Backend
 
 
@@ -61,23 +62,6 @@ class ElapsedTime:
 
 Exam = Callable[[Model, Backend, Path], Mapping[str, Any]]
 """Measures a finished model; the folder is for the tokens of its documents."""
-
-
-@dataclass(frozen=True)
-class RunTime:
-    """How much of a run's time is used: seconds, and which of its stages is under way."""
-
-    stage: int
-    stages: int
-    used: float
-    seconds: float
-
-    def words(self) -> str:
-        """ "stage 3 of 7, 4:10 of 10:00"."""
-        return (
-            f"stage {self.stage} of {self.stages}, "
-            f"{duration(self.used)} of {duration(self.seconds)}"
-        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ondevice.common.errors import UserError, nearest
 from ondevice.common.progress import numbers_line, size
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.run_time import run_time_of
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
 # of a finished stage, also one that does not train
@@ -136,7 +138,9 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     the time of the newest event. `since` (time, step): where it began or went on last, or the first
     step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
     those resumes that are in that part. `waiting`: why the process that trains it does nothing now,
-    as on a full disk; empty where it works. `planned`: seconds that its plan said, where it had a time.
+    as on a full disk; empty where it works. `planned`: seconds that its plan said, where it had a
+    time. `time`: how much of the run's time was used as it began (fields of `RunTime`), where the
+    run has one.
     """
     first = events.first_event(stage.events)
     seen = _Events()
@@ -168,7 +172,13 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "message": str(ended.get("message", "")),
         "seconds": _number(record.get("seconds")),
         "planned": _planned(first),
+        "time": _time(first),
     }
+
+
+def _time(first: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = run_time_of(first)
+    return None if found is None else asdict(found)
 
 
 def _planned(first: Mapping[str, Any]) -> float | None:

@@ -35,9 +35,9 @@ from ondevice.planning.machine import Machine
 from ondevice.planning.model_facts import facts_of
 from ondevice.planning.source_facts import DataFacts
 from ondevice.planning.stage_facts import Surroundings
-from ondevice.runs.context import RunTime
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.run_time import RunTime
 from ondevice.seam.select import load_backend
 from ondevice.stages.pace import pace
 from ondevice.stages.probe import probe

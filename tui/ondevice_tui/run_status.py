@@ -13,6 +13,7 @@ from ondevice.common.clock import clock
 from ondevice.common.progress import duration, numbers_line
 from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES, gives
+from ondevice.runs.run_time import run_time_of
 
 MARKS = {
     "done": "✓",
@@ -380,6 +381,14 @@ def left(stage: Mapping[str, Any]) -> str:
     if planned:
         return f"≈ {duration(planned * (total - step) / total)} left"
     return ""
+
+
+def time_used(stage: Mapping[str, Any]) -> str:
+    """Of a stage that trains in a run with a time: "stage 3 of 7, 4:10 of 10:00"; else empty."""
+    time = run_time_of(stage)
+    if time is None or stage["state"] != "training":
+        return ""
+    return time.words(max(_seconds(stage) or 0.0, 0.0))
 
 
 def ago(t: float | None) -> str:

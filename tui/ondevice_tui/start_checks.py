@@ -9,7 +9,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.preference import PairsConfig
-from ondevice.config.recipe import load_recipe, recipe_for
+from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import has_ratings
 
@@ -23,12 +23,12 @@ class StartChecks:
     def __init__(self, verb: str, config: type) -> None:
         self.verb = verb
         self.config = config
-        self._right_recipes: set[tuple[str, str]] = set()  # (recipe, arch)
+        self._right_recipes: dict[tuple[str, str], Recipe] = {}  # by (recipe, arch)
 
     def obstacle(self, values: Mapping[str, Any]) -> Obstacle | None:
         """The first thing that stands in the way; None where the command can be started. Raises
         OSError and ValueError for a path that no disk takes."""
-        found = _missing_model(values) or _unusable_out(values)
+        found = _missing_model(values, self.verb) or _unusable_out(values)
         if found is not None or values["resume"] or values.get("redo"):
             return found
         run = RunFolder(str(values["out"]))
@@ -40,17 +40,31 @@ class StartChecks:
         wrong = self._wrong_recipe(str(values["recipe"]), str(values["arch"]))
         if wrong:
             return "recipe", f"recipe: {wrong}"
+        unfit = self._unfit_inputs(values)
+        if unfit is not None:
+            return unfit
         if run.stages():
             return "out", "out: a run stands there already; resume goes on with it"
+        return None
+
+    def _unfit_inputs(self, values: Mapping[str, Any]) -> Obstacle | None:
+        """A time or a file that the recipe has no use for, or that is not there."""
+        recipe = self._right_recipes[str(values["recipe"]), str(values["arch"])]
+        for name in ("time", "text", "chats", "problems", "model"):
+            if values[name] and recipe.scale is None:
+                return name, f"{name}: {recipe.name} does not say how it scales; laptop does"
+        for name in ("text", "chats", "problems"):
+            path = str(values[name])
+            if path and ":" not in path and not Path(path).exists():
+                return name, f"{name}: there is no {path}"
         return None
 
     def _wrong_recipe(self, recipe: str, arch: str) -> str:
         if (recipe, arch) not in self._right_recipes:
             try:
-                load_recipe(recipe_for(recipe, arch))
+                self._right_recipes[recipe, arch] = load_recipe(recipe_for(recipe, arch))
             except UserError as problem:
                 return str(problem)
-            self._right_recipes.add((recipe, arch))
         return ""
 
     def _of_stage(self, values: Mapping[str, Any], run: RunFolder) -> Obstacle | None:
@@ -67,9 +81,11 @@ class StartChecks:
         return None
 
 
-def _missing_model(values: Mapping[str, Any]) -> Obstacle | None:
+def _missing_model(values: Mapping[str, Any], verb: str) -> Obstacle | None:
     for name in ("model", "reward_model"):
         folder = values.get(name, "-")
+        if folder == "" and verb == "run":
+            continue  # it begins from random weights
         if folder == "":
             return name, f"{name}: name the folder of a model to start from"
         if folder != "-" and not Path(str(folder)).exists():

@@ -19,6 +19,11 @@ from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, line, titled
 
 
+def _order(recipe: str) -> tuple[bool, bool]:
+    """The first try first, then what a person chooses a time for, then the rest."""
+    return recipe != "minute", recipe != "laptop"
+
+
 class ChooseScreen(Card[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", "close", key_display="esc")
@@ -31,7 +36,7 @@ class ChooseScreen(Card[None]):
             yield SafeText("The whole road by a recipe, or one stage from any model folder:")
             yield rows
         made = []
-        for name in sorted(for_decoders(), key=lambda name: name != "minute"):
+        for name in sorted(for_decoders(), key=_order):
             made.append(
                 (
                     f"run:{name}",

@@ -149,6 +149,8 @@ brings the last one back; `ondevice runs empty-trash` deletes what lies there.""
         options = []
         for i, row in enumerate(self.found):
             options.append((row.stage, stage_line(i, row, states.get(row.stage), width)))
+        used = next(filter(None, map(run_status.time_used, states.values())), "")
+        titled(self.query_one("#stages"), "the road", used)
         fresh = self._shown_run != self.ui.chosen or not rows.option_count
         unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
         rows.show(options)

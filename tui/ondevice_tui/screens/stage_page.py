@@ -175,6 +175,9 @@ class StagePage(Page):
             parts.append(f"step {step:,}")
         if kind == "training" and not state.get("waiting"):
             parts.append("  " + run_status.left({**state, "step": step}))
+            used = run_status.time_used(state)
+            if used:
+                parts.append((f"  {used}", "$accent"))
             at = self.history.newest.get(self.history.last_kind, {}).get("t")
             if isinstance(at, (int, float)) and clock() - at > STALE_S:
                 parts.append((f"  last event {run_status.ago(at)}", "$warning"))
