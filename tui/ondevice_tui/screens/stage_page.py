@@ -176,6 +176,8 @@ class StagePage(Page):
         if kind == "training" and not state.get("waiting"):
             parts.append("  " + run_status.left({**state, "step": step}))
             used = run_status.time_used(state)
+            if width < 52:
+                used = used.rpartition(", ")[2]
             if used:
                 parts.append((f"  {used}", "$accent"))
             at = self.history.newest.get(self.history.last_kind, {}).get("t")
