@@ -451,8 +451,8 @@ def empty_trash(folder: str | Path = "runs") -> dict[str, Any]:
 
 
 def doctor() -> dict[str, Any]:
-    """Backends, device, memory, and what would be chosen."""
-    from ondevice.seam.doctor import doctor as function
+    """Backends, device, memory, what would be chosen, and what this machine could do (`outlook`)."""
+    from ondevice.planning.outlook import report as function
 
     return function()
 

@@ -276,7 +276,7 @@ _TABLE = (
         (),
         "doctor",
         sets=False,
-        render="ondevice.seam.doctor:render",
+        render="ondevice.planning.outlook:render",
     ),
 )
 VERBS = {verb.name: verb for verb in _TABLE}
