@@ -16,7 +16,7 @@ from test_dial import MACHINE, RATES, SPEEDS
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    return outlook.outlook(replace(MACHINE, budget=4 << 30))
+    return outlook.outlook(replace(MACHINE, budget=2_300_000_000))
 
 
 def test_it_says_how_fast_models_learn_and_which_fit(told: dict[str, Any]) -> None:
