@@ -26,6 +26,8 @@ from typing import Any
 import pytest
 
 import ondevice as od
+from ondevice.planning import calibration
+from ondevice.planning.calibration import Calibration, Rates, Speeds
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -72,6 +74,19 @@ stages:
   sft: {steps: 2, batch_size: 2, sequence_length: 64, eval_every: 0, save_every: 0}
   sample: {prompts: 4, max_new_tokens: 8}
   grpo: {steps: 1, prompts: 2, group_size: 2, max_new_tokens: 8, eval_every: 0, save_every: 0}
+"""
+
+TIMED = """
+corpus: {document_bytes: 30000, chat_count: 200, prompt_count: 40, problem_count: 40}
+exam: {questions: 4, problems: 4, passes: 2, duels: 2}
+scale:
+  time: 60s
+  model: fitted
+  stages: {pretrain: {share: 1, most: 4}, sft: {share: 1, most: 4}}
+stages:
+  init: {}
+  pretrain: {steps: 4, batch_size: 4, sequence_length: 32, eval_every: 0, save_every: 0}
+  sft: {steps: 4, batch_size: 2, sequence_length: 64, eval_every: 0, save_every: 0}
 """
 
 # What has a test file of its own.
@@ -363,12 +378,38 @@ def soak(place: Place) -> None:
     assert len(re.findall(r"met [1-9]\d* of", told)) == 7
 
 
+def dial(place: Place) -> None:
+    recipe = place.here / "small.yaml"
+    recipe.write_text(TIMED, encoding="utf-8")
+    (place.here / "text.txt").write_text("The cat sat on the mat. " * 400, encoding="utf-8")
+    words = ["--recipe", recipe, "--results", place.here, "--backend", "torch", "--device", "cpu"]
+    own: list[object] = ["--text", place.here / "text.txt"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(calibration.FOLDER, str(place.here / "cache"))  # as if it had been measured
+        rates = Rates(1.2, 1e-10, 1e-4)
+        speeds = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, rates, rates, rates)
+        for backend, device in (("torch", "cpu"), ("auto", "auto"), ("torch", "auto")):
+            key = calibration.key_of(backend, device, "auto")
+            calibration.save(Calibration(key, "cpu", "float32", 16 << 30, 1 << 28, speeds))
+        place.script("dial.py", *words, "--times", "60s")
+        place.script("dial.py", *words, "--times", "60s", "--name", "own", *own)
+    told = place.script("dial.py", "--document", "--results", place.here)
+    assert str(place.here / "dial.md") in told
+    rows = json.loads((place.here / "dial.json").read_text(encoding="utf-8"))["runs"]
+    assert [row["data"] for row in rows] == ["builtin", "own"]
+    assert all(0 < row["used"] < 120 and row["bits_per_byte"] > 0 for row in rows)
+    document = (place.here / "dial.md").read_text(encoding="utf-8")
+    assert "![own: what each time reaches](dial-own.svg)" in document
+    assert "bits per byte" in (place.here / "dial-own.svg").read_text(encoding="utf-8")
+
+
 SMALL: dict[str, Callable[[Place], None]] = {
     "bench/bench.py": bench,
     "bench/peer_trl_ppo.py": peer_trl_ppo,
     "bench/peer_mlx_lm_lora.py": peer_mlx_lm_lora,
     "bench/tui.py": tui,
     "control.py": control,
+    "dial.py": dial,
     "fuzz.py": fuzz,
     "golden/ppo.py": golden_ppo,
     "house.py": house,

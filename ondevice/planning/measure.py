@@ -53,6 +53,7 @@ SHAPES: tuple[dict[str, int], ...] = (
     {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "heads": 5},
 )
 VOCABULARY = 1024
+_TOKENS = 280  # that are read
 BATCHES = ((2, 64), (4, 128), (8, 256))  # rows and their tokens
 PROMPT, WRITERS = 32, ((1, 34), (16, 34), (64, 18))  # rows and the tokens that each writes
 
@@ -244,12 +245,13 @@ def _small_tokenizer() -> Tokenizer:
 
 
 def _ids(count: int, name: str) -> np.ndarray:
-    return random_of(0, "calibration", name).integers(3, 280, count).astype(np.int32)
+    return random_of(0, "calibration", name).integers(3, _TOKENS, count).astype(np.int32)
 
 
-def text_batch(rows: int, length: int) -> Batch:
-    """Rows of running text of random tokens."""
-    ids = _ids(rows * (length + 1), "text").reshape(rows, length + 1)
+def text_batch(rows: int, length: int, vocabulary: int = _TOKENS) -> Batch:
+    """Rows of running text of random tokens of a vocabulary of that size."""
+    ids = _ids(rows * (length + 1), "text") % vocabulary
+    ids = ids.reshape(rows, length + 1)
     batch: Batch = {
         "ids": ids[:, :-1].copy(),
         "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),

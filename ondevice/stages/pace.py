@@ -33,7 +33,7 @@ def pace(
     rows = cfg.batch_size if isinstance(cfg.micro_batch, str) else cfg.micro_batch
     rows = max(1, min(rows, cfg.batch_size, 64))
     length = min(getattr(cfg, "sequence_length", 128), model.cfg.max_position_embeddings)
-    batch = text_batch(rows, length)
+    batch = text_batch(rows, length, min(256, model.cfg.vocab_size))
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     trainer = backend.trainer(
         loss, model.params, {}, optim_settings(cfg, model.params), compile=cfg.compile
