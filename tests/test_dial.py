@@ -12,11 +12,12 @@ import pytest
 
 import small_stages
 from ondevice.common.errors import UserError
-from ondevice.config.load import from_mapping, to_mapping
+from ondevice.config.load import dump_yaml, from_mapping, to_mapping
 from ondevice.config.recipe import Recipe, load_recipe
 from ondevice.config.runs import RunConfig
 from ondevice.config.scaling import ScaleConfig
 from ondevice.config.times import parse_time, time_text
+from ondevice.datasets.spec import data_digest
 from ondevice.planning.calibration import Rates, Speeds
 from ondevice.planning.dial import laws, record
 from ondevice.planning.dial.costs import Factors, with_steps
@@ -367,6 +368,37 @@ def test_progress_says_how_much_of_the_time_is_used(models: Path, tmp_path: Path
     run.timed.before("sft", {"policy": run.policy})
     run.clock = 250.0
     assert run.timed.time().words() == "stage 2 of 3, 4:10 of 10:00"
+
+
+ODD: tuple[Any, ...] = (None, True, -1, 1e300, float("nan"), "", "x", [], {}, [[]], {"a": None})
+
+
+def test_any_odd_value_in_a_record_is_one_line_or_a_record(tmp_path: Path) -> None:
+    scale = load_recipe("laptop").scale
+    assert scale is not None
+    DialRecord("laptop", 60.0, scale).save(tmp_path)
+    file = tmp_path / record.FILE
+    whole = json.loads(file.read_text())
+    for name in whole:
+        for odd in ODD:
+            file.write_text(json.dumps({**whole, name: odd}))
+            try:
+                found = record.load(tmp_path)
+            except UserError as error:
+                assert "\n" not in str(error) and "dial.json" in str(error)
+            else:
+                assert found is not None
+                found.save(tmp_path)
+
+
+def test_a_corpus_written_out_and_read_again_is_one_corpus(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")  # some of whose weights are those by default
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_yaml(recipe.mapping()))
+    again = load_recipe(str(file))
+    assert data_digest("builtin", "", again.corpus) == data_digest("builtin", "", recipe.corpus)
+    other = load_recipe("tiny", ["corpus.documents.stories=8"])
+    assert data_digest("builtin", "", other.corpus) != data_digest("builtin", "", recipe.corpus)
 
 
 @pytest.mark.parametrize(
