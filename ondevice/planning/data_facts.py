@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ondevice.common.clock import ticks
 from ondevice.config.auto import is_auto
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import ClassifyConfig, SFTConfig
@@ -105,13 +106,18 @@ def chat_facts(cfg: SFTConfig, tokenizer: Tokenizer, corpus: CorpusConfig) -> Da
 
     def own(rows: RowSample) -> Encoded:
         chats = [chat["messages"] for chat in converted(rows.rows, to_chat)]
-        return encoded_rows(encoded(chats), len(rows.rows), rows, _written(chats))
+        began = ticks()
+        found = encoded_rows(encoded(chats), len(rows.rows), rows, _written(chats))
+        found.seconds = ticks() - began
+        return found
 
     def builtin(built: CorpusConfig) -> Encoded:
         small = replace(built, chat_count=min(built.chat_count, _SAMPLE_ROWS))
         chats = [chat["messages"] for chat in build(small).chats("train")]
         rows = RowSample(count=built.chat_count)
+        began = ticks()
         found = encoded_rows(encoded(chats), len(chats), rows, _written(chats))
+        found.seconds = ticks() - began
         found.held = built.chat_count * built.validation_share
         return found
 
@@ -162,7 +168,9 @@ def prompt_facts(
         count = built.problem_count if problems else built.prompt_count
         texts = _builtin_prompts(built, problems)
         asked = [[{"role": "user", "content": text}] for text in texts]
+        began = ticks()
         found = encoded_rows(encoded(asked), len(asked), RowSample(count=count), _written(asked))
+        found.seconds = ticks() - began
         found.held = built.held_problem_count if problems else built.held_prompt_count
         return found
 

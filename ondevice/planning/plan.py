@@ -10,15 +10,16 @@ from typing import Any
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import SFTConfig
-from ondevice.config.preference import RaterConfig, SampleConfig
+from ondevice.config.preference import PPOConfig, RaterConfig, SampleConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.rows import RowsConfig
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
 from ondevice.data.batches import token_type
 from ondevice.data.completion_batches import Row
-from ondevice.datasets.spec import builtin_in
+from ondevice.datasets.spec import builtin_in, corpus_of
 from ondevice.models.initial_config import model_config
 from ondevice.models.model import Model
+from ondevice.planning.calibration import Speeds
 from ondevice.planning.data_facts import unknown_prompts
 from ondevice.planning.dimensions import Dimensions, dimensions
 from ondevice.planning.memory import Bytes, bytes_of_stage, checkpoint_bytes, disk_bytes
@@ -56,6 +57,7 @@ _OF_DATA = {
 }
 """Settings that decide what of the data is looked at."""
 _STOPPED = 12  # tokens that an answer has beyond what it says, where answers are read
+_CHAT_ROW = 1.5  # of encoding a chat, where encoding a prompt takes 1
 _UNTAUGHT = 52.0  # tokens of an answer of a model that has not learned to end one
 
 
@@ -258,7 +260,7 @@ class _Planned:
         exam."""
         speeds = self.machine.speeds
         assert speeds is not None
-        seconds = self.data.text_bytes / speeds.tokenizer
+        seconds = self._reading(cfg, speeds)
         for one in once_before(cfg, work, self.data):
             seconds += one.times * speeds.reading.of(read_terms(one, self.dims, speeds))
         one_measurement = self._seconds(measured, None) or 0.0
@@ -268,6 +270,20 @@ class _Planned:
         seconds += 3 * written / speeds.bytes_per_second
         if self.around.exam is not None and cfg.gives == "policy":
             seconds += self.exam_seconds(self.around.exam)
+        return seconds
+
+    def _reading(self, cfg: TrainingConfig, speeds: Speeds) -> float:
+        """Of reading and encoding the data, and what is learned beside them."""
+        rows = (self.data.rows or 0.0) + self.data.held
+        if self.data.unit == "tokens":
+            rows = 0.0
+        seconds = max(self.data.text_bytes / speeds.tokenizer, rows * self.data.row_seconds)
+        corpus = self.around.corpus
+        if isinstance(cfg, SFTConfig) and corpus_of(cfg.replay, corpus) is not None:
+            seconds += corpus.document_bytes / speeds.tokenizer
+        beside = isinstance(cfg, PPOConfig) and cfg.sft_coef
+        if beside and corpus_of(getattr(cfg, "sft_data", ""), corpus) is not None:
+            seconds += _CHAT_ROW * corpus.chat_count * self.data.row_seconds
         return seconds
 
     def exam_seconds(self, exam: ExamConfig) -> float:

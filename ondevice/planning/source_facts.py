@@ -33,6 +33,7 @@ class DataFacts:
     examples: Sequence[Any]
     held: float = 0.0
     text_bytes: float = 0.0  # that are read and encoded before the first step
+    row_seconds: float = 0.0  # of encoding a row, as those of the sample took
 
     def told(self) -> str:
         """ "1,200 chats", "≈ 34,000 tokens"; empty where nothing is known."""
@@ -57,6 +58,7 @@ class Encoded:
     characters: int
     size: float | None = None  # characters in all, of running text
     held: float | None = None  # rows held out, where the source says it
+    seconds: float = 0.0  # that encoding the examples took
 
 
 def converted(rows: Iterable[Any], convert: Callable[[Any], T]) -> Iterator[T]:
@@ -148,6 +150,7 @@ def together(
         (),
         held,
         float(sum(_characters(part) for part in parts)),
+        sum(part.seconds for part in parts) / max(1, sum(len(part.examples) for part in parts)),
     )
 
 
