@@ -85,6 +85,8 @@ def test_a_run_in_a_time_is_resumed_to_the_same(
     found = record.load(out)
     assert found is not None
     assert found.ended == ["init", "pretrain", "sft"] and "grpo" in found.left_out
+    report = (out / "report.md").read_text()
+    assert "## The time" in report and "- sft: 0:" in report and "grpo is left out" in report
     resolved = load_recipe(str(out / "recipe.yaml"))
     assert resolved.scale is None and list(resolved.stages) == ["init", "pretrain", "sft"]
     pretrain: Any = resolved.stages["pretrain"]

@@ -5,6 +5,7 @@ and report.html.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from ondevice.common import bounded
@@ -39,9 +40,9 @@ def ladder(run: RunFolder) -> str:
     return "\n\n".join(parts)
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: RunFolder, time: Sequence[str] = ()) -> Path:
     """The same as Markdown in `report.md`, which is returned; as a page with curves in
-    `report.html` beside it.
+    `report.html` beside it. `time`: what is to be said of a run's time, where it has one.
     """
     done = done_records(run)
     lines = [f"# {cell(run.path.name)}", ""]
@@ -53,6 +54,8 @@ def write_report(run: RunFolder) -> Path:
         if section.notes:
             lines += [f"- {cell(note)}" for note in section.notes]
             lines.append("")
+    if time:
+        lines += ["## The time", "", *(f"- {cell(note)}" for note in time), ""]
     replies_by_prompt = answers(done)
     if replies_by_prompt:
         lines += ["## The same prompts, asked after every stage", ""]

@@ -84,7 +84,7 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     to_stderr(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
     with stop, pause():
         _run_stages(cfg, recipe, folder, shared=shared, start=start, timed=timed)
-        write_report(folder)
+        write_report(folder, timed.told() if timed is not None else ())
     if timed is not None:
         to_stderr(timed.ended())
     return folder.path

@@ -20,6 +20,7 @@ from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import GRPOConfig
 from ondevice.config.recipe import ExamConfig, Recipe
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
+from ondevice.planning.dial import inputs
 from ondevice.planning.dial.costs import (
     BESIDE,
     LEARNING,
@@ -87,6 +88,20 @@ class Timed:
         if used < 0.9 * asked:
             line += ": more steps of these stages were of no use, or a stage was left out"
         return line
+
+    def told(self) -> list[str]:
+        """What the report says: how much of the time each stage was given and took, what is left
+        out."""
+        lines = [self.ended()]
+        given: dict[str, float] = {}
+        for plan in self.record.plans:
+            given |= {name: seconds for name, (_, seconds) in list(plan["stages"].items())[:1]}
+        for name in self.record.ended:
+            done = self.folder.stage(name).done_record() or {}
+            took = duration(float(done.get("seconds", 0.0)))
+            foreseen = f", {duration(given[name])} foreseen as it began" if name in given else ""
+            lines.append(f"{name}: {took}{foreseen}")
+        return [*lines, *inputs.told(self.record.left_out)]
 
     # ---- before a stage ------------------------------------------------------------------------
 
