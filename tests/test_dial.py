@@ -362,6 +362,27 @@ def test_a_resume_takes_what_was_decided(models: Path, tmp_path: Path) -> None:
     assert resumed.before("sft", {"policy": run.policy}) == before
 
 
+def test_a_stage_that_is_not_scaled_keeps_its_settings(models: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, models / "policy", 120, {})
+    scale = run.record.scale
+    run.record.scale = replace(scale, stages={"pretrain": scale.stages["pretrain"]})
+    changes: dict[str, Any] = {"steps": "auto", "sequence_length": "auto", "batch_size": "auto"}
+    run.recipe = replace(
+        run.recipe,
+        stages={**run.recipe.stages, "sft": replace(run.recipe.stages["sft"], **changes)},
+    )
+    run.timed = run.start()
+    run.stage("pretrain")
+    cfg: Any = run.timed.before("sft", {"policy": run.policy})
+    assert (cfg.steps, cfg.batch_size) == ("auto", "auto")
+    stage = run.folder.stage("sft")
+    stage.create()
+    stage.events.write_text(json.dumps({"t": 0, "event": "step", "step": 1, "seconds": 0.1}) + "\n")
+    stage.done.write_text(json.dumps({"seconds": 1.0}))
+    run.timed.after("sft")
+    assert "sft" in run.record.ended
+
+
 def test_progress_says_how_much_of_the_time_is_used(models: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, models / "policy", 600, {})
     run.stage("pretrain")

@@ -254,10 +254,11 @@ class Timed:
         factors = Factors(self.record.factors)
         kind = kind_of(cfg)
         if isinstance(cfg, TrainingConfig):
-            measured = sum(_step_seconds(stage))
+            taken = _step_seconds(stage)
+            measured = sum(taken)
             planned = factors.step(kind, cost.planned_step, cost.plan.writing) / factors.of(kind)
             if planned and measured:
-                factors = factors.with_(kind, measured / (planned * cfg.steps))
+                factors = factors.with_(kind, measured / (planned * len(taken)))
             factors = factors.with_(BESIDE, (whole - measured) / cost.planned_fixed)
         elif kind == WRITING and cost.planned_step:
             prompts = getattr(cfg, "prompts", 0) or 1

@@ -337,7 +337,9 @@ def told_short(fit: Fitted, seconds: float, used: float) -> str:
     words = []
     for name in fit.costs:
         cfg = fit.recipe.stages[name]
-        count = f" {cfg.steps:,} steps" if isinstance(cfg, TrainingConfig) else ""
+        count = ""
+        if isinstance(cfg, TrainingConfig):
+            count = f" {_steps(cfg, fit.costs[name]):,} steps"
         if fit.seconds[name] >= 2:
             words.append(f"{name}{count} {duration(fit.seconds[name])}")
     return f"{duration(used)} of {duration(seconds)} used; left: {', '.join(words)}"
@@ -351,13 +353,19 @@ def _what(cfg: StageConfig, cost: Cost) -> str:
             f"{cfg.hidden_size}, vocabulary {cfg.vocab_size:,}"
         )
     if isinstance(cfg, TrainingConfig):
-        words = f"{cfg.steps:,} steps of {plan.tokens_per_step:,.0f} tokens"
+        steps = _steps(cfg, cost)
+        words = f"{steps:,} steps of {plan.tokens_per_step:,.0f} tokens"
         if cost.epoch:
-            words += f", {cfg.steps / cost.epoch:.2g} times through {plan.data.removeprefix('≈ ')}"
+            words += f", {steps / cost.epoch:.2g} times through {plan.data.removeprefix('≈ ')}"
         return words
     if hasattr(cfg, "prompts"):
         return f"{cfg.prompts:,} prompts"
     return ""
+
+
+def _steps(cfg: TrainingConfig, cost: Cost) -> int:
+    """Those that were shared out; of a stage that is not scaled what the rules will say."""
+    return cost.plan.steps if is_auto(cfg, "steps") else cfg.steps
 
 
 def _short(count: float) -> str:
