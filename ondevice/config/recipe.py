@@ -18,7 +18,7 @@ seed, backend, device and dtype at the top are every stage's, unless a stage has
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,6 +279,9 @@ def _resolve(
     if "scale" in mapping:
         scale = from_mapping(ScaleConfig, mapping["scale"], join(where, "scale"))
         _scalable(scale, mapping["stages"], join(where, "scale.stages"))
+        # without the stages of the way that is not taken
+        kept = {name: one for name, one in scale.stages.items() if name in stages}
+        scale = replace(scale, stages=kept)
     return Recipe(
         name=head.name,
         describe=head.describe,
