@@ -281,7 +281,13 @@ def next_words(told: Mapping[str, Any], known: list[str]) -> list[str]:
 
 
 def main(tell: Callable[[str], None] = to_stderr) -> None:
-    found = calibration.calibrated("auto", "auto", "auto", tell)
+    """What could be done next, a line each on stdout; why it cannot be known, where this machine
+    cannot be measured."""
+    try:
+        found = calibration.calibrated("auto", "auto", "auto", tell)
+    except UserError as error:
+        tell(str(error))
+        return
     machine = planned_machine("auto", "auto", "auto", "", found)
     for line in next_words(outlook(machine), recipe_names()):
         sys.stdout.write(f"  {line}\n")
