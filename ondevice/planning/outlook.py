@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.power import power_state
 from ondevice.common.progress import size
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.finetuning import SFTConfig
@@ -84,7 +85,7 @@ def outlook(machine: Machine | None = None) -> dict[str, Any]:
     "tokens_per_second"}]}; the lists are empty, and `hour` is None, where it is not measured."""
     machine = machine or _machine()
     found: dict[str, Any] = {
-        "power": calibration.power_state(),
+        "power": power_state(),
         "calibrated": machine is not None and machine.speeds is not None,
         "pretraining": [],
         "hour": None,
