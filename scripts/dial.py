@@ -142,7 +142,8 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
         "Written by `scripts/dial.py`; do not edit. `ondevice run laptop --time …`: the time that was "
         "asked for and the one that was used, on the clock; the model that was chosen for it, the "
         "tokens of text that it read, and what it reached on data that no stage learns from. `load`: "
-        "of the machine as the run ended; above its cores, other programs ran beside it.",
+        "of the machine as the run ended; above its cores, other programs ran beside it, and what they "
+        "took cannot be foreseen. `python scripts/dial.py --times 40m` adds a time.",
     ]
     for name in _names(rows):
         lines += ["", f"## {name}", "", f"![{name}: what each time reaches](dial-{name}.svg)", ""]
