@@ -186,6 +186,9 @@ def test_a_stage_without_data_is_left_out_and_says_why(
     assert set(found.stages) | set(left_out) == set(load_recipe("laptop").stages)
     for name, words in why.items():
         assert words in left_out[name]
+    if "grpo" in found.stages and "problems" in given:
+        grpo: Any = found.stages["grpo"]
+        assert (grpo.data, grpo.max_new_tokens) == ("p", 256)
     if "model" in given:
         first: Any = next(iter(found.stages.values()))
         assert (first.model, first.learning_rate, first.optimizer) == ("m", "auto", "adamw")

@@ -12,6 +12,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.progress import duration
 from ondevice.config.auto import is_auto
 from ondevice.config.finetuning import SFTConfig
+from ondevice.config.preference import RolloutConfig
 from ondevice.config.recipe import Recipe
 from ondevice.config.scaling import ScaleConfig
 from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
@@ -289,10 +290,13 @@ _ANSWERS = 512  # tokens of a chat that a fitted model is to have room for
 
 def _length(cfg: StageConfig) -> int:
     """Tokens of a row that the model is to have room for."""
+    own = not is_generated(getattr(cfg, "data", "") or "builtin")
+    if isinstance(cfg, RolloutConfig):
+        return _ANSWERS + cfg.max_new_tokens if own else 0
     length = getattr(cfg, "sequence_length", 0)
     if isinstance(length, int):
         return length
-    return _ANSWERS if not is_generated(getattr(cfg, "data", "") or "builtin") else 0
+    return _ANSWERS if own else 0
 
 
 def _with_rates(cfg: TrainingConfig, known: int, parameters: int) -> TrainingConfig:

@@ -16,6 +16,7 @@ from ondevice.config.recipe import WAYS, Recipe
 from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
 from ondevice.planning.model_facts import ModelFacts
 
+_THOUGHT = 256  # tokens of an answer to a problem of one's own, whose length nothing tells
 NAMED = ("text", "chats", "problems", "model")
 """Fields of `RunConfig` that name them."""
 
@@ -166,7 +167,7 @@ def _on_own_data(cfg: StageConfig, given: Inputs) -> dict[str, Any]:
             changes["replay_share"] = SFTConfig.replay_share
         return changes
     if isinstance(cfg, GRPOConfig):
-        return {"data": given.problems, "validation": ""}
+        return {"data": given.problems, "validation": "", "max_new_tokens": _THOUGHT}
     if isinstance(cfg, PPOConfig) and cfg.sft_coef:
         if given.chats:
             return {"sft_data": given.chats}
