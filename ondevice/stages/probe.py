@@ -69,9 +69,8 @@ def probe(cfg: GRPOConfig, backend: Backend, corpus: CorpusConfig) -> Probe:
             sampled = sampler.draw(params, ids, cfg.group_size, stage="probe")
             seconds = ticks() - began
             scores = judged(rewards, asked, sampled, cfg.group_size, cfg, policy.tokenizer)
-    earned = scores.total > 0
-    if RIGHT in rewards.weights:
-        earned = scores.by_name[RIGHT] > 0
+    right = next((name for name in RIGHT if name in scores.by_name), None)
+    earned = (scores.total if right is None else scores.by_name[right]) > 0
     return Probe(len(sampled), int(np.count_nonzero(earned)), count_tokens(sampled), seconds)
 
 

@@ -81,7 +81,10 @@ def _inputs(cfg: RunConfig) -> Inputs:
 
 
 def exam_of(recipe: Recipe) -> ExamConfig | None:
-    """The exam that is taken after its stages: where one of them reads the built-in corpus."""
+    """The exam that is taken after its stages: on data of its own, or where one of them reads the
+    built-in corpus."""
+    if recipe.exam.data:
+        return recipe.exam
     for cfg in recipe.stages.values():
         ready = getattr(cfg, "tokenizer", "")
         if not ready and str(getattr(cfg, "data", "")).startswith("builtin"):
