@@ -1,7 +1,7 @@
 """Published rules of how large a model should be, and its vocabulary.
 
 The loss of a model of N parameters that reads D tokens, of which U are different ones, is that of
-Muennighoff 2023 ("Scaling Data-Constrained Language Models", section 3 and appendix A), fitted on
+Muennighoff 2023 ("Scaling Data-Constrained Language Models"), fitted on
 C4. Where nothing is repeated it is the law of Hoffmann 2022 ("Training Compute-Optimal Large
 Language Models"): with these constants the best model for some compute reads about 20 tokens per
 parameter. Text that is repeated up to four times counts nearly as much as new text, then less and

@@ -40,7 +40,7 @@ class Shape:
 
 
 # A width is about 32 times the depth where models are small, 64 times where they are large: of the
-# same size they are all about as good (Kaplan 2020, figure 5; Hoffmann 2022, table A9).
+# same size they are all about as good (Kaplan 2020).
 SHAPES: tuple[Shape, ...] = tuple(
     Shape(hidden, layers)
     for hidden, layers in (
