@@ -1,12 +1,12 @@
 """Published rules of how large a model should be, and its vocabulary.
 
 The loss of a model of N parameters that reads D tokens, of which U are different ones, is that of
-Muennighoff 2023 ("Scaling Data-Constrained Language Models"), fitted on
-C4. Where nothing is repeated it is the law of Hoffmann 2022 ("Training Compute-Optimal Large
-Language Models"): with these constants the best model for some compute reads about 20 tokens per
-parameter. Text that is repeated up to four times counts nearly as much as new text, then less and
-less (half of the tokens' worth is gone at R_D* = 15.4 repetitions), and parameters beyond what the
-text can fill count less likewise.
+Muennighoff 2023 ("Scaling Data-Constrained Language Models"), fitted on C4. Where nothing is
+repeated it is the law of Hoffmann 2022 ("Training Compute-Optimal Large Language Models"): with
+these constants the best model for some compute reads about 20 tokens per parameter. Text that is
+repeated up to four times counts nearly as much as new text, then less and less (after R_D* = 15.4
+repetitions a further one counts 1/e of new text), and parameters beyond what the text can fill count
+less likewise.
 
 The vocabulary is that of Tao 2024 ("Scaling Laws with Vocabulary", approach 1): its parameters grow
 with the compute to the power of 0.42, more slowly than the others'.
