@@ -171,7 +171,7 @@ class Soak:
         rng = random.Random(1)
         lines = [" ".join(rng.choices(WORDS, k=12)) + "." for _ in range(4000)]
         (self.work / "text.txt").write_text("\n".join(lines))
-        prompts = [{"prompt": " ".join(rng.choices(WORDS, k=4)), "answer": ""} for _ in range(400)]
+        prompts = [{"prompt": " ".join(rng.choices(WORDS, k=4)), "answer": "1"} for _ in range(400)]
         (self.work / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
         flags = [f"--{name}={value}" for name, value in MODEL.items()]
         self.done(
