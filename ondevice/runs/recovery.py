@@ -89,6 +89,16 @@ class State:
             return last
         return first
 
+    def go_back_from(self, left: State, number: int) -> None:
+        """Gives this state, a checkpoint's, what holds from now on: `left` is the state before going
+        back, and batch `number` is not learned from again."""
+        self.left_out = [*left.left_out, number]
+        self.rate_factor = left.rate_factor * FACTOR
+        self.before = left.before
+        # a person's may be newer than the checkpoint
+        self.fingerprint = left.fingerprint
+        self.changes = left.changes
+
 
 @dataclass(frozen=True)
 class ResultRecord:

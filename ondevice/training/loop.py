@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from ondevice.common.clock import ticks
@@ -29,13 +28,7 @@ from ondevice.models.network import supports_packing
 from ondevice.models.tables import with_tables
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import (
-    FACTOR,
-    State,
-    finite,
-    keep_batch,
-    sound_checkpoints,
-)
+from ondevice.runs.recovery import State, finite, sound_checkpoints
 from ondevice.seam.ops import Loss, Params
 from ondevice.seam.protocols import Backend, Trainer
 from ondevice.training.heldout_metrics import LOWEST_LOSS, BestMetric, EvalBatches, heldout_metrics
@@ -54,6 +47,7 @@ from ondevice.training.step_source import (
     StepSource,
     count_targets,
 )
+from ondevice.training.suspects import Suspects
 
 # after so many steps without a finite gradient the run is beyond mending itself
 SKIPPED_IN_A_ROW = 10
@@ -122,8 +116,7 @@ class _Fit:
         self.first_feed = feed.state_dict()
         self.backend: Backend = ctx.backend
         self.models = JoinedModels(model, beside, _checked(restart, ctx), ctx.backend)
-        # batches that may have ruined the weights, by number
-        self.suspects: dict[int, Batches] = {}
+        self.suspects = Suspects()
         self.no_progress = NoProgress(ctx.warn, cfg.steps)
         self.found = ctx.newest_checkpoint()
         self.rows = RowsAtOnce(ctx, cfg, model)
@@ -291,7 +284,8 @@ class _Fit:
             self.backend.clear_cache()  # a rollout's shapes are of no use to an update
         outs, batches, ruined = self._update(work, lr)
         skipped = sum(bool(out.pop("skipped")) for out in outs)
-        self._suspect(number, batches, nothing=bool(outs) and skipped == len(outs))
+        nothing = bool(outs) and skipped == len(outs)
+        self.suspects.note(self.state, number, batches, skipped=nothing)
         tokens = work.tokens
         if tokens is None:
             tokens = int(count_targets(batches))
@@ -365,20 +359,6 @@ class _Fit:
         self.state.score = None
         self.state.sound = False
 
-    def _suspect(self, number: int, batches: Batches, nothing: bool) -> None:
-        """Counts steps without a finite gradient, and holds the last batch before them and the
-        first of them.
-        """
-        state = self.state
-        if not nothing:
-            state.skipped_in_a_row = 0
-            state.last_update = number
-            self.suspects = {number: batches}
-            return
-        state.skipped_in_a_row += 1
-        if state.skipped_in_a_row == 1:
-            self.suspects[number] = batches
-
     def _go_back(self, ruined: bool) -> None:
         """Once: to the newest sound checkpoint, at half the rate, without the batch that ruined the
         weights.
@@ -399,7 +379,7 @@ class _Fit:
             step = target.step
             where = target.path.name
         number = left.culprit(ruined, step)
-        file = self._keep_suspect(number)
+        file = self.suspects.keep(number, self.feed, ctx)
         what += f", after batch {number}"
         if file is not None:
             what += f" (kept in {file.relative_to(ctx.folder.path)})"
@@ -412,9 +392,9 @@ class _Fit:
                 hint="--resume with a lower --learning_rate goes on from there; or look at the data",
             )
         tensor = broken[0] if broken else None
-        self._take_over(left, number)
+        self.state.go_back_from(left, number)
         self.state.rolled_back = {"at": left.step, "to": step, "tensor": tensor, "batch": number}
-        self.suspects = {}
+        self.suspects = Suspects()
         ctx.events.emit("resume", step, checkpoint=target.path.name if target is not None else None)
         ctx.warn(
             f"step {left.step}: {what}. Back to {where}, once, with "
@@ -425,30 +405,6 @@ class _Fit:
             file=str(file) if file is not None else None,
         )
         self._save(announced=False)
-
-    def _keep_suspect(self, number: int) -> Path | None:
-        """Writes the batch of this number beside the stage and returns its file; None: the batch is
-        not known.
-        """
-        batches = self.suspects.get(number)
-        # a process before this one may have done that step
-        if batches is None and isinstance(self.feed, Prefetcher):
-            batches = self.feed.batches(number, self.ctx.device_batch.micro_batch)
-        if not batches:
-            return None
-        return keep_batch(self.ctx.folder.path, number, batches)
-
-    def _take_over(self, left: State, number: int) -> None:
-        """Gives the state gone back to what holds from now on: `left` is the state before it, and
-        batch `number` is not learned from again.
-        """
-        now = self.state
-        now.left_out = [*left.left_out, number]
-        now.rate_factor = left.rate_factor * FACTOR
-        now.before = left.before
-        # a person's may be newer than the checkpoint
-        now.fingerprint = left.fingerprint
-        now.changes = left.changes
 
     def _load_sound(self) -> checkpoint.Checkpoint | None:
         """Loads the newest checkpoint whose figure is finite and returns it; None: it is the
