@@ -139,7 +139,7 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# A longer time makes a better model",
         "",
-        "Written by `scripts/dial.py`; do not edit. `ondevice run laptop --time …`: the time that was "
+        "Written by `scripts/dial.py`; do not edit. `ondevice run laptop` with a time: the time that was "
         "asked for and the one that was used, on the clock; the model that was chosen for it, the "
         "tokens of text that it read, and what it reached on data that no stage learns from. `load`: "
         "of the machine as the run ended; above its cores, other programs ran beside it, and what they "

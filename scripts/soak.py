@@ -255,8 +255,12 @@ class Soak:
         words = self.words(stage, met.path.parent, steps, save_every)
         faults = self.order()
         process = self.start(*words, faulty=met.path.parent)
+        ended, step = 0, -1
         while not met.done.is_file():
             if process.poll() is not None:
+                ended, step = ended + 1 if last_step(met) == step else 0, last_step(met)
+                if ended == 5:
+                    raise SystemExit(f"does not come past step {step}:\n{self.said()}")
                 if process.returncode not in (0, 2, 130, -signal.SIGKILL):
                     raise SystemExit(f"ended with {process.returncode}:\n{self.said()}")
                 if met.done.is_file():

@@ -185,7 +185,7 @@ NIGHTLY = (
     ),
     Nightly(
         "test_scripts.py",
-        r"it_runs\[(golden/ppo|bench/peer_mlx_lm_lora|real/unseen_sums)",
+        r"it_runs\[(golden/ppo|bench/peer_mlx_lm_lora|real/unseen_sums|plan_accuracy)",
         "scripts that write what tests compare with: CI runs those tests",
     ),
     Nightly(
@@ -245,9 +245,9 @@ NIGHTLY = (
     ),
     Nightly(
         "test_killed.py",
-        r"-1\]|\[1\]|export",
-        "kills at every file operation, and of exports: CI kills sampling, rating, pulls and what the app "
-        "keeps at each ninth",
+        r"-1\]|\[1\]|export|sample",
+        "kills at every file operation, and of exports and sampling: CI kills rating, pulls and what the "
+        "app keeps at each ninth",
     ),
     Nightly(
         "test_full_disk.py",

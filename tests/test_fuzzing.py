@@ -76,6 +76,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/models/rope.py": "a setting that a person types",
     "ondevice/models/tensor_files.py": ("safetensors", "tensors"),
     "ondevice/planning/calibration.py": ("calibration",),
+    "ondevice/planning/dial/record.py": HANDED + "any value of it is tried in test_dial.py",
     "ondevice/planning/model_facts.py": ("facts of a model", "safetensors"),
     "ondevice/planning/row_sample.py": ("rows .parquet",),
     "ondevice/preferences/backups.py": ("ratings.db",),

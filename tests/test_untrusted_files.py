@@ -77,11 +77,16 @@ DOORS: dict[str, dict[str, str]] = {
 METHODS: dict[str, dict[str, str]] = {
     "from_file": {"ondevice/data/tokenizer_files.py": "vocab.json and merges.txt"},
     "from_string": {"ondevice/data/template_sandbox.py": "the door"},
-    "read_bytes": {"ondevice/common/bounded.py": "the door"},
+    "read_bytes": {
+        "ondevice/common/bounded.py": "the door",
+        "ondevice/runs/place.py": "what it has just written",
+    },
     "read_text": {
         "ondevice/common/bounded.py": "the door",
         "ondevice/common/physical_memory.py": "of the system",
+        "ondevice/common/power.py": "of the system",
         "ondevice/common/processor.py": "of the system",
+        "ondevice/runs/place.py": "what it has just written",
         "ondevice/planning/calibration.py": "of the system",
         "ondevice/planning/measure.py": "of the system",
         "ondevice/config/recipe.py": "of this program",

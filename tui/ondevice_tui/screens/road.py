@@ -80,11 +80,8 @@ brings the last one back; `ondevice runs empty-trash` deletes what lies there.""
             "trash",
             "trash",
             tooltip="Move the highlighted run to the trash; u brings it back",
-            show=False,
         ),
-        Binding(
-            "u", "untrash", "undo", tooltip="Bring back the run that went to the trash", show=False
-        ),
+        Binding("u", "untrash", "undo", tooltip="Bring back the run that went to the trash"),
         Binding("escape", "none", "", show=False),
     ]
 
