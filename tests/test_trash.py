@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -265,3 +266,56 @@ def test_what_is_on_another_disk_stays(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"cannot be moved.*another disk begins here"):
         od.remove_runs("a", folder=tmp_path)
     assert (tmp_path / "a" / "sft" / "done.json").is_file()
+
+
+def test_a_run_that_is_a_relative_link_comes_back(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    a_run(tmp_path / "far", "big")
+    before = everything(tmp_path / "far")
+    (runs / "rel").symlink_to("../far/big")
+    od.remove_runs("rel", folder=runs)
+    assert od.restore_run("rel", runs) == runs / "rel"
+    assert os.readlink(runs / "rel") == "../far/big" and (runs / "rel" / "sft").is_dir()
+    od.remove_runs("rel", folder=runs)
+    assert len(od.empty_trash(runs)["removed"]) == 1
+    assert list((runs / ".trash").iterdir()) == []
+    assert everything(tmp_path / "far") == before
+
+
+@pytest.mark.parametrize("what", ["mkdir", "rename"])
+def test_rm_and_empty_trash_make_room_on_a_full_disk(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder can be made; or one is there, that has no room for another name."""
+    a_run(tmp_path, "a")
+    whole = everything(tmp_path / "a")
+    if what == "rename":
+        (tmp_path / ".trash").mkdir()
+    real = os.rename
+
+    def full(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def rename(source: Path, target: Path) -> None:
+        if what == "rename" and Path(target).parent.name == ".trash":
+            full()
+        real(source, target)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    monkeypatch.setattr(os, "rename", rename)
+    for again in (True, False):
+        [moved] = od.remove_runs("a", folder=tmp_path)
+        assert Path(moved["trash"]).name.startswith(".trash-a-2") and not od.list_runs(tmp_path)
+        if again:
+            od.restore_run(Path(moved["trash"]).name, tmp_path)
+            assert everything(tmp_path / "a") == whole
+    assert len(od.empty_trash(tmp_path)["removed"]) == 1
+    assert everything(tmp_path) == {}
+    monkeypatch.undo()
+    stage = a_run(tmp_path, "b")
+    monkeypatch.setattr(os, "mkdir", full)
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(UserError, match=r"no room even for another name.*empty-trash"):
+        od.remove_runs("b", folder=tmp_path)
+    assert stage.done.is_file()

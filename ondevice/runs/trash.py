@@ -1,9 +1,11 @@
 """Runs that are moved away, and come back: `ondevice runs rm`, `restore` and `empty-trash`.
 
     runs/.trash/NAME-20261130-121500/     the run, as it was
+    runs/.trash-NAME-20261130-121500/     likewise, where a full disk had no room for the folder
 
 Moving is one rename on one disk: a kill leaves the run in the one place or the other, whole. A run
-that somebody trains, rates or pushes is refused, and so is one that another run needs.
+that is a link is moved as it is, and leads to the same place once it is back. A run that somebody
+trains, rates or pushes is refused, and so is one that another run needs.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic
+from ondevice.common import atomic, disk
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError, nearest
 from ondevice.common.file_lock import try_lock
@@ -30,7 +32,9 @@ from ondevice.runs.dependents import needed_by
 from ondevice.runs.folder import RunFolder
 
 TRASH = ".trash"
-_ENTRY = re.compile(r"(.+)-(\d{8}-\d{6})(-\d+)?")
+_ENTRY = re.compile(r"(.+)-(\d{8}-\d{6})(-\d+)?", re.DOTALL)
+_BESIDE = f"{TRASH}-"
+NO_ROOM = "make room first: ondevice runs empty-trash, or delete a run by hand (rm -r)"
 _RATES, _PUSHES = ".ratings.db.lock", ".push.lock"
 
 
@@ -56,8 +60,7 @@ def remove_runs(
     for run in runs:
         taken = listing.space(run)
         with _nobody_at_work(run):
-            place = _free_place(run)
-            _move(run, place)
+            place = _to_trash(run)
         moved.append({"run": run.name, "path": str(run), "trash": str(place), "bytes": taken})
     return moved
 
@@ -81,7 +84,7 @@ def restore_run(name: str, folder: str | Path = "runs") -> Path:
             where=str(target),
             hint=f"move that one first: ondevice runs rm {one['run']}, then restore {one['entry']}",
         )
-    _move(folder / TRASH / one["entry"], target)
+    _move(Path(one["path"]), target)
     return target
 
 
@@ -89,9 +92,10 @@ def entries(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """What lies in the trash of a folder of runs, the first that was moved first: [{"entry", "run",
     "path", "bytes"}]. Raises UserError where it cannot be read."""
     found = []
-    for path in listing.run_paths(Path(folder) / TRASH):
-        match = _ENTRY.fullmatch(path.name)
-        if match and _is_run(path):
+    for path in _in_trash(Path(folder)):
+        match = _ENTRY.fullmatch(path.name.removeprefix(_BESIDE))
+        # of a link nothing but itself is deleted, and what it leads to may be gone by now
+        if match and (path.is_symlink() or _is_run(path)):
             found.append((match[2], int((match[3] or "-0")[1:]), match[1], path))
     return [
         {"entry": path.name, "run": run, "path": str(path), "bytes": listing.space(path)}
@@ -114,13 +118,19 @@ def empty_trash(
     removed = []
     for one in found:
         path = Path(one["path"])
-        with _nobody_at_work(path):
+        with nullcontext() if path.is_symlink() else _nobody_at_work(path):
             atomic.remove(path)
         removed.append(one["entry"])
-    left = [path.name for path in listing.run_paths(Path(folder) / TRASH)]
+    left = [path.name for path in _in_trash(Path(folder))]
     if left:
         to_stderr(f"{Path(folder) / TRASH}: {', '.join(left)} was not put there by rm, and stays")
     return {"removed": removed, "bytes": total}
+
+
+def _in_trash(folder: Path) -> list[Path]:
+    """What lies in the trash of a folder of runs, also what is none of ours."""
+    beside = [path for path in listing.run_paths(folder) if path.name.startswith(_BESIDE)]
+    return listing.run_paths(folder / TRASH) + beside
 
 
 def _as_spelt(path: Path) -> Path:
@@ -182,10 +192,23 @@ def _hold(held: ExitStack, lock: Path, said: str, hint: str) -> None:
     held.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
 
 
-def _free_place(run: Path) -> Path:
-    """Where a run is moved to."""
+def _to_trash(run: Path) -> Path:
+    """Moves a run to the trash, and returns where it is. On a full disk there may be no room for
+    the trash's folder, or for another name in it: then beside it, which takes a name's few bytes of
+    a folder that has just lost one."""
     moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(clock()))
-    base = run.parent / TRASH / f"{run.name}-{moment}"
+    name = f"{run.name}-{moment}"
+    place = _free(run.parent / TRASH / name)
+    try:
+        _move(run, place)
+    except disk.DiskFull:
+        place = _free(run.parent / (_BESIDE + name))
+        _move(run, place)
+    return place
+
+
+def _free(base: Path) -> Path:
+    """A path where nothing stands: this one, or numbered."""
     place, number = base, 2
     while os.path.lexists(place):
         place, number = base.with_name(f"{base.name}-{number}"), number + 1
@@ -193,11 +216,16 @@ def _free_place(run: Path) -> Path:
 
 
 def _move(source: Path, target: Path) -> None:
-    """One rename. Raises UserError where the disk cannot do it."""
+    """One rename. Raises DiskFull where there is no room for the name, UserError where the disk
+    cannot do it."""
     try:
         target.parent.mkdir(exist_ok=True)
         os.rename(source, target)
     except OSError as error:
+        if disk.is_full(error, source.parent):
+            raise disk.DiskFull(
+                source, message="the disk has no room even for another name of it", hint=NO_ROOM
+            ) from error
         why = (error.strerror or "cannot be moved").lower()
         if error.errno in (errno.EXDEV, errno.EBUSY):
             why = "another disk begins here"
