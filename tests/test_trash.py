@@ -319,3 +319,36 @@ def test_rm_and_empty_trash_make_room_on_a_full_disk(
     with pytest.raises(UserError, match=r"no room even for another name.*empty-trash"):
         od.remove_runs("b", folder=tmp_path)
     assert stage.done.is_file()
+
+
+@pytest.mark.parametrize(
+    ("files", "is_run"),
+    [
+        ({"thesis.txt": "mine", "build.log": "made"}, False),
+        ({"build.log": "made"}, False),
+        ({"thesis.txt": "mine", "sft.log": "made"}, False),
+        ({"sub/lock": "", "thesis.txt": "mine"}, False),
+        ({"recipe.yaml": "bread: [flour, water]"}, False),
+        ({}, False),
+        ({"sft.log": "it would not begin"}, True),
+        ({"recipe.yaml": "stages: {sft: {steps: 2}}"}, True),
+        ({"ratings.db": ""}, True),
+        ({"sft/lock": '{"pid": 1, "host": "a", "since": 1.0}'}, True),
+        ({"sft/done.json": "{}"}, True),
+    ],
+)
+def test_only_what_is_proved_to_be_a_run_is_taken_away(
+    files: dict[str, str], is_run: bool, tmp_path: Path
+) -> None:
+    place = tmp_path / "proj"
+    place.mkdir()
+    for name, text in files.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    if is_run:
+        od.remove_runs(str(place), folder=tmp_path / "runs")
+        assert od.empty_trash(tmp_path)["removed"]
+    else:
+        with pytest.raises(UserError, match="is not a run"):
+            od.remove_runs(str(place), folder=tmp_path / "runs")
+        assert everything(place).keys() == files.keys()

@@ -207,6 +207,12 @@ class StageFolder:
         """Why a process that has ended could write no event of its end; empty where it could."""
         return str(_read_holder(self.lock).get("stopped") or "")
 
+    @property
+    def begun(self) -> bool:
+        """Whether a stage of ours began here: not where a folder merely has a file `lock`."""
+        known = self.events.is_file() or self.done.is_file()
+        return known or {"pid", "host", "since"} <= _read_holder(self.lock).keys()
+
     def done_record(self) -> dict[str, Any] | None:
         """What done.json holds; None where the stage is not complete or the file is damaged."""
         return _read_object(self.done)

@@ -27,9 +27,11 @@ from ondevice.common.errors import UserError, nearest
 from ondevice.common.file_lock import try_lock
 from ondevice.common.progress import size
 from ondevice.common.sanitize import to_stderr
+from ondevice.config.recipe import STAGES
 from ondevice.runs import listing
 from ondevice.runs.dependents import needed_by
 from ondevice.runs.folder import RunFolder
+from ondevice.runs.order import recipe_stages
 
 TRASH = ".trash"
 _ENTRY = re.compile(r"(.+)-(\d{8}-\d{6})(-\d+)?", re.DOTALL)
@@ -52,7 +54,9 @@ def remove_runs(
     for run in runs:
         if not _is_run(run):
             raise UserError(
-                "is not a run", where=str(run), hint="delete it by hand where you mean it"
+                "is not a run (no stage, recipe or ratings of ours), and stays",
+                where=str(run),
+                hint="delete it by hand where you mean it",
             )
     if not anyway:
         _refuse_needed(runs)
@@ -147,10 +151,17 @@ def _as_spelt(path: Path) -> Path:
 
 
 def _is_run(path: Path) -> bool:
+    """Whether a folder is proved to be a run: by a stage, a recipe of ours, ratings; or where it
+    holds the logs of stages that never began, and nothing else."""
     if not path.is_dir():
         return False
     run = RunFolder(path)
-    return bool(run.stages()) or listing.is_run(run) or any(path.glob("*.log"))
+    if any(stage.begun for stage in run.stages()) or listing.has_ratings(run):
+        return True
+    if set(recipe_stages(run.recipe)) & set(STAGES):
+        return True
+    held = os.listdir(path)
+    return bool(held) and set(held) <= {f"{name}.log" for name in ("run", *STAGES)}
 
 
 def _refuse_needed(runs: Sequence[Path]) -> None:
