@@ -15,6 +15,7 @@ import errno
 import importlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -335,7 +336,7 @@ def _trash(config: Any, line: Line) -> None:
         moved = trash.remove_runs([config.run, *config.also], config.folder, anyway=config.anyway)
         told = [
             f"{one['path']} is in the trash{_taking(one['bytes'])}: "
-            f"ondevice runs restore {one['run']}{_elsewhere(one['path'], config.folder)} brings it "
+            f"ondevice runs restore {trash.as_word(one['run'])}{_elsewhere(one['path'], config.folder)} brings it "
             "back, runs empty-trash makes room"
             for one in moved
         ]
@@ -361,7 +362,7 @@ def _elsewhere(run: str, folder: str) -> str:
     parent = Path(run).parent
     if parent == Path("runs").absolute():
         return ""
-    return f" --folder {folder if Path(folder).absolute() == parent else parent}"
+    return f" --folder {shlex.quote(folder if Path(folder).absolute() == parent else str(parent))}"
 
 
 def _agreed(what: str) -> bool:

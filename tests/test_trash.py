@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -352,3 +353,48 @@ def test_only_what_is_proved_to_be_a_run_is_taken_away(
         with pytest.raises(UserError, match="is not a run"):
             od.remove_runs(str(place), folder=tmp_path / "runs")
         assert everything(place).keys() == files.keys()
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "my run", "-x", "it's", "a-20260101-000000"])
+def test_any_name_goes_and_comes_back_as_it_is_told(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "all runs"
+    a_run(folder, name)
+    before = everything(folder)
+    assert cli.main(["runs", "rm", str(folder / name)]) == 0
+    said = capsys.readouterr().out
+    if "\n" not in name:  # what is shown of a name is one line
+        told = said.partition("ondevice ")[2].partition(" brings it back")[0]
+        assert cli.main(shlex.split(told)) == 0
+        assert everything(folder) == before
+        od.remove_runs(name, folder=folder)
+    assert od.restore_run(str(folder / name), tmp_path) == folder / name
+    [moved] = od.remove_runs(name, folder=folder)
+    assert od.restore_run(moved["trash"], tmp_path) == folder / name
+    od.remove_runs(name, folder=folder)
+    assert len(od.empty_trash(folder)["removed"]) == 1
+
+
+def test_beside_another_command_that_is_quicker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_run(tmp_path, "a")
+    real = trash._to_trash
+
+    def later(run: Path) -> Path:
+        real(run)
+        return real(run)
+
+    monkeypatch.setattr(trash, "_to_trash", later)
+    with pytest.raises(UserError, match=r"not there any more: another command.*runs restore"):
+        od.remove_runs("a", folder=tmp_path)
+    monkeypatch.undo()
+    assert [one["run"] for one in trash.entries(tmp_path)] == ["a"]
+
+    def restores(what: str) -> bool:
+        od.restore_run("a", tmp_path)
+        return True
+
+    gone = trash.empty_trash(tmp_path, agreed=restores)
+    assert gone == {"removed": [], "bytes": 0} and (tmp_path / "a" / "sft").is_dir()

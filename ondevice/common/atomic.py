@@ -143,28 +143,35 @@ def place(new: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def remove(path: Path, say: Say = to_stderr) -> None:
-    """Deletes a file, a link (not what it points to) or a folder, if it is there: after a kill it
-    is whole at its name, or not at its name at all. The caller knows that it is ours. Raises
-    OSError where it cannot be moved."""
+def remove(path: Path, say: Say = to_stderr) -> bool:
+    """Deletes a file, a link (not what it points to) or a folder, if it is there, and tells whether
+    it was: after a kill it is whole at its name, or not at its name at all. The caller knows that
+    it is ours. Raises OSError where it cannot be moved."""
     if not os.path.lexists(path):
-        return
+        return False
     try:
-        with aside(path, say) as new, suppress(FileNotFoundError):  # another process was quicker
-            os.rename(path, new)
+        with aside(path, say) as new:
+            try:
+                os.rename(path, new)
+            except FileNotFoundError:  # another process was quicker
+                return False
+            return True
     except disk.DiskFull:
-        _remove_without_room(path)
+        return _remove_without_room(path)
 
 
-def _remove_without_room(path: Path) -> None:
+def _remove_without_room(path: Path) -> bool:
     """Deletes where the disk has not even room for a marker: what makes room must not need any. A
     kill on the way leaves a `.tmp-` folder that nothing proves to be ours, and that stays."""
-    with suppress(FileNotFoundError):
+    try:
         if path.is_dir() and not path.is_symlink():
             place = path.with_name(f".tmp-{path.name}-{os.urandom(8).hex()}")
             os.rename(path, place)
             path = place
         _delete(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def sweep(folder: Path, say: Say = to_stderr) -> None:

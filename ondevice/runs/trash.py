@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ TRASH = ".trash"
 _ENTRY = re.compile(r"(.+)-(\d{8}-\d{6})(-\d+)?", re.DOTALL)
 _BESIDE = f"{TRASH}-"
 NO_ROOM = "make room first: ondevice runs empty-trash, or delete a run by hand (rm -r)"
+GONE = "ondevice runs tells what is there, runs restore RUN brings back what is in the trash"
 _RATES, _PUSHES = ".ratings.db.lock", ".push.lock"
 
 
@@ -71,25 +73,38 @@ def remove_runs(
 
 def restore_run(name: str, folder: str | Path = "runs") -> Path:
     """Brings a run back from the trash to where it was, and returns its folder: by the run's name
-    the one that was moved last, or by its name in the trash. Raises UserError where there is none,
-    or another run stands in its place."""
-    folder = Path(folder)
-    found = entries(folder)
-    chosen = [one for one in found if name in (one["entry"], one["run"])]
-    if not chosen:
-        known = [one["run"] for one in found]
-        hint = nearest(name, known) if known else f"{folder / TRASH} has none"
-        raise UserError("is not in the trash", where=name, hint=hint)
-    one = chosen[-1]
-    target = folder / str(one["run"])
+    the one that was moved last, or by its name in the trash; or by the path of either. Raises
+    UserError where there is none, or another run stands in its place."""
+    one = _in_trash_by(name, Path(folder))
+    target = Path(one["path"]).parent / str(one["run"])
+    if target.parent.name == TRASH:
+        target = target.parent.parent / target.name
     if os.path.lexists(target):
+        first, then = (as_word(str(one[key])) for key in ("run", "entry"))
         raise UserError(
             "stands there already",
             where=str(target),
-            hint=f"move that one first: ondevice runs rm {one['run']}, then restore {one['entry']}",
+            hint=f"move that one first: ondevice runs rm {first}, then restore {then}",
         )
     _move(Path(one["path"]), target)
     return target
+
+
+def as_word(name: str) -> str:
+    """A run's name as it is typed in a shell after `runs restore` or `runs rm`."""
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
+
+
+def _in_trash_by(name: str, folder: Path) -> dict[str, Any]:
+    """The entry of the trash that is meant by a name in `folder`, or by a path."""
+    for path in (folder / name, Path(name)):
+        place = path.parent.parent if path.parent.name == TRASH else path.parent
+        chosen = [one for one in entries(place) if path.name in (one["entry"], one["run"])]
+        if chosen:
+            return chosen[-1]
+    known = [one["run"] for one in entries(folder)]
+    hint = nearest(name, known) if known else f"{folder / TRASH} has none"
+    raise UserError("is not in the trash", where=name, hint=hint)
 
 
 def entries(folder: str | Path = "runs") -> list[dict[str, Any]]:
@@ -112,23 +127,26 @@ def empty_trash(
 ) -> dict[str, Any]:
     """Deletes what lies in the trash: {"removed": [names], "bytes"}. `agreed` is asked, with what
     would be deleted, before anything is; None: nobody is. What no run was moved to is left, and
-    told of. Raises UserError where the answer is no."""
+    told of; what another command brings back meanwhile is not counted. Raises UserError where the
+    answer is no."""
     found = entries(folder)
-    total = sum(one["bytes"] or 0 for one in found)
     if found and agreed is not None:
+        total = sum(one["bytes"] or 0 for one in found)
         names = ", ".join(one["entry"] for one in found)
         if not agreed(f"{len(found)} runs, {size(total)}: {names}"):
             raise UserError("nothing was deleted", where=str(Path(folder) / TRASH))
-    removed = []
+    removed, freed = [], 0
     for one in found:
         path = Path(one["path"])
         with nullcontext() if path.is_symlink() else _nobody_at_work(path):
-            atomic.remove(path)
+            if not atomic.remove(path):
+                continue
         removed.append(one["entry"])
+        freed += one["bytes"] or 0
     left = [path.name for path in _in_trash(Path(folder))]
     if left:
         to_stderr(f"{Path(folder) / TRASH}: {', '.join(left)} was not put there by rm, and stays")
-    return {"removed": removed, "bytes": total}
+    return {"removed": removed, "bytes": freed}
 
 
 def _in_trash(folder: Path) -> list[Path]:
@@ -236,6 +254,10 @@ def _move(source: Path, target: Path) -> None:
         if disk.is_full(error, source.parent):
             raise disk.DiskFull(
                 source, message="the disk has no room even for another name of it", hint=NO_ROOM
+            ) from error
+        if not os.path.lexists(source):
+            raise UserError(
+                "is not there any more: another command was quicker", where=str(source), hint=GONE
             ) from error
         why = (error.strerror or "cannot be moved").lower()
         if error.errno in (errno.EXDEV, errno.EBUSY):
