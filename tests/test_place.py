@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,27 @@ def test_a_disk_on_which_work_could_be_lost_is_refused_by_name(
     where: Any, name: str, instead: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        # what tidies up uses the same calls
-        patch.setattr(atomic, "remove", lambda path: shutil.rmtree(path))
         patch.setattr(where, name, instead)
         with pytest.raises(UserError, match=f"this disk cannot {said}") as caught:
             check_disk(tmp_path, lambda text: None)
     assert "local disk" in caught.value.hint and os.listdir(tmp_path) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from ondevice.runs import place
+place._links = lambda where: os.kill(os.getpid(), 9)
+place.check_disk(Path(sys.argv[1]), print)
+"""
+
+
+def test_what_a_kill_leaves_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / ".probe-mine").mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    check_disk(tmp_path, lambda text: None)
+    assert os.listdir(tmp_path) == [".probe-mine"]
 
 
 def test_a_full_disk_is_no_disk_without_locks(

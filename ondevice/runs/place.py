@@ -131,12 +131,10 @@ def check_disk(folder: Path, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _workshop(folder: Path) -> Iterator[Path]:
-    place = folder / f".probe-{os.urandom(8).hex()}"
-    place.mkdir()
-    try:
+    """A folder to try things in; what a kill leaves of it, the next write beside it removes."""
+    with atomic.aside(folder / "probe") as place:
+        place.mkdir()
         yield place
-    finally:
-        atomic.remove(place)
 
 
 def _keeps_bytes(place: Path) -> bool:
