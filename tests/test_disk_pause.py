@@ -233,6 +233,28 @@ def test_ctrl_c_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert stage.stopped_in_pause() == "stopped while the disk is full"
 
 
+def test_ctrl_c_says_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk_pause, "LOOK_S", 600.0)
+    with StopRequest() as stop:
+        pause = DiskPause(stop, lambda text: None)
+        pause.under_way = True
+
+        def interrupt(seconds: float) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(disk_pause.time, "sleep", interrupt)
+        with pause(), pytest.raises(Interrupted):
+            disk.until_written(tmp_path / "file", Flaky(99))
+    said = capfd.readouterr().err
+    assert "leaving: the last checkpoint is whole" in said and "finishing" not in said
+    with StopRequest() as stop:  # at work
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert "finishing the step, then saving" in capfd.readouterr().err
+
+
 def test_others_see_it_while_nothing_can_be_written(tmp_path: Path) -> None:
     stage = RunFolder(tmp_path / "run").stage("sft")
     with stage.locked():

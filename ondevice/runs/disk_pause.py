@@ -106,14 +106,20 @@ class DiskPause:
     def _sleep(self) -> None:
         """Half a minute. Raises Interrupted as soon as a stop is requested."""
         end = ticks() + LOOK_S
-        while True:
-            if self._stop.requested:
-                self._tell_others(paused=None, stopped=f"stopped while {REASON}")
-                raise Interrupted(f"stopped while {REASON}: what the last checkpoint holds is kept")
-            left = end - ticks()
-            if left <= 0:
-                return
-            time.sleep(min(left, STOP_LOOK_S))
+        self._stop.paused = True
+        try:
+            while True:
+                if self._stop.requested:
+                    self._tell_others(paused=None, stopped=f"stopped while {REASON}")
+                    raise Interrupted(
+                        f"stopped while {REASON}: what the last checkpoint holds is kept"
+                    )
+                left = end - ticks()
+                if left <= 0:
+                    return
+                time.sleep(min(left, STOP_LOOK_S))
+        finally:
+            self._stop.paused = False
 
     def _tell_others(self, **fields: str | None) -> None:
         if self._stage is not None:

@@ -241,6 +241,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.paused = False  # it waits for room on the disk, where nothing could be saved
         self._interrupts = 0
         self._file: Path | None = None
         self._save: Path | None = None
@@ -294,7 +295,10 @@ class StopRequest:
         first = not self.reason
         self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
         if first and number == signal.SIGINT:
-            _say("\nfinishing the step, then saving; Ctrl-C again leaves at once\n")
+            what = "leaving: the last checkpoint is whole"
+            if not self.paused:
+                what = "finishing the step, then saving"
+            _say(f"\n{what}; Ctrl-C again leaves at once\n")
 
 
 def _leave_at_once() -> None:
