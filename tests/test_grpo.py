@@ -18,6 +18,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.datasets.prompts import Prompt, thought_opening
+from ondevice.rewards import isolate
 from ondevice.rewards.golds import attainable
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.rollout import Sampled
@@ -49,6 +50,19 @@ def grpo(files: Path, out: Path, **changes: Any) -> tuple[list[dict[str, Any]], 
     return list(read(out / "grpo" / "events.jsonl")), json.loads(
         (out / "grpo" / "done.json").read_text()
     )
+
+
+@pytest.mark.parametrize("rewards", ["code", "nosuch"])
+def test_rewards_that_cannot_judge_are_refused_before_anything_is_made(
+    rewards: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise UserError("the isolator does not work", where="reward code")
+
+    monkeypatch.setattr(isolate, "require", refuse)
+    with pytest.raises(UserError, match="isolator does not work|no reward 'nosuch'"):
+        grpo(files, tmp_path / "out", rewards=(rewards,))
+    assert not (tmp_path / "out").exists()
 
 
 def test_accuracy_is_of_the_reward_that_says_what_is_right_alone() -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,7 @@ class Rewards:
                 for function in self._user.start():
                     self._functions[function.name] = function
             self.weights = self._weigh(tuple(names), tuple(weights))
-            if form == "boxed" and "correct" in self.weights:
-                _need(
-                    "math_verify", "boxed answers are compared by the library math-verify", "form"
-                )
-            if "json" in self.weights:
-                _need("jsonschema", "is judged by the library jsonschema", "reward json")
-            if "code" in self.weights:
-                isolate.require()
+            _need_all(self.weights, form)
         except BaseException:
             self.close()
             raise
@@ -397,6 +390,27 @@ class Rewards:
     ) -> list[float | None]:
         self._judges.call("prepare", {"judge": judge}, START_S)
         return self._judges.call(judge, arguments, timeout)
+
+
+def refuse_what_cannot_judge(
+    names: Sequence[str], weights: Sequence[float], form: str, user_file: str = ""
+) -> None:
+    """Raises UserError as `Rewards` does, before anything is made for a run; what is wrong with a
+    person's file is found when its process starts, which happens once."""
+    if user_file:
+        _need_all(names, form)
+    else:
+        Rewards(names, weights, form).close()
+
+
+def _need_all(names: Collection[str], form: str) -> None:
+    """Raises UserError where this machine lacks what a reward judges with."""
+    if form == "boxed" and "correct" in names:
+        _need("math_verify", "boxed answers are compared by the library math-verify", "form")
+    if "json" in names:
+        _need("jsonschema", "is judged by the library jsonschema", "reward json")
+    if "code" in names:
+        isolate.require()
 
 
 def _need(module: str, why: str, where: str) -> None:

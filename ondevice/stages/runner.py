@@ -19,6 +19,7 @@ from ondevice.common.files import whole_folder, write_file
 from ondevice.common.power import kept_awake, power_state, power_warning
 from ondevice.config.auto import is_auto
 from ondevice.config.load import to_mapping
+from ondevice.config.preference import GRPOConfig, RaterConfig
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import COPY as PAIRS
 from ondevice.datasets.spec import REJECTED
@@ -34,6 +35,7 @@ from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.publishing.background import FOLDER as PUSH
 from ondevice.publishing.background import BackgroundPusher
 from ondevice.publishing.model_card import model_card
+from ondevice.rewards.scorer import refuse_what_cannot_judge
 from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
 from ondevice.runs.events import EventWriter
@@ -94,6 +96,8 @@ def run_stage(
 
     # before the folder: where it is refused, none is made
     one = disk.until_written(folder.path, ready)
+    if not folder.path.exists():
+        _refuse_rewards(cfg)
     with folder.locked():
         if shared.pause is not None:
             shared.pause.begin(folder)
@@ -114,6 +118,14 @@ def run_stage(
             redo = folder.redo.is_file()
             cfg = replace(one.cfg, resume=True)
             one = disk.until_written(folder.path, ready)
+
+
+def _refuse_rewards(cfg: StageConfig) -> None:
+    """Raises UserError where a stage names rewards that cannot judge on this machine."""
+    if isinstance(cfg, GRPOConfig):
+        refuse_what_cannot_judge(cfg.judges(), cfg.reward_weights, cfg.answer, cfg.reward_file)
+    elif isinstance(cfg, RaterConfig) and cfg.rewards:
+        refuse_what_cannot_judge(cfg.rewards, cfg.reward_weights, cfg.answer)
 
 
 @dataclass(frozen=True)
