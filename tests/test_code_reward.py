@@ -107,6 +107,11 @@ def test_what_the_prompt_imports_is_there_for_the_code() -> None:
     assert words is not None and words.setup == ""
 
 
+def reversed_lists() -> str:
+    """Iterators, whose items are not seen before they are written out."""
+    return ", ".join(["[reversed([[0] * 1000] * 900)]"] * 3)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -129,6 +134,21 @@ def test_what_the_prompt_imports_is_there_for_the_code() -> None:
         ({"test": "def check(c):\n    x = 1", "entry_point": "f"}, "is not an assert"),
         ({"test": "def check(c):\n    assert c(1)"}, "entry_point"),
         ({"test": "x = 1", "entry_point": "f"}, "not one function"),
+        ({"tests": ["assert f([[0]*10**6]*10**6) == 1"]}, "too large"),
+        ({"tests": ["assert f(1) == str([[0]*10**6]*10**6)"]}, "too large"),
+        ({"tests": ["assert as_lists(([0]*1000,)*1001) == f(1)"]}, "too large"),
+        ({"tests": ["assert f(1) == {" + "(" * 40 + "0" + ",)*9" * 40 + "}"]}, "too large"),
+        ({"tests": [f"assert f({reversed_lists()})"]}, "too large"),
+        ({"tests": ["assert f(1) == sum([[0]] * 400000, [])"]}, "not numbers"),
+        ({"tests": ["assert f(1) == round(5, -10**9)"]}, "rounded"),
+        ({"tests": ["assert f(1) ==" + " 3 ** 400000 // 3 ** 200000 +" * 9 + " 1"]}, "too long"),
+        ({"tests": ["assert f(x=[0] * 900000) == 2"] * 99}, "too long"),
+        (
+            {"tests": [f"assert f(1) == set({[(2**61 - 1) * k for k in range(9000)]})"]},
+            "many items",
+        ),
+        ({"tests": ["assert f(int)"]}, "not a plain value"),
+        ({"tests": ["assert f(1) == [1, 2][5]"]}, "out of range"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_by_name(row: dict[str, Any], said: str | None) -> None:
@@ -172,6 +192,12 @@ def holds(text: str, given: Any) -> bool:
         ("len(f() * 10 ** 9) == 0", "x" * 1000, False),
         ("f() % 'x' == 'x'", "%s", False),
         ("10 ** 400 * f() == 0", 0.5, False),
+        ("set(f()) == {0, 1}", [(2**61 - 1) * k for k in range(40_000)], False),
+        ("set(f()) == {0, 1}", iter([(2**61 - 1) * k for k in range(40_000)]), False),
+        ("{1}.union(f()) == {0, 1}", [(2**61 - 1) * k for k in range(40_000)], False),
+        ("len(set(f())) == 40000", list(range(40_000)), True),
+        ("f() == [2 ** 20000]", [2**20000], True),
+        ("len([f()] * 10 ** 6) == 10 ** 6", "xx", False),
     ],
 )
 def test_an_assert_is_worked_out_here(text: str, given: Any, right: bool) -> None:
@@ -198,6 +224,8 @@ def test_calls_within_calls_are_asked_one_after_the_other() -> None:
         None,
         True,
         -(10**40),
+        [2**20000, -(2**20000)],
+        set(range(20_000)),
         0.1,
         float("inf"),
         float("-inf"),
@@ -223,7 +251,9 @@ def test_plain_values_go_through_and_back(given: Any) -> None:
         {"bytes": "x"},
         {"complex": [1]},
         {"eval": ["1"]},
-        {"set": list(range(20_000))},
+        {"set": [(2**61 - 1) * number for number in range(5_000)]},
+        {"dict": [[(2**61 - 1) * number, 0] for number in range(5_000)]},
+        {"int": "zz"},
     ],
 )
 def test_what_encode_did_not_write_is_refused(given: Any) -> None:

@@ -3,7 +3,7 @@ to a function that asks the isolator, all else is computed here on plain values.
 
 A small part of Python: literals, operators, comparisons, subscripts, and functions that give plain
 values from plain values. Whatever is not of it is refused by name before a run. No computation is
-large: a test's own literals and what the code gave are bounded, and so is what is made of them.
+large: every value on the way is counted through its nesting, and so is the work of a whole test.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
-LARGEST = 1_000_000
-"""Items of a list or text that is made, and bits of a number."""
+from ondevice.rewards.isolated import LARGEST, encode, few_hashes
+
+WORK = 5_000_000
+"""Items that are looked at to work out one test."""
+_DIGITS = 10_000  # of a number that is rounded
+_DIVIDED = 100  # products of digits (of 30 bits) in the time of an item
 
 Call = Callable[[str, list[Any], dict[str, Any]], Any]
 """Asks the code under test: its function's name, arguments, keywords."""
@@ -27,6 +31,80 @@ class Unsupported(Exception):
 
 class TooMuch(Exception):
     """A computation whose result would be too large."""
+
+
+class Work:
+    """What may still be done: `left` items, of one test or of several together."""
+
+    def __init__(self, left: int = WORK) -> None:
+        self.left = left
+
+    def spend(self, items: int) -> None:
+        """Raises TooMuch where nothing is left."""
+        self.left -= items
+        if self.left < 0:
+            raise TooMuch("working a test out would take too long")
+
+    def measured(self, value: Any) -> Any:
+        """The value, where it has at most LARGEST items and letters: parts that it holds several
+        times are counted as often, for whoever writes or compares it meets them as often. Raises
+        TooMuch."""
+        size, waiting = -1, [value]
+        while waiting:
+            one = waiting.pop()
+            size += 1
+            inner: Any = ()
+            if isinstance(one, (str, bytes)):
+                size += len(one)
+            elif isinstance(one, int):
+                size += one.bit_length() // 64
+            elif isinstance(one, dict):
+                _few(one)
+                inner = (*one, *one.values()) if len(one) <= LARGEST else one
+            elif isinstance(one, (set, frozenset)):
+                _few(one)
+                inner = one
+            elif isinstance(one, (list, tuple, *_VIEWS)):
+                inner = one
+            _at_most(size + len(waiting) + len(inner))
+            waiting.extend(inner)
+        self.spend(size + 1)
+        return value
+
+
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+
+
+def _few(items: Iterable[Any]) -> None:
+    if not few_hashes(items):
+        raise TooMuch("a set or dict of a test would have too many items")
+
+
+def _hashing(make: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes a set or dict of items, where these are few enough to be hashed."""
+
+    def made(*arguments: Any, **keywords: Any) -> Any:
+        read = [list(one) if isinstance(one, Iterator) else one for one in arguments]
+        for items in read:
+            if isinstance(items, (list, tuple, *_VIEWS)):
+                _few(items)
+        return make(*read, **keywords)
+
+    return made
+
+
+def _sum(items: Iterable[Any], /, start: Any = 0) -> Any:
+    """Of numbers: lists that are added up are copied once for each."""
+    items = list(items)
+    if not all(isinstance(one, (int, float, complex)) for one in (start, *items)):
+        raise TypeError("not numbers")
+    return sum(items, start)
+
+
+def _round(number: Any, ndigits: int | None = None) -> Any:
+    if ndigits is not None and abs(ndigits) > _DIGITS:
+        raise TooMuch(f"a number is rounded to {ndigits} digits")
+    return round(number, ndigits)
 
 
 def _bounded_range(*bounds: int) -> list[int]:
@@ -45,9 +123,12 @@ def as_lists(value: Any) -> Any:
 
 
 PURE: Mapping[str, Callable[..., Any]] = {
-    **{f.__name__: f for f in (abs, all, any, bool, dict, float, frozenset, int)},
-    **{f.__name__: f for f in (isinstance, len, list, max, min, round, set, sorted, sum, tuple)},
+    **{f.__name__: f for f in (abs, all, any, bool, float, int)},
+    **{f.__name__: f for f in (isinstance, len, list, max, min, sorted, tuple)},
     **{f.__name__: f for f in (chr, divmod, ord, reversed, str, type)},
+    **{f.__name__: _hashing(f) for f in (dict, frozenset, set)},
+    "sum": _sum,
+    "round": _round,
     "range": _bounded_range,
     "as_lists": as_lists,
     "math.isclose": math.isclose,
@@ -206,13 +287,68 @@ def _dotted(node: ast.expr) -> str:
     return ""
 
 
-def value(node: ast.expr, under_test: Set[str], call: Call) -> Any:
+FAILS = (
+    TooMuch,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What `value` raises."""
+
+
+def check_constants(node: ast.expr, under_test: Set[str], work: Work) -> None:
+    """Works out what of an expression that `check` has passed is the test's own: what the code has
+    no part in, and what it is given. Raises what `value` does."""
+    if not called(node) & under_test:
+        value(node, under_test, _no_call, work)
+        return
+    if isinstance(node, ast.Call) and _dotted(node.func) in under_test:
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        own = [one for one in given if not called(one) & under_test]
+        values = [value(one, under_test, _no_call, work) for one in own]
+        room = [LARGEST]
+        encode(values, room)
+        work.spend(LARGEST - room[0])
+        for one in given:
+            if one not in own:
+                check_constants(one, under_test, work)
+        return
+    inner: list[ast.AST] = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Call):
+        inner = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if isinstance(node.func, ast.Attribute) and _dotted(node.func) not in PURE:
+            inner.append(node.func.value)  # what has the method
+    for one in inner:
+        if isinstance(one, ast.expr):
+            check_constants(one, under_test, work)
+
+
+def _no_call(name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    raise AssertionError(name)
+
+
+def value(node: ast.expr, under_test: Set[str], call: Call, work: Work | None = None) -> Any:
     """The value of an expression that `check` has passed. Raises whatever Python would, and
     TooMuch."""
+    work = work or Work()
 
     def of(inner: ast.expr) -> Any:
-        return value(inner, under_test, call)
+        return value(inner, under_test, call, work)
 
+    return work.measured(_worked_out(node, under_test, call, of, work))
+
+
+def _worked_out(
+    node: ast.expr,
+    under_test: Set[str],
+    call: Call,
+    of: Callable[[ast.expr], Any],
+    work: Work,
+) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Tuple):
@@ -220,13 +356,19 @@ def value(node: ast.expr, under_test: Set[str], call: Call) -> Any:
     if isinstance(node, ast.List):
         return list(map(of, node.elts))
     if isinstance(node, ast.Set):
-        return set(map(of, node.elts))
+        items = list(map(of, node.elts))
+        _few(items)
+        return set(items)
     if isinstance(node, ast.Dict):
-        return {of(key): of(item) for key, item in zip(node.keys, node.values, strict=True) if key}
+        keys = [of(key) for key in node.keys if key]
+        _few(keys)
+        return dict(zip(keys, map(of, node.values), strict=True))
     if isinstance(node, ast.UnaryOp):
         return _UNARY[type(node.op)](of(node.operand))
     if isinstance(node, ast.BinOp):
-        return _BINARY[type(node.op)](of(node.left), of(node.right))
+        left, right = of(node.left), of(node.right)
+        work.spend((_bits(left) // 30 + 1) * (_bits(right) // 30 + 1) // _DIVIDED)
+        return _BINARY[type(node.op)](left, right)
     if isinstance(node, ast.BoolOp):
         return _either(node, of)
     if isinstance(node, ast.Compare):
@@ -238,7 +380,7 @@ def value(node: ast.expr, under_test: Set[str], call: Call) -> Any:
     if isinstance(node, ast.Subscript):
         return of(node.value)[of(node.slice)]
     if isinstance(node, ast.Call):
-        return _call(node, under_test, call, of)
+        return _call(node, under_test, call, of, work)
     return _NAMES[_dotted(node)]
 
 
@@ -262,16 +404,28 @@ def _compared(node: ast.Compare, of: Callable[[ast.expr], Any]) -> Any:
     return found
 
 
-def _call(node: ast.Call, under_test: Set[str], call: Call, of: Callable[[ast.expr], Any]) -> Any:
+def _call(
+    node: ast.Call,
+    under_test: Set[str],
+    call: Call,
+    of: Callable[[ast.expr], Any],
+    work: Work,
+) -> Any:
     arguments = [of(argument) for argument in node.args]
     keywords = {str(keyword.arg): of(keyword.value) for keyword in node.keywords}
     name = _dotted(node.func)
     if name in under_test:
         return call(name, arguments, keywords)
     if name in PURE:
+        if name == "divmod":
+            digits = [_bits(one) // 30 + 1 for one in arguments]
+            work.spend(math.prod(digits) // _DIVIDED)
         return PURE[name](*arguments, **keywords)
     assert isinstance(node.func, ast.Attribute)
     owner = of(node.func.value)
     if node.func.attr not in _METHODS.get(type(owner), ()):
         raise TypeError(f"{type(owner).__name__} has no {node.func.attr}")
-    return getattr(owner, node.func.attr)(*arguments, **keywords)
+    method = getattr(owner, node.func.attr)
+    if node.func.attr == "union":
+        method = _hashing(method)
+    return method(*arguments, **keywords)

@@ -100,11 +100,13 @@ class Isolated:
         self._waiting += _line({"test": "calls"})
 
     def call(self, name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        """What the function gives for these plain values. Raises Wrong where it gives none."""
+        """What the function gives for these plain values. Raises Wrong where it gives none, and
+        TypeError or ValueError for arguments that are not plain, or too large."""
+        room = [isolated.LARGEST]
         request = {
             "call": name,
-            "arguments": [isolated.encode(value) for value in arguments],
-            "keywords": {key: isolated.encode(value) for key, value in keywords.items()},
+            "arguments": [isolated.encode(value, room) for value in arguments],
+            "keywords": {key: isolated.encode(value, room) for key, value in keywords.items()},
         }
         reply = self._ask(request)
         if "value" not in reply:

@@ -36,41 +36,64 @@ Limits = dict[str, float]
 # ---------------------------------------------------------------- values
 
 
-def encode(value: Any) -> Any:
-    """A plain value as JSON: lists as they are, other collections as {kind: [items]}. Raises
-    TypeError for what is not plain."""
+def encode(value: Any, room: list[int] | None = None) -> Any:
+    """A plain value as JSON: lists as they are, other collections as {kind: [items]}. `room`: how
+    many items and letters it may have, counted down. Raises TypeError for what is not plain, and
+    ValueError where the room is too small."""
+    if room is not None:
+        room[0] -= 1 + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0)
+        if room[0] < 0:
+            raise ValueError("is too large")
     if value is None or isinstance(value, (bool, str)):
         return value if value is None or isinstance(value, bool) else str.__str__(value)
     if isinstance(value, int):
-        return int.__int__(value)
+        number = int.__int__(value)
+        # Python reads no decimals of more digits
+        return number if -_MOST < number < _MOST else {"int": hex(number)}
     if isinstance(value, float):
-        number = float.__float__(value)
-        return number if abs(number) < float("inf") else {"float": repr(number)}
+        real = float.__float__(value)
+        return real if abs(real) < float("inf") else {"float": repr(real)}
     if isinstance(value, complex):
         return {"complex": [repr(value.real), repr(value.imag)]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": bytes(value).hex()}
     if isinstance(value, list):
-        return [encode(item) for item in list.__iter__(value)]
+        return [encode(item, room) for item in list.__iter__(value)]
     if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
+        pairs = dict.items(value)
+        return {"dict": [[encode(key, room), encode(item, room)] for key, item in pairs]}
     kinds: Any = (tuple, set, frozenset)
     for kind in kinds:
         if isinstance(value, kind):
-            return {kind.__name__: [encode(item) for item in kind.__iter__(value)]}
+            return {kind.__name__: [encode(item, room) for item in kind.__iter__(value)]}
     if isinstance(value, (Iterator, range)) or type(value).__name__ in _VIEWS:
-        return {"iterator": [encode(item) for item in value]}
+        return {"iterator": [encode(item, room) for item in value]}
     raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 _VIEWS = ("dict_keys", "dict_values", "dict_items", "deque")
+_MOST = 1 << 4096
+LARGEST = 1_000_000
+"""Items and letters of a value that goes in, and bits of a number."""
+_HASHED, _SMALL = 4_000, 1 << 20
 
 
-def decode(value: Any, most: int = 10_000) -> Any:
+def few_hashes(items: Iterable[Any]) -> bool:
+    """Whether a set of these is made quickly. Numbers can be chosen so that all have the same hash,
+    and with them what is made of numbers; texts cannot, and small numbers are their own."""
+    chosen = 0
+    for item in items:
+        if isinstance(item, (str, bytes)) or (isinstance(item, int) and -_SMALL < item < _SMALL):
+            continue
+        chosen += 1
+    return chosen <= _HASHED
+
+
+def decode(value: Any) -> Any:
     """The value that `encode` wrote. Raises ValueError for what it did not write, and for a set or
-    dict of more than `most` items, which hostile hashes could make slow."""
+    dict of so many items that hostile hashes could make slow."""
     if isinstance(value, list):
-        return [decode(item, most) for item in value]
+        return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) != 1:
@@ -80,43 +103,47 @@ def decode(value: Any, most: int = 10_000) -> Any:
     if read is None:
         raise ValueError(f"is of an unknown kind {kind[:40]!r}")
     try:
-        if kind in ("set", "frozenset", "dict") and len(inner) > most:
-            raise ValueError(f"has more than {most:,} items")
-        return read(inner, most)
+        return read(inner)
     except (TypeError, LookupError, OverflowError) as error:
         raise ValueError(f"is not a {kind}: {error}") from error
 
 
-def _items(inner: Any, most: int) -> list[Any]:
+def _hashable(items: list[Any]) -> list[Any]:
+    if not few_hashes(items):
+        raise ValueError(f"has more than {_HASHED:,} items that are hashed")
+    return items
+
+
+def _items(inner: Any) -> list[Any]:
     if not isinstance(inner, list):
         raise ValueError("holds no items")
-    return [decode(item, most) for item in inner]
+    return [decode(item) for item in inner]
 
 
-def _pairs(inner: Any, most: int) -> dict[Any, Any]:
-    found = {}
-    for pair in _items(inner, most):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError("holds no pairs")
-        found[pair[0]] = pair[1]
-    return found
+def _pairs(inner: Any) -> dict[Any, Any]:
+    pairs = _items(inner)
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("holds no pairs")
+    _hashable([key for key, _ in pairs])
+    return dict(pairs)
 
 
-def _float(inner: Any, most: int) -> float:
+def _float(inner: Any) -> float:
     if inner not in ("inf", "-inf", "nan"):
         raise ValueError("is not a float")
     return float(inner)
 
 
-_DECODERS: Mapping[str, Callable[[Any, int], Any]] = {
-    "tuple": lambda inner, most: tuple(_items(inner, most)),
-    "set": lambda inner, most: set(_items(inner, most)),
-    "frozenset": lambda inner, most: frozenset(_items(inner, most)),
-    "iterator": lambda inner, most: iter(_items(inner, most)),
+_DECODERS: Mapping[str, Callable[[Any], Any]] = {
+    "tuple": lambda inner: tuple(_items(inner)),
+    "set": lambda inner: set(_hashable(_items(inner))),
+    "frozenset": lambda inner: frozenset(_hashable(_items(inner))),
+    "iterator": lambda inner: iter(_items(inner)),
     "dict": _pairs,
     "float": _float,
-    "complex": lambda inner, most: complex(float(inner[0]), float(inner[1])),
-    "bytes": lambda inner, most: bytes.fromhex(inner),
+    "int": lambda inner: int(inner, 16),
+    "complex": lambda inner: complex(float(inner[0]), float(inner[1])),
+    "bytes": lambda inner: bytes.fromhex(inner),
 }
 
 

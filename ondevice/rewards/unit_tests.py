@@ -20,7 +20,18 @@ from typing import Any
 
 from ondevice.common.json_files import parse_json
 from ondevice.data.messages import BadRow
-from ondevice.rewards.expressions import PURE, Call, TooMuch, Unsupported, called, check, value
+from ondevice.rewards.expressions import (
+    FAILS,
+    PURE,
+    WORK,
+    Call,
+    Unsupported,
+    Work,
+    called,
+    check,
+    check_constants,
+    value,
+)
 
 COLUMNS = ("tests", "test_list", "test", "input_output", "public_tests")
 """Columns of which a row with tests has one at least."""
@@ -45,15 +56,7 @@ class Assert:
         """Whether it does, with `call` to ask the code. Raises what `call` does."""
         try:
             return bool(value(self.expression, self.under_test, call))
-        except (
-            TooMuch,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ):
+        except FAILS:
             return False  # of what the code gave, for the test's own part is right
 
 
@@ -169,11 +172,15 @@ def _checked(
     if not under_test:  # the function has the name of one of Python's own, as MBPP's `sum`
         under_test = frozenset(filter(None, map(_outermost, expressions)))
     found: list[Assert | Program] = []
+    work = Work(2 * WORK)  # of all tests of the row
     for expression in expressions:
         try:
             check(expression, under_test)
-        except Unsupported as error:
+            check_constants(expression, under_test, work)
+        except (Unsupported, RecursionError) as error:
             raise BadRow(f"{name}: a test cannot be judged outside of the code: {error}") from error
+        except FAILS as error:
+            raise BadRow(f"{name}: a test cannot be worked out: {str(error)[:100]}") from error
         if not called(expression) & under_test:
             continue  # `assert True, "as HumanEval has it"`
         found.append(Assert(expression, under_test))
