@@ -223,6 +223,78 @@ def test_signals_reach_nobody_else(target: str) -> None:
         assert inside.call("f", [0], {}) == 7
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own")
+@pytest.mark.parametrize(
+    "act",
+    [
+        "[os.kill(1, s) for s in signal.valid_signals()]",
+        "[tried(resource.prlimit, 1, r, (0, 0)) for r in range(16)]",
+        "[tried(os.setpriority, os.PRIO_PROCESS, 1, 19), tried(os.sched_setaffinity, 1, {0})]",
+        "[tried(os.sched_setscheduler, 1, os.SCHED_IDLE, os.sched_param(0))]",
+    ],
+)
+def test_code_does_not_end_its_judge(act: str) -> None:
+    code = (
+        "import os, resource, signal\ndef tried(do, *given):\n    try:\n        do(*given)\n"
+        "    except PermissionError:\n        return\n    raise ValueError(given)\n"
+        f"def f(x):\n    {act}\n    return x"
+    )
+    assert verdict(code, "assert f(1) == 1", "assert f(2) == 2").all_passed
+
+
+def test_a_candidate_has_the_usual_signals_and_its_own_limits() -> None:
+    code = (
+        "import os, resource, signal\ndef f():\n"
+        "    resource.setrlimit(resource.RLIMIT_STACK, resource.getrlimit(resource.RLIMIT_STACK))\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n        return str(signal.getsignal(signal.SIGTERM))"
+    )
+    assert "DFL" in gives(code, "f") or gives(code, "f") == "0"
+
+
+def test_an_isolator_that_ends_while_code_is_in_it_is_no_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever code may find to bring it about, it has failed then; once is forgiven."""
+    calls = []
+    asked = Isolated.call
+
+    def call(inside: Isolated, *given: Any) -> Any:
+        calls.append(given)
+        if len(calls) in ended:
+            os.kill(inside.pid, signal.SIGKILL)
+        return asked(inside, *given)
+
+    monkeypatch.setattr(Isolated, "call", call)
+    ended = {1}
+    assert verdict(RIGHT, "assert f(1) == 4").all_passed
+    ended = {3, 4}
+    found = verdict(RIGHT, "assert f(1) == 4")
+    assert found.passed == 0 and "ended its isolator" in found.why and len(calls) == 4
+
+
+def test_an_answer_has_a_budget_and_ends_at_the_first_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asserts = ["assert f(0) == 1", "assert f(1) == 4", "assert f(2) == 5"]
+    assert verdict(RIGHT, *asserts).passed == 0
+    tests = of_row({"tests": asserts})
+    assert tests is not None
+    assert judge_one(RIGHT, tests, QUICK, every=True).passed == 2
+    monkeypatch.setattr(Limits, "answer", 0.0)
+    found = judge_one(RIGHT, tests, QUICK, every=True)
+    assert (found.passed, found.why) == (0, "test 1: the answer took too long")
+
+
+def test_a_program_ends_as_python_does() -> None:
+    code = (
+        "import threading, time, atexit\natexit.register(print, 'last')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()"
+    )
+    with Isolated(code, limits=QUICK) as inside:
+        assert inside.program("") == "thread\nlast\n"
+
+
 def test_files_cannot_be_written() -> None:
     code = (
         "import os\ndef f(folder):\n    try:\n        open(os.path.join(folder, 'x'), 'w')\n"

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.common.clock import ticks
 from ondevice.data.messages import BadRow
 from ondevice.rewards.answers import last_code
 from ondevice.rewards.isolate import Isolated, Limits, Wrong
@@ -22,7 +23,7 @@ LONGEST = 100_000  # characters of code that are run
 
 @dataclass(frozen=True)
 class Verdict:
-    """`passed` of `tests` tests hold; `why` says what the first that does not came to."""
+    """`passed` of `tests` tests hold, of those that were run; `why` says what the first that does not came to."""
 
     passed: int
     tests: int
@@ -38,9 +39,11 @@ def judge_code(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     limits: Limits,
+    every: bool = False,
 ) -> list[Verdict | CallFailed | None]:
-    """(N) verdicts; None where a row has no tests, or none that can be judged, and what went wrong
-    where an isolator did. Several isolators run at once; what is there twice is judged once."""
+    """(N) verdicts, each up to the first test that fails unless `every` test is to run; None where
+    a row has no tests, or none that can be judged, and what went wrong where an isolator does not
+    start. Several isolators run at once; what is there twice is judged once."""
     names = [name for name in (*COLUMNS, *BESIDE) if name in columns]
     rows: list[UnitTests | None] = []
     known: dict[str, UnitTests | None] = {}
@@ -59,43 +62,65 @@ def judge_code(
         if tests is not None:
             asked.setdefault((id(tests), code), tests)
     with ThreadPoolExecutor(os.cpu_count() or 1, "code") as pool:
-        judged = {key: pool.submit(_judged, key[1], tests, limits) for key, tests in asked.items()}
+        judged = {
+            key: pool.submit(_judged, key[1], tests, limits, every) for key, tests in asked.items()
+        }
         return [
             None if tests is None else judged[id(tests), code].result()
             for tests, code in zip(rows, codes, strict=True)
         ]
 
 
-def _judged(code: str | None, tests: UnitTests, limits: Limits) -> Verdict | CallFailed:
+def _judged(
+    code: str | None, tests: UnitTests, limits: Limits, every: bool
+) -> Verdict | CallFailed:
     try:
-        return judge_one(code, tests, limits)
+        return judge_one(code, tests, limits, every)
     except CallFailed as error:
         return error
 
 
-def judge_one(code: str | None, tests: UnitTests, limits: Limits) -> Verdict:
-    """The verdict on one code. The first test that takes too long ends it: those after it count as
-    failed. Raises CallFailed where the isolator itself is gone, which code cannot bring about, and
-    UserError where there is none."""
+def judge_one(code: str | None, tests: UnitTests, limits: Limits, every: bool = False) -> Verdict:
+    """The verdict on one code, up to the first test that fails, or of `every` test. A test that
+    takes too long ends it, and so does `limits.answer`: the tests after that count as failed. Where
+    the isolator ends while code is in it, the tests are run once more in another, and where that
+    ends too the code has failed.
+
+    Raises CallFailed where an isolator does not start, and UserError where there is none.
+    """
     count = len(tests.tests)
     if code is None:
         return Verdict(0, count, "no code")
     if len(code) > LONGEST:
         return Verdict(0, count, f"more than {LONGEST:,} characters of code")
-    passed, why = 0, ""
-    with Isolated(code, tests.setup, limits) as inside:
-        for n, test in enumerate(tests.tests):
+    until, said = ticks() + limits.answer, ""
+    for _ in range(2):
+        with Isolated(code, tests.setup, limits) as inside:
+            inside.ready()
             try:
-                held = _holds(test, inside)
-                said = "" if held else "gave another value"
-            except Wrong as error:
-                held, said = False, str(error)
-            passed += held
-            if not held and not why:
-                why = f"test {n + 1}: {said}"
-            if said == TOOK_TOO_LONG:
-                break
-    return Verdict(passed, count, why)
+                return _verdict(tests, inside, until, every)
+            except CallFailed as error:
+                said = str(error)
+    return Verdict(0, count, f"it ended its isolator: {said}")
+
+
+def _verdict(tests: UnitTests, inside: Isolated, until: float, every: bool) -> Verdict:
+    passed, why = 0, ""
+    for n, test in enumerate(tests.tests):
+        if ticks() >= until:
+            why = why or f"test {n + 1}: the answer {TOOK_TOO_LONG}"
+            break
+        try:
+            held = _holds(test, inside)
+            said = "" if held else "gave another value"
+        except Wrong as error:
+            held, said = False, str(error)
+        passed += held
+        if not held and not why:
+            why = f"test {n + 1}: {said}"
+        if said == TOOK_TOO_LONG or not (held or every):
+            break
+    return Verdict(passed, len(tests.tests), why)
 
 
 def _holds(test: Any, inside: Isolated) -> bool:

@@ -59,7 +59,7 @@ class Work:
             elif isinstance(one, int):
                 size += one.bit_length() // 64
             elif isinstance(one, dict):
-                _few(one)
+                _few(one.keys())
                 inner = (*one, *one.values()) if len(one) <= LARGEST else one
             elif isinstance(one, (set, frozenset)):
                 _few(one)
@@ -72,7 +72,7 @@ class Work:
         return value
 
 
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 def _few(items: Iterable[Any]) -> None:
@@ -322,9 +322,9 @@ def check_constants(node: ast.expr, under_test: Set[str], work: Work) -> None:
         inner = [*node.args, *(keyword.value for keyword in node.keywords)]
         if isinstance(node.func, ast.Attribute) and _dotted(node.func) not in PURE:
             inner.append(node.func.value)  # what has the method
-    for one in inner:
-        if isinstance(one, ast.expr):
-            check_constants(one, under_test, work)
+    for part in inner:
+        if isinstance(part, ast.expr):
+            check_constants(part, under_test, work)
 
 
 def _no_call(name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:

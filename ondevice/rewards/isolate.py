@@ -50,6 +50,11 @@ class Limits:
     memory: int = 512 << 20
 
     @property
+    def answer(self) -> float:
+        """Seconds by the clock after which no further test of an answer is begun."""
+        return max(20 * self.seconds, 30.0)
+
+    @property
     def wall(self) -> float:
         """Seconds by the clock after which a test is given up from outside."""
         return 2 * self.seconds + 1 + GRACE_S
@@ -57,7 +62,7 @@ class Limits:
 
 class Isolated:
     """An isolator with one candidate's code in it; a context manager. Tests follow one another,
-    each in a process of its own, which sees nothing of what the ones before it did.
+    each in a process of its own, which is begun anew.
 
     Raises CallFailed wherever the isolator is gone or does not answer.
     """
@@ -82,7 +87,8 @@ class Isolated:
                 "locked": _FILTER,
             },
         }
-        self._waiting = _line(job)
+        self._job, self._waiting = _line(job), b""
+        self._ready = False
 
     def __enter__(self) -> Isolated:
         return self
@@ -94,6 +100,13 @@ class Isolated:
     def pid(self) -> int:
         """Of the isolator itself, outside."""
         return self._process.process.pid
+
+    def ready(self) -> None:
+        """Waits until it has started, before any code runs in it. Raises CallFailed where it does
+        not start: that is nothing that code has brought about."""
+        if not self._ready:
+            self._process.exchange(self._job, START_S)
+            self._ready = True
 
     def begin(self) -> None:
         """Starts a test, whose calls follow."""
@@ -126,6 +139,7 @@ class Isolated:
         return output
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.ready()
         data, self._waiting = self._waiting + _line(request), b""
         line = self._process.exchange(data, self.limits.wall)
         try:

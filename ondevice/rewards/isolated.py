@@ -4,9 +4,9 @@ and answers what is asked. It knows no expected value, so that nothing in here c
     python -P -s -S -B isolated.py
 
 JSON lines on stdin and stdout. First {"code", "setup", "limits": {"seconds", "memory", "output",
-"threads", "locked"}}, which has no reply; then for each test {"test": "calls"}, {"call": name,
-"arguments": […], "keywords": {…}} as often as the test calls, or {"test": "program", "input":
-text}. Replies: {"value"} (as `encode` writes it), {"error": text} for what was raised, {"ended":
+"threads", "locked"}}, whose reply {} says that no code has run yet; then for each test {"test":
+"calls"}, {"call": name, "arguments": […], "keywords": {…}} as often as the test calls, or {"test":
+"program", "input": text}. Replies: {"value"} (as `encode` writes it), {"error": text} for what was raised, {"ended":
 why} where the process is gone; of a program {"output", "ended": "" or why}.
 
 Nothing but the standard library is imported: the rest of this program is not there inside. `encode`
@@ -24,6 +24,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 LEAST = 16  # descriptors that a candidate may have open
@@ -155,15 +156,18 @@ def main() -> None:
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.dup(1)
     _nothing(0, 1, 2)
+    _ignore_signals()
     job = json.loads(requests.readline())
     if job["limits"].get("locked"):
         import ctypes  # noqa: F401  # 10 ms, once: each child needs it
+    _send(replies, b"{}\n")
     child: Child | None = None
     for line in requests:
         request = json.loads(line)
         if "test" in request:
             if child is not None:
                 child.end()
+            child = reply = None  # what the one before said is not there in the next
             child = Child(job, request["test"] == "program")
             if request["test"] == "calls":
                 continue
@@ -174,6 +178,21 @@ def main() -> None:
         _send(replies, json.dumps(reply).encode() + b"\n")
     if child is not None:
         child.end()
+
+
+def _ignore_signals() -> None:
+    """Of those that a candidate can send; as the first process of its namespace this one gets only
+    those that it handles, and Python handles an interrupt."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        with suppress(OSError):  # libc keeps some for itself
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _usual_signals() -> None:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+        with suppress(OSError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Child:
@@ -334,6 +353,7 @@ def _candidate(job: Mapping[str, Any], program: bool, given: int, answers: int) 
         sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     os.environ.clear()
+    _usual_signals()
     _limit(job["limits"])
     module = types.ModuleType(_PROGRAM if program else "solution")
     sys.modules[module.__name__] = module
@@ -357,7 +377,14 @@ def _run(job: Mapping[str, Any], module: types.ModuleType) -> BaseException | No
 
 
 def _end_program(failed: BaseException | None) -> None:
+    """Ends as Python does: threads that are no daemons end first, then what is registered runs."""
     code: Any = 0
+    for name, ends in (("threading", "_shutdown"), ("atexit", "_run_exitfuncs")):
+        try:
+            if name in sys.modules:
+                getattr(sys.modules[name], ends)()
+        except BaseException:
+            continue  # what goes wrong at the end changes no exit code
     if isinstance(failed, SystemExit):
         code = failed.code
         code = 0 if code is None else code if isinstance(code, int) else 1
@@ -449,23 +476,27 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _NEWEST = 462
 """System calls after this one are none that we have looked at: they do not exist inside."""
 _THREAD = 0x00010000  # CLONE_THREAD
-_MACHINES: Mapping[str, tuple[int, int, str]] = {
-    # machine: its number for the kernel, its clone, and what is refused: processes (fork, vfork,
+_MACHINES: Mapping[str, tuple[int, int, int, str]] = {
+    # machine: its number for the kernel, its clone, its prlimit64, and what is refused: processes (fork, vfork,
     # execve, execveat), the network (socket), other processes' memory (ptrace, process_vm_readv and
     # writev), namespaces and mounts (unshare, setns, mount, umount2, pivot_root, chroot), memory
-    # that no limit counts (memfd_create, shmget, shmat, shmctl, semget, msgget, mq_open), and what
+    # that no limit counts (memfd_create, shmget, shmat, shmctl, semget, msgget, mq_open), other
+    # processes' share of the machine (setpriority, sched_setparam, sched_setscheduler,
+    # sched_setaffinity, sched_setattr, ioprio_set, migrate_pages, move_pages), and what
     # kernels have been broken by (bpf, perf_event_open, userfaultfd, keys, file handles)
     "x86_64": (
         0xC000003E,
         56,
+        302,
         "57 58 59 322 41 101 310 311 272 308 165 166 155 161 319 29 30 31 64 68 240 321 298 323 248 "
-        "249 250 303 304",
+        "249 250 303 304 141 142 144 203 314 251 256 279",
     ),
     "aarch64": (
         0xC00000B7,
         220,
+        261,
         "221 281 198 117 270 271 97 268 40 39 41 51 279 194 196 195 190 186 180 280 241 282 217 "
-        "218 219 264 265",
+        "218 219 264 265 140 118 119 122 274 30 238 239",
     ),
 }
 _BOTH = (425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 440, 442, 447, 448)
@@ -497,7 +528,7 @@ def _filter(machine: str) -> Iterable[tuple[int, int, int, int]]:
     for a machine whose system calls we do not know."""
     if machine not in _MACHINES:
         raise OSError(f"no filter of system calls for {machine}")
-    number, clone, refused = _MACHINES[machine]
+    number, clone, limits, refused = _MACHINES[machine]
     load, equal, more, has, give = 0x20, 0x15, 0x25, 0x45, 0x06
     yield load, 0, 0, 4  # the machine of this call
     yield equal, 1, 0, number
@@ -510,6 +541,11 @@ def _filter(machine: str) -> Iterable[tuple[int, int, int, int]]:
     for call in (*map(int, refused.split()), *_BOTH):
         yield equal, 0, 1, call
         yield give, 0, 0, _EPERM
+    yield equal, 0, 4, limits
+    yield load, 0, 0, 16  # whose limits: its own, which it cannot raise, or another process's
+    yield equal, 1, 0, 0
+    yield give, 0, 0, _EPERM
+    yield give, 0, 0, _ALLOW
     yield equal, 1, 0, clone
     yield give, 0, 0, _ALLOW
     yield load, 0, 0, 16  # clone's flags

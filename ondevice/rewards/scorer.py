@@ -353,7 +353,8 @@ class Rewards:
         values: list[float | None] = []
         given = dict(arguments)
         prompts, completions = given.pop("prompts"), given.pop("completions")
-        for n, verdict in enumerate(judge_code(prompts, completions, given, self.limits)):
+        verdicts = judge_code(prompts, completions, given, self.limits, every=self.partial)
+        for n, verdict in enumerate(verdicts):
             value: float | None = None
             if isinstance(verdict, CallFailed):
                 self._warn(
