@@ -148,6 +148,15 @@ def reversed_lists() -> str:
             "many items",
         ),
         ({"tests": ["assert f(int)"]}, "not a plain value"),
+        ({"tests": ["assert f(1) == Fraction(1, 2)"]}, "a Fraction, which is not a plain"),
+        (MBPP | {"test_setup_code": "def both(a, b): return a"}, "calls both, which is defined"),
+        (MBPP | {"test_imports": ["from m import x as is_odd"]}, "calls is_odd, which is defined"),
+        (MBPP | {"test_setup_code": "if 1:\n    both = is_even"}, "calls both, which is defined"),
+        (MBPP | {"test_setup_code": "def ("}, "not Python"),
+        (
+            {"test_list": ["assert f(4) == sqrt(4)"], "test_imports": ["from math import *"]},
+            r"an import \*",
+        ),
         ({"tests": ["assert f(1) == [1, 2][5]"]}, "out of range"),
     ],
 )

@@ -252,6 +252,7 @@ def test_a_candidate_has_the_usual_signals_and_its_own_limits() -> None:
     assert "DFL" in gives(code, "f") or gives(code, "f") == "0"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the process in /proc")
 def test_an_isolator_that_ends_while_code_is_in_it_is_no_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -262,7 +263,8 @@ def test_an_isolator_that_ends_while_code_is_in_it_is_no_way_out(
     def call(inside: Isolated, *given: Any) -> Any:
         calls.append(given)
         if len(calls) in ended:
-            os.kill(inside.pid, signal.SIGKILL)
+            [server] = children(inside.pid)
+            os.kill(int(server), signal.SIGKILL)
         return asked(inside, *given)
 
     monkeypatch.setattr(Isolated, "call", call)
@@ -293,6 +295,28 @@ def test_a_program_ends_as_python_does() -> None:
     )
     with Isolated(code, limits=QUICK) as inside:
         assert inside.program("") == "thread\nlast\n"
+
+
+def test_no_packages_are_there_but_pythons_own() -> None:
+    """Though code says where they are."""
+    folders = isolate._packages()
+    assert any(Path(folder, "pip").exists() for folder in folders)
+    listed = "import os\ndef f(paths): return [os.listdir(p) for p in paths if os.path.isdir(p)]"
+    assert not any(gives(listed, "f", folders))
+    written = "def f(path): open(path + '/x', 'w')"
+    with pytest.raises(Wrong, match="OSError"):
+        gives(written, "f", folders[0])
+    found = "import sys\ndef f(paths):\n    sys.path += paths\n    import pip"
+    with pytest.raises(Wrong, match="ModuleNotFoundError"):
+        gives(found, "f", folders)
+
+
+def test_a_program_that_lies_within_python_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    within = os.path.join(os.path.realpath(sys.base_prefix), "src", "processes.py")
+    monkeypatch.setattr(isolate.processes, "__file__", within)
+    assert "environment (venv) of its own" in isolate._lies_within()
+    monkeypatch.undo()
+    assert isolate._lies_within() == ""
 
 
 def test_files_cannot_be_written() -> None:

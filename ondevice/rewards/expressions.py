@@ -64,7 +64,7 @@ class Work:
             elif isinstance(one, (set, frozenset)):
                 _few(one)
                 inner = one
-            elif isinstance(one, (list, tuple, *_VIEWS)):
+            elif isinstance(one, _LISTED):
                 inner = one
             _at_most(size + len(waiting) + len(inner))
             waiting.extend(inner)
@@ -72,7 +72,7 @@ class Work:
         return value
 
 
-_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_LISTED: Any = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 
 
 def _few(items: Iterable[Any]) -> None:
@@ -86,7 +86,7 @@ def _hashing(make: Callable[..., Any]) -> Callable[..., Any]:
     def made(*arguments: Any, **keywords: Any) -> Any:
         read = [list(one) if isinstance(one, Iterator) else one for one in arguments]
         for items in read:
-            if isinstance(items, (list, tuple, *_VIEWS)):
+            if isinstance(items, _LISTED):
                 _few(items)
         return make(*read, **keywords)
 

@@ -10,6 +10,7 @@ values, and judged outside: no verdict is made where the code runs.
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import os
 import platform
@@ -231,6 +232,8 @@ def _bubblewrap() -> list[str]:
             words += ["--ro-bind-try", folder, folder]
     for path in _python_files():
         words += ["--ro-bind", path, path]
+    for path in _packages():
+        words += ["--tmpfs", path, "--remount-ro", path]
     words += ["--ro-bind", os.path.realpath(isolated.__file__), _INSIDE]
     for device in ("/dev/null", "/dev/urandom"):
         words += ["--dev-bind", device, device]
@@ -258,6 +261,16 @@ def _python_files() -> list[str]:
     return paths
 
 
+def _packages() -> list[str]:
+    """Folders of packages that are installed into the Python inside: nothing in them is Python's own,
+    and where this program is installed into it, it is in one of them."""
+    found: set[str] = set()
+    for prefix in {os.path.realpath(sys.base_prefix), "/usr"}:
+        for pattern in ("lib*/python3*/site-packages", "lib*/python3*/dist-packages"):
+            found.update(os.path.realpath(path) for path in glob.glob(f"{prefix}/{pattern}"))
+    return sorted(path for path in found if os.path.isdir(path))
+
+
 def _sandbox_exec() -> list[str]:
     """macOS: everything is denied but to read Python and the system's libraries. Written after
     Apple's profiles; nobody has run it yet, and `require` believes only what it finds to work."""
@@ -274,6 +287,7 @@ def profile() -> str:
     readable += ["/dev/urandom", "/private/var/db/dyld", os.path.realpath(isolated.__file__)]
     readable += _python_files()
     paths = " ".join(f"(subpath {json.dumps(path)})" for path in readable)
+    hidden = " ".join(f"(subpath {json.dumps(path)})" for path in _packages())
     programs = " ".join(
         f"(literal {json.dumps(path)})" for path in ("/usr/bin/env", processes.base_python())
     )
@@ -283,6 +297,8 @@ def profile() -> str:
             "(deny default)",
             "(deny network*)",
             f'(allow file-read* {paths} {programs} (literal "/"))',
+            *([f"(deny file-read* {hidden})"] if hidden else []),
+            f"(allow file-read* (literal {json.dumps(os.path.realpath(isolated.__file__))}))",
             "(allow file-read-metadata)",
             '(allow file-write-data (literal "/dev/null"))',
             f"(allow process-exec {programs})",
@@ -363,7 +379,9 @@ def require() -> None:
                 ) from error
             if not held:
                 raise UserError(
-                    f"the isolator does not hold: {question}", where="reward code", hint=_hint()
+                    f"the isolator does not hold: {question}",
+                    where="reward code",
+                    hint=_lies_within() or _hint(),
                 )
 
 
@@ -399,6 +417,15 @@ def _ended_or(held: Callable[[], bool]) -> bool:
         return held()
     except Wrong as error:
         return "memory" in str(error)
+
+
+def _lies_within() -> str:
+    """What helps where this program lies among what code must see of Python."""
+    here = os.path.realpath(processes.__file__)
+    for path in _python_files():
+        if here.startswith(path + os.sep):
+            return f"it lies in {path}, where Python is: install it into an environment (venv) of its own"
+    return ""
 
 
 def _hint() -> str:

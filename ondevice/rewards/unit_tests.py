@@ -45,6 +45,13 @@ BESIDE = (
 """Columns that are read beside them."""
 
 
+_NOT_PLAIN = frozenset(
+    ("Fraction", "Decimal", "Counter", "OrderedDict", "defaultdict", "deque", "namedtuple")
+).union(("date", "datetime", "timedelta", "ListNode", "TreeNode"))
+"""Kinds of the standard library and of puzzles that tests write their values in, and no code under
+test gives through a pipe."""
+
+
 @dataclass(frozen=True)
 class Assert:
     """`expression` is to be true; `under_test` names the functions of the code."""
@@ -111,7 +118,40 @@ def of_row(row: Mapping[str, Any], prompt: str = "") -> UnitTests | None:
         raise BadRow(f"{name} holds no test")
     if len({type(test) for test in tests}) > 1:
         raise BadRow(f"{name} holds asserts and programs both")
-    return UnitTests(tests, _setup(row, prompt))
+    setup = _setup(row, prompt)
+    _apart_from(setup, tests, name)
+    return UnitTests(tests, setup)
+
+
+def _apart_from(setup: str, tests: Sequence[Assert | Program], name: str) -> None:
+    """Raises BadRow where a test calls what the setup defines: it would run where the code is, which
+    may define it anew, and be right."""
+    defined: set[str] = set()
+    try:
+        statements = ast.parse(setup)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadRow(f"what is run before the code is not Python: {error}") from error
+    for node in ast.walk(statements):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined.update(one.asname or one.name.partition(".")[0] for one in node.names)
+    for test in tests:
+        if not isinstance(test, Assert):
+            continue
+        names = called(test.expression)
+        if found := sorted(names & defined):
+            raise BadRow(
+                f"{name}: a test calls {found[0]}, which is defined before the code: code could "
+                "define it anew"
+            )
+        if "*" in defined and len(names - PURE.keys()) > 1:
+            raise BadRow(
+                f"{name}: a test calls {' and '.join(sorted(names))}, and an import * may "
+                "define one of them before the code: code could define it anew"
+            )
 
 
 def _read(given: Any, name: str) -> Any:
@@ -171,6 +211,8 @@ def _checked(
         under_test = frozenset[str]().union(*map(called, expressions)) - PURE.keys()
     if not under_test:  # the function has the name of one of Python's own, as MBPP's `sum`
         under_test = frozenset(filter(None, map(_outermost, expressions)))
+    if (kinds := sorted(under_test & _NOT_PLAIN)) and len(under_test) > 1:
+        raise BadRow(f"{name}: a test makes a {kinds[0]}, which is not a plain value")
     found: list[Assert | Program] = []
     work = Work(2 * WORK)  # of all tests of the row
     for expression in expressions:
