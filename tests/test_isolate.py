@@ -502,6 +502,12 @@ def test_what_is_expected_is_not_where_the_code_is() -> None:
 
 
 def test_a_test_sees_nothing_of_the_one_before() -> None:
+    frames = (
+        "import sys\ndef f(x):\n    frame, found = sys._getframe(), ''\n    while frame:\n"
+        "        found += repr(frame.f_locals)[:10000]\n        frame = frame.f_back\n"
+        "    return ['z' * 8, 'z' * 8 in found]"
+    )
+    assert verdict(frames, "assert f(0) == ['z' * 8, False]", "assert f(1)[1] == False").all_passed
     code = "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)\n"
     assert (
         verdict(code, "assert f(1) == 1", "assert f(2) == 1", "assert f(3) + f(4) == 3").passed == 3

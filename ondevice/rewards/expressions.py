@@ -18,7 +18,7 @@ from ondevice.rewards.isolated import LARGEST, encode, few_hashes
 
 WORK = 5_000_000
 """Items that are looked at to work out one test."""
-_DIGITS = 10_000  # of a number that is rounded
+_DIGITS = 1_000  # of a number that is rounded
 _DIVIDED = 100  # products of digits (of 30 bits) in the time of an item
 
 Call = Callable[[str, list[Any], dict[str, Any]], Any]
@@ -107,6 +107,10 @@ def _round(number: Any, ndigits: int | None = None) -> Any:
     return round(number, ndigits)
 
 
+def _type(value: Any) -> type:
+    return type(value)
+
+
 def _bounded_range(*bounds: int) -> list[int]:
     found = range(*bounds)
     _at_most(len(found))
@@ -125,7 +129,8 @@ def as_lists(value: Any) -> Any:
 PURE: Mapping[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (abs, all, any, bool, float, int)},
     **{f.__name__: f for f in (isinstance, len, list, max, min, sorted, tuple)},
-    **{f.__name__: f for f in (chr, divmod, ord, reversed, str, type)},
+    **{f.__name__: f for f in (chr, divmod, ord, reversed, str)},
+    "type": _type,
     **{f.__name__: _hashing(f) for f in (dict, frozenset, set)},
     "sum": _sum,
     "round": _round,
@@ -303,28 +308,37 @@ FAILS = (
 def check_constants(node: ast.expr, under_test: Set[str], work: Work) -> None:
     """Works out what of an expression that `check` has passed is the test's own: what the code has
     no part in, and what it is given. Raises what `value` does."""
-    if not called(node) & under_test:
-        value(node, under_test, _no_call, work)
-        return
-    if isinstance(node, ast.Call) and _dotted(node.func) in under_test:
-        given = [*node.args, *(keyword.value for keyword in node.keywords)]
-        own = [one for one in given if not called(one) & under_test]
-        values = [value(one, under_test, _no_call, work) for one in own]
-        room = [LARGEST]
-        encode(values, room)
-        work.spend(LARGEST - room[0])
-        for one in given:
-            if one not in own:
-                check_constants(one, under_test, work)
-        return
+    asking: set[int] = set()
+    _find_asking(node, under_test, asking)
+    _check_own(node, under_test, work, asking)
+
+
+def _find_asking(node: ast.AST, under_test: Set[str], asking: set[int]) -> bool:
+    """Whether this asks the code; the ids of all within that do go into `asking`."""
+    found = isinstance(node, ast.Call) and _dotted(node.func) in under_test
+    for part in ast.iter_child_nodes(node):
+        found |= _find_asking(part, under_test, asking)
+    if found:
+        asking.add(id(node))
+    return found
+
+
+def _check_own(node: ast.expr, under_test: Set[str], work: Work, asking: Set[int]) -> Any:
+    if id(node) not in asking:
+        return value(node, under_test, _no_call, work)
     inner: list[ast.AST] = list(ast.iter_child_nodes(node))
     if isinstance(node, ast.Call):
         inner = [*node.args, *(keyword.value for keyword in node.keywords)]
         if isinstance(node.func, ast.Attribute) and _dotted(node.func) not in PURE:
             inner.append(node.func.value)  # what has the method
-    for part in inner:
-        if isinstance(part, ast.expr):
-            check_constants(part, under_test, work)
+    parts = [
+        _check_own(part, under_test, work, asking) for part in inner if isinstance(part, ast.expr)
+    ]
+    if isinstance(node, ast.Call) and _dotted(node.func) in under_test:
+        room = [LARGEST]
+        encode(parts, room)
+        work.spend(LARGEST - room[0])
+    return None  # what the code will give
 
 
 def _no_call(name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
