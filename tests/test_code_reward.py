@@ -142,7 +142,7 @@ def reversed_lists() -> str:
         ({"tests": ["assert f(1) == sum([[0]] * 400000, [])"]}, "not numbers"),
         ({"tests": ["assert f(1) == round(5, -10**9)"]}, "rounded"),
         ({"tests": ["assert f(1) ==" + " 3 ** 400000 // 3 ** 200000 +" * 9 + " 1"]}, "too long"),
-        ({"tests": ["assert f(x=[0] * 900000) == 2"] * 99}, "too long"),
+        ({"tests": ["assert f(1) == 3 ** 400000 // 3 ** 200000"] * 9}, "too long"),
         (
             {"tests": [f"assert f(1) == set({[(2**61 - 1) * k for k in range(9000)]})"]},
             "many items",

@@ -189,7 +189,9 @@ def _ignore_signals() -> None:
 
 
 def _usual_signals() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+    """As Python sets them: errors, and no signals, for a pipe without a reader and a file too large."""
+    ignored = {signal.SIGPIPE, signal.SIGXFSZ}
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - ignored:
         with suppress(OSError):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
