@@ -33,6 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "WRITTEN", 4)
 
 
+@pytest.mark.slow
 def test_every_stage_is_timed(backend_name: str) -> None:
     heard: list[str] = []
     result: dict[str, Any] = od.bench(

@@ -160,6 +160,7 @@ def test_infilling_hides_its_share_behind_masks_and_keeps_the_order(
         assert abs((masks - spans_found) / masks - math.exp(-3)) < 0.012  # masks of nothing
 
 
+@pytest.mark.slow
 def test_every_place_for_a_span_is_as_likely() -> None:
     """One of five tokens, and where spans of one are in two of six places that do not touch: ten
     ways.

@@ -140,6 +140,7 @@ def test_whatever_comes_up_to_the_command_is_one_line(
     assert err.count("\n") == 1 and "the disk is full" in err and "make room" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", [["runs"], ["--version"], ["help"], ["doctor", "--json"]])
 def test_a_result_that_cannot_be_printed(words: list[str], tmp_path: Path) -> None:

@@ -327,6 +327,7 @@ def test_packed_moments_are_near_what_they_were(backend: Backend) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("everything_packed")
 def test_eight_bits_learn_as_well(backend: Backend) -> None:
     """Within 3 % of the loss that AdamW has at each of 40 steps, by which it has fallen by half."""

@@ -95,6 +95,7 @@ def test_what_can_be_read_is_saved(file: Path, seed: int) -> None:
         assert ratings.skip(min(saved_items), "bob", "s").id > max(votes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages", [[0], [2], list(range(9)), [20, 21, 22]])
 def test_a_copy_gives_what_cannot_be_read(file: Path, pages: list[int]) -> None:
     opened, _ = open_for_rating(file)

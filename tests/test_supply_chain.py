@@ -192,6 +192,7 @@ def audited(found: dict[str, Any] | None, tmp_path: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_audit_says_what_it_found_and_what_it_could_not_look_up(tmp_path: Path) -> None:
     fine = {"name": "a", "version": "1", "vulns": []}
     hole = {"id": "PYSEC-1", "fix_versions": ["2"]}

@@ -180,6 +180,7 @@ def planned(words: Sequence[str], measure: bool = False) -> dict[str, Any]:
     return {"line": f"{steps} steps{time}, 0.6 GB", "machine": {"calibrated": measure}}
 
 
+@pytest.mark.slow
 def test_the_form_shows_what_the_command_takes_and_renews_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

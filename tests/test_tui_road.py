@@ -340,6 +340,7 @@ def test_the_form_says_what_a_stage_would_refuse(
 # a full disk, and the trash
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_room_says_so(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     stage = run.stage("sft")
@@ -437,6 +438,7 @@ def test_a_run_with_a_time_says_how_much_of_it_is_used(tmp_path: Path) -> None:
         assert run_status.time_used({**found, "state": "training", "time": wrong}) == ""
 
 
+@pytest.mark.slow
 def test_the_road_and_the_curves_show_the_time(tmp_path: Path) -> None:
     stage = RunFolder(tmp_path / "run").stage("sft")
     write_stage(stage, 5, of=100, end="died")
