@@ -251,7 +251,7 @@ NIGHTLY = (
     ),
     Nightly(
         "test_full_disk.py",
-        r"one_line\[(export|eval|ratings export)|the_same\[(grpo|dpo|sample|init)|left_at_once.*dpo",
+        r"one_line\[(export|eval|ratings export)|the_same\[(grpo|dpo|sample|init)|left_at_once",
         "a full disk in further commands and stages: CI fills it for `ratings import` and `pretrain`, and "
         "tries every kind of writer by itself in `test_disk_pause.py`",
     ),
@@ -259,6 +259,11 @@ NIGHTLY = (
         "test_scripts.py",
         r"it_runs\[soak",
         "a few minutes of `scripts/soak`: CI meets each of its faults in tests of their own",
+    ),
+    Nightly(
+        "test_card.py",
+        r"snippets_of_every_kind",
+        "the snippets of the other kinds of models: CI runs those of a push of all stages",
     ),
 )
 
