@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,19 +72,24 @@ NOTHING_LEARNED = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy
 """What a step says of its update where no completion adds to the gradient."""
 
 
-def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
-    policy = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
-    require_chat_template(policy)
-    with Rewards(
+def rewards_of(cfg: GRPOConfig, log: Path) -> Rewards:
+    """The rewards that the settings name; `log` is for what a reward file prints. Raises UserError."""
+    return Rewards(
         cfg.judges(),
         cfg.reward_weights,
         cfg.answer,
         cfg.reward_file,
         cfg.reward_timeout,
-        ctx.folder.path / "rewards.log",
+        log,
         Limits(cfg.code_seconds, cfg.code_memory << 20),
         cfg.code_reward == "share",
-    ) as rewards:
+    )
+
+
+def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
+    policy = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
+    require_chat_template(policy)
+    with rewards_of(cfg, ctx.folder.path / "rewards.log") as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "problems", cfg.data), ctx)
         held = bool(cfg.beta) and shares_reference(policy, ctx.backend)

@@ -15,12 +15,11 @@ from ondevice.config.preference import GRPOConfig
 from ondevice.data.context import DataContext
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import require_chat_template
-from ondevice.rewards.scorer import Rewards
 from ondevice.rl.micro_batches import prompt_indices
 from ondevice.rl.problem_prompts import ProblemPrompts
 from ondevice.rl.rollout import Sampler, count_tokens
 from ondevice.seam.protocols import Backend
-from ondevice.stages.grpo import RIGHT, judged, start_model
+from ondevice.stages.grpo import RIGHT, judged, rewards_of, start_model
 
 ANSWERS = 64
 
@@ -44,14 +43,7 @@ def probe(cfg: GRPOConfig, backend: Backend, corpus: CorpusConfig) -> Probe:
     count = -(-ANSWERS // cfg.group_size)
     with TemporaryDirectory(prefix="ondevice-") as folder, nullcontext(Path(folder)) as place:
         ctx = DataContext(place, corpus, tell=_silent, warn=_silent)
-        with Rewards(
-            cfg.judges(),
-            cfg.reward_weights,
-            cfg.answer,
-            cfg.reward_file,
-            cfg.reward_timeout,
-            place / "rewards.log",
-        ) as rewards:
+        with rewards_of(cfg, place / "rewards.log") as rewards:
             problems, _, columns = ProblemPrompts(cfg, ctx, policy, rewards).parts()
             rewards.check(columns)
             chosen = prompt_indices(count, 0, len(problems), cfg.seed, "problems")
