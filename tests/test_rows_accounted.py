@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from trl.data_utils import maybe_extract_prompt
 
 from data_samples import small_tokenizer
 from ondevice.data.chat_encoding import encode_chat
@@ -265,6 +264,9 @@ def test_two_system_prompts_are_one_or_the_row_is_bad() -> None:
     ],
 )
 def test_prompts_are_taken_apart_as_trl_does(row: dict[str, Any]) -> None:
+    # Three seconds of CPU to import: only the worker that runs this test pays them.
+    from trl.data_utils import maybe_extract_prompt
+
     right, found = maybe_extract_prompt(dict(row)), to_pair(row)
     assert found["prompt"] == right["prompt"]
     assert [{"role": "assistant", "content": found[side]} for side in ("chosen", "rejected")] == [
