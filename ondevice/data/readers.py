@@ -9,23 +9,21 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ondevice.common import bounded
-from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import TooDeep, parse_json
 from ondevice.data.class_labels import class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS
 from ondevice.data.json_arrays import rows_in
-from ondevice.data.parquet_pages import pages_of
+from ondevice.data.parquet_rows import Unreadable, parquet_rows
 
 Row = dict[str, Any]
 
 _CHUNK = 1 << 20
-_FOOTER = 16 << 20  # bytes of a Parquet file's description
 
 
 class Part(str):
@@ -320,82 +318,27 @@ def _decoded(file: Path) -> Iterator[str]:
 
 
 def _parquet(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    try:
-        import pyarrow.parquet as parquet  # 190 ms
-    except ImportError as error:
-        raise UserError(
-            "Parquet files need pyarrow", where=str(file), hint=install_hint("data")
-        ) from error
-    try:
-        _check_footer(file)
-        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK) as source:
-            yield from _parquet_rows(source, file)
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own derive from these
-        raise UserError(
-            f"cannot be read as Parquet: {error}", where=str(file), hint="is the download whole?"
-        ) from error
+    yield from parquet_file(file)[1]
 
 
-def _check_footer(file: Path) -> None:
-    """Raises ValueError for a footer that takes too much memory to parse."""
-    with bounded.open_plain(file) as source:
-        end = source.seek(0, io.SEEK_END)
-        source.seek(max(end - 8, 0))
-        length = int.from_bytes(source.read(4), "little")
-    if length > _FOOTER:
-        raise ValueError(f"its footer has {length:,} bytes")
+def parquet_file(file: Path) -> tuple[int, Iterator[tuple[Row | BadRecord, str]]]:
+    """How many rows a Parquet file has, and the rows with their places. Raises UserError."""
+    head, rows = parquet_rows(file)
+    return head.rows, _placed(file, rows, class_columns(head.features))
 
 
-def _parquet_rows(source: Any, file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    """The rows of one group after the other. Those of a group with a page that is too large are
-    bad: a page is unpacked as a whole."""
-    classes = class_columns(_features(source.schema_arrow.metadata))
+def _placed(
+    file: Path, rows: Iterator[Row | Unreadable], classes: Mapping[str, Any]
+) -> Iterator[tuple[Row | BadRecord, str]]:
     number = 0
-    for group in range(source.num_row_groups):
-        at_once, reason = _rows_at_once(source.metadata.row_group(group), file)
-        if reason:
-            for _ in range(source.metadata.row_group(group).num_rows):
+    for row in rows:
+        if isinstance(row, Unreadable):
+            for _ in range(row.rows):
                 number += 1
-                yield BadRecord(reason, None), f"{file}:row {number}"
+                yield BadRecord(row.reason, None), f"{file}:row {number}"
             continue
-        for batch in source.iter_batches(batch_size=at_once, row_groups=[group]):
-            for row in batch.to_pylist():
-                number += 1
-                yield with_names(without_nulls(row), classes), f"{file}:row {number}"
-
-
-def _rows_at_once(group: Any, file: Path) -> tuple[int, str]:
-    """(how many rows of a group are read at once, why none can be). A row takes no more of a column
-    than its largest page, which a dictionary may give to every row."""
-    of_row = dictionaries = 0
-    with bounded.open_plain(file) as opened:
-        for at in range(group.num_columns):
-            column = group.column(at)
-            found = pages_of(opened, column)
-            if found.largest > bounded.LARGEST:
-                return 0, (
-                    f"a page of {found.largest >> 20} MB in {column.path_in_schema} (at most "
-                    f"{bounded.LARGEST >> 20}): write the file with smaller pages"
-                )
-            of_row += found.largest
-            dictionaries += found.dictionary
-    if of_row > MEMORY // 2:
-        return 0, f"its columns have pages of {of_row >> 20} MB: write the file with smaller ones"
-    return max(1, min(256, (16 << 20) // max(of_row, 1))), ""
-
-
-def _features(metadata: Any) -> dict[str, Any]:
-    """What the library datasets has written into a Parquet file of what its columns are; {} where
-    it has not.
-    """
-    try:
-        found = parse_json((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, LookupError, TypeError):
-        # another program's key of that name: the rows are read all the same
-        return {}
-    if isinstance(found, dict):
-        return found
-    return {}
+        number += 1
+        yield with_names(without_nulls(row), classes), f"{file}:row {number}"
 
 
 def without_nulls(value: Any) -> Any:

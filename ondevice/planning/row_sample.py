@@ -18,7 +18,7 @@ from ondevice.common.errors import UserError
 from ondevice.data.folders import PACKED, TEXTS, kind_of, listing
 from ondevice.data.mixture import is_by_name, ordered
 from ondevice.data.orders import order_of
-from ondevice.data.readers import READERS, BadRecord, Row, json_row
+from ondevice.data.readers import READERS, BadRecord, Row, json_row, parquet_file
 from ondevice.data.row_keys import Record
 from ondevice.data.rows import Reading
 
@@ -176,10 +176,8 @@ def _parsed(lines: Sequence[bytes]) -> list[Any]:
 
 
 def _parquet(file: Path, most: int) -> RowSample:
-    rows = _first(file, most)
-    from pyarrow import parquet  # the reader has asked for it already
-
-    return RowSample(rows, parquet.ParquetFile(file).metadata.num_rows)
+    count, rows = parquet_file(file)
+    return RowSample([row for row, _ in islice(rows, most)], count)
 
 
 def _text(file: Path, packed: bool) -> RowSample:
