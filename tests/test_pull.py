@@ -16,9 +16,11 @@ import ondevice
 from hub_models import contents, write_model, write_ratings, write_run
 from hub_server import HubServer
 from ondevice import cli
+from ondevice.common.disk import DiskFull
 from ondevice.common.errors import UserError
 from ondevice.data.rows import read
 from ondevice.hub.pull import ORIGIN, origin
+from ondevice.hub.snapshot import resolve
 from ondevice.seam.protocols import Backend
 
 WEIGHTS = {"config.json": b"{}", "model.safetensors": b"w" * 50_000}
@@ -268,6 +270,20 @@ def test_no_room_on_the_disk(
     server.add("me/m", WEIGHTS)
     monkeypatch.setattr("ondevice.hub.pull.ROOM", 1e15)
     assert "of the disk, of which" in refused("me/m", tmp_path / "out")
+
+
+def test_no_room_for_a_model_that_a_stage_names(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is fetched then; what is in the cache needs no room."""
+    server.add("me/m", WEIGHTS)
+    with monkeypatch.context() as patch:
+        patch.setattr("ondevice.hub.snapshot.ROOM", 1e15)
+        with pytest.raises(DiskFull, match=r"me/m, in the Hub's cache .* of the disk, of which"):
+            resolve("me/m")
+    assert (folder := resolve("me/m")).is_dir()
+    monkeypatch.setattr("ondevice.hub.snapshot.ROOM", 1e15)
+    assert resolve("me/m") == folder
 
 
 def test_a_disk_that_gets_full_leaves_nothing(

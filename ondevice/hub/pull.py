@@ -26,6 +26,7 @@ from ondevice.common.progress import size
 from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.hub import PullConfig
 from ondevice.hub.client import Hub, RemoteFile, cache_folder, git_blob_of, with_retries
+from ondevice.hub.snapshot import ROOM
 
 ORIGIN = ".pulled.json"
 """Where a pulled folder came from: {"repo", "commit", "kind"}."""
@@ -60,7 +61,6 @@ _PICKLED = {
 _DATA = (".safetensors", ".parquet", ".jsonl", ".csv")
 _CODE = re.compile(r"\.(py|pyc|so|dll|dylib|sh|js)$")
 _ODD = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|]")
-ROOM = 1.05  # of the sizes that are stated, free on the disk
 
 Tell = Callable[[Mapping[str, Any]], None]
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ondevice.common.disk import DiskFull
+from ondevice.common.disk import DiskFull, need_room
 from ondevice.common.errors import UserError
 from ondevice.common.files import there
-from ondevice.hub.client import Hub, NoReply, Offline
+from ondevice.hub.client import Hub, NoReply, Offline, cache_folder
 
 WANTED = ("*.json", "*.safetensors", "*.jinja")
 WITHOUT_WEIGHTS = ("*.json", "*.jinja")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+ROOM = 1.05
+"""How much free room a download needs, for each byte that is stated."""
 _CACHED = re.compile(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})")
 
 
@@ -43,8 +47,10 @@ def fetched(name: str, revision: str | None = None, wanted: Sequence[str] = WANT
     """The snapshot of a revision, or the newest; offline (HF_HUB_OFFLINE, or no network) the one
     that the cache has. Raises UserError."""
     of, option = (f" at {revision}", f" --revision {revision}") if revision else ("", "")
+    client = Hub(bars=True)
     try:
-        return Hub(bars=True).snapshot(name, wanted, revision)
+        _need_room(client, name, revision, wanted)
+        return client.snapshot(name, wanted, revision)
     except (Offline, NoReply) as trouble:
         if isinstance(trouble, Offline):
             why = "HF_HUB_OFFLINE is set"
@@ -67,6 +73,21 @@ def fetched(name: str, revision: str | None = None, wanted: Sequence[str] = WANT
         raise UserError(
             f"cannot be fetched: {error}", where=name, hint="is there room on the disk?"
         ) from error
+
+
+def _need_room(client: Hub, name: str, revision: str | None, wanted: Sequence[str]) -> None:
+    """Raises DiskFull where a model that is fetched for the first time has no room in the Hub's
+    cache. Whether the Hub can be asked at all is seen where it is fetched."""
+    if (cache_folder() / f"models--{name.replace('/', '--')}" / "snapshots").is_dir():
+        return
+    with suppress(Offline, NoReply):
+        commit = client.look(name, revision or "main").head
+        sizes = [
+            file.size
+            for file in client.files(name, commit)
+            if "/" not in file.path and any(fnmatchcase(file.path, kind) for kind in wanted)
+        ]
+        need_room(cache_folder(), sum(sizes) * ROOM, f"{name}, in the Hub's cache (HF_HOME),")
 
 
 def name_of(folder: Path) -> tuple[str, str | None]:
