@@ -135,6 +135,31 @@ def test_a_finished_stage_goes_on_with_its_optimizer_and_its_data(
     assert all(np.array_equal(again[name], other[name]) for name in other)
 
 
+def test_an_adapter_goes_on_from_what_it_began_with(files: Path, tmp_path: Path) -> None:
+    """It is no adapter on top of the first one: the same one, and its optimizer's state."""
+    fields: dict[str, Any] = {"save_every": 4, "warmup_steps": 0, "adapter": "lora", "lora_rank": 2}
+    sft(files, tmp_path / "whole", steps=12, **fields)
+    sft(files, tmp_path / "first", steps=8, **fields)
+    on: dict[str, Any] = {"model": "", "continue_from": str(tmp_path / "first"), "steps": 4}
+    sft(files, tmp_path / "on", **{**fields, **on})
+    assert [loss for _, loss, _ in curve(tmp_path / "first") + curve(tmp_path / "on")] == [
+        loss for _, loss, _ in curve(tmp_path / "whole")
+    ]
+    one, other = (
+        load_file(tmp_path / name / "sft" / "model" / "adapter_model.safetensors")
+        for name in ("on", "whole")
+    )
+    assert sorted(one) == sorted(other)
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+    for wrong, reason in (
+        ({"lora_rank": 4}, "lora_rank: the finished stage has 2, and its optimizer's state"),
+        ({"adapter": "none", "lora_rank": 16}, "adapter: the finished stage has lora"),
+        ({"model": str(tmp_path / "first" / "sft" / "model")}, "is not the model of .* its adapter"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            sft(files, tmp_path / "other", **{**fields, **on, **wrong})
+
+
 def test_what_cannot_go_on_is_refused(files: Path, tmp_path: Path) -> None:
     sft(files, tmp_path / "r", steps=2, warmup_steps=0)
 
@@ -154,8 +179,8 @@ def test_what_cannot_go_on_is_refused(files: Path, tmp_path: Path) -> None:
         return str(error.value)
 
     assert "has no stage sft" in refused(continue_from=str(tmp_path / "nowhere"))
-    assert "its state is adamw's" in refused(optimizer="muon")
-    assert "no optimizer state to go on from" in refused(adapter="lora")
+    assert "optimizer: the finished stage has adamw" in refused(optimizer="muon")
+    assert "adapter: the finished stage has none" in refused(adapter="lora")
     assert "whose optimizer is to go on (leave it out)" in refused(model=str(files / "policy"))
     with pytest.raises(UserError, match="is complete, with steps 2, not 1") as error:
         sft(files, tmp_path / "r", steps=1, warmup_steps=0, resume=True)

@@ -4,6 +4,7 @@ state, with a schedule of its own. The batches go on where they stopped."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.earlier import upgraded
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig
+from ondevice.models.digest import model_digest
 from ondevice.runs import checkpoint, events
 from ondevice.runs.folder import RunFolder, StageFolder
 
@@ -35,6 +37,16 @@ _OF_ITS_OWN = {
 }
 """Settings of a stage that goes on that are not those of the finished one: how long it trains, where
 it lies, and the machine's."""
+_OF_PARAMETERS = (
+    "optimizer",
+    "adapter",
+    "lora_rank",
+    "lora_alpha",
+    "lora_rslora",
+    "lora_targets",
+    "lora_whole",
+)
+"""Settings that say of which parameters the state is."""
 
 
 def finished(name: str, cfg: StageConfig) -> StageFolder | None:
@@ -80,6 +92,52 @@ def _finished(name: str, named: str) -> StageFolder:
     return stage
 
 
+def start_of(name: str, stage: StageFolder) -> Path:
+    """The model folder that a stage begins with which goes on from this finished one: what that one
+    gave, or, where it trained an adapter, what it began with; the adapter is in its state."""
+    settings = settings_of(name, str(stage.path))
+    if settings.get("adapter", "none") == "none":
+        return stage.model
+    told = ""
+    for event in events.read(stage.events):
+        if event.get("event") == "start" and isinstance(event.get("config"), dict):
+            told = str(event["config"].get("model", ""))
+    return Path(os.path.expanduser(told))
+
+
+def _check_same_parameters(cfg: StageConfig, stage: StageFolder, before: Mapping[str, Any]) -> None:
+    """Raises UserError for settings under which the optimizer's state is of other parameters, and
+    for another model than the one whose state it is."""
+    before = {"adapter": "none", **before}
+    for name in _OF_PARAMETERS:
+        now, then = _plain(getattr(cfg, name, None)), before.get(name)
+        if name in before and now != then:
+            told = ",".join(then) if isinstance(then, list) else str(then)
+            raise UserError(
+                f"the finished stage has {told or 'none'}, and its optimizer's state is of that",
+                where=name,
+                hint=f"set it to {told!r}, or begin anew with the stage's folder as the model",
+            )
+    model = Path(os.path.expanduser(str(getattr(cfg, "model", ""))))
+    if getattr(cfg, "adapter", "none") == "none":
+        if model.resolve() == stage.model.resolve():
+            return
+        owner = str(stage.model)
+    else:
+        if model_digest(model) == before.get("model"):
+            return
+        owner = f"{stage.path} and its adapter"
+    raise UserError(
+        f"is not the model of {owner}, whose optimizer is to go on",
+        where="model",
+        hint="leave it out",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def state_of(name: str, cfg: StageConfig) -> checkpoint.Checkpoint | None:
     """The checkpoint of the very weights that the finished stage gave. Raises UserError where it is
     gone or damaged, and for settings under which its optimizer's state means nothing."""
@@ -87,26 +145,7 @@ def state_of(name: str, cfg: StageConfig) -> checkpoint.Checkpoint | None:
     if stage is None:
         return None
     done, where = stage.done_record() or {}, str(stage.path)
-    before = done.get("fingerprint") or {}
-    if before.get("adapter", "none") != "none" or getattr(cfg, "adapter", "none") != "none":
-        raise UserError(
-            "an adapter on top of an adapter has no optimizer state to go on from",
-            where="continue_from",
-            hint="give the finished stage's folder as the model instead",
-        )
-    if before.get("optimizer") != getattr(cfg, "optimizer", None):
-        raise UserError(
-            f"its state is {before.get('optimizer')}'s",
-            where="optimizer",
-            hint=f"give --optimizer {before.get('optimizer')}",
-        )
-    model = Path(os.path.expanduser(str(getattr(cfg, "model", ""))))
-    if model.resolve() != stage.model.resolve():
-        raise UserError(
-            f"is not the model of {stage.model}, whose optimizer is to go on",
-            where="model",
-            hint="leave it out",
-        )
+    _check_same_parameters(cfg, stage, done.get("fingerprint") or {})
     step = (done.get("outcome") or {}).get("measured")
     if isinstance(step, int):
         path = checkpoint.path_at(stage.checkpoints, step)

@@ -22,9 +22,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import pairs_digest
 from ondevice.datasets.spec import data_digest
-from ondevice.hub import snapshot
-from ondevice.models import peft
-from ondevice.models.model_folder import base_folder, is_adapter_folder, weight_files
+from ondevice.models.digest import model_digest
 from ondevice.rewards.scorer import named_file
 from ondevice.runs import checkpoint
 from ondevice.runs.folder import StageFolder
@@ -140,29 +138,6 @@ def check_start(cfg: StageConfig, fingerprint: Mapping[str, Any]) -> None:
                 where=str(folder),
                 hint="put it back as it was and give --resume, or begin anew with another --out",
             )
-
-
-def model_digest(folder: Path) -> str:
-    """A hash of weights, config and tokenizer, of an adapter and its base. Raises UserError for a
-    folder that is no checkpoint."""
-    folder = snapshot.resolve(folder)
-    if not folder.is_dir():
-        raise UserError(
-            "there is no such folder", where=str(folder), hint="give a Hugging Face model folder"
-        )
-    if is_adapter_folder(folder):
-        files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS, "tokenizer.json")]
-        return digest(
-            [model_digest(base_folder(folder)), *(sha256(p) for p in files if p.is_file())]
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            "is not a checkpoint: it holds no config.json",
-            where=str(folder),
-            hint="give a Hugging Face model folder",
-        )
-    parts = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
-    return digest([sha256(p) for p in parts if p.is_file()])
 
 
 def goes_on_longer(

@@ -35,7 +35,7 @@ from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import available
-from ondevice.stages.continued import finished
+from ondevice.stages.continued import finished, start_of
 from ondevice.stages.runner import Caller, run_stage
 from ondevice.stages.settled import as_recorded, with_rules_of
 from ondevice.stages.timed import Timed
@@ -280,7 +280,7 @@ def with_models(name: str, cfg: StageConfig) -> StageConfig:
     if model == "":
         before = finished(name, cfg)
         if before is not None:
-            model = str(before.model)
+            model = str(start_of(name, before))
             cfg = _filled(cfg, {"model": model})
     if model == "":
         raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
