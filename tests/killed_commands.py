@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from killed import files_in, in_a_child, killed_at_each
+from ondevice.hub.pull import ORIGIN
 
 DTYPE = {"gguf": "f32", "hf": "float32"}
 # Columns that a clock or a name of this machine is in.
@@ -97,16 +98,22 @@ def export(form: str) -> Case:
 # ---- pull -----------------------------------------------------------------------------------------
 
 
-def pull(address: str) -> Case:
+def at(address: str) -> Any:
+    """The Hub's client asks this server; its constants."""
     import huggingface_hub.constants as constants
-
-    import ondevice as od
 
     constants.HF_HUB_OFFLINE = False
     constants.ENDPOINT = address
     constants.HUGGINGFACE_CO_URL_TEMPLATE = (
         f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     )
+    return constants
+
+
+def pull(address: str) -> Case:
+    import ondevice as od
+
+    constants = at(address)
 
     def work(place: Path) -> None:
         constants.HF_HUB_CACHE = str(place / "cache")
@@ -126,6 +133,38 @@ def pull(address: str) -> Case:
         return files_in(place / "out")
 
     return Case(lambda folder: folder.mkdir(), work, again, result)
+
+
+def push(address: str) -> Case:
+    """Of each folder to a repository of its own, in which its content must stand by one commit."""
+    from huggingface_hub import HfApi
+
+    import ondevice as od
+    from hub_models import write_model
+    from ondevice.publishing.plan import PENDING
+
+    constants = at(address)
+
+    def to(place: Path, **how: Any) -> None:
+        constants.HF_HUB_CACHE = str(place / "cache")
+        od.push(place / "m", f"me/{place.name}", tell=lambda event: None, **how)
+
+    def again(place: Path) -> None:
+        to(place, resume=(place / "m" / PENDING).exists())
+
+    def result(place: Path) -> Any:
+        assert not (place / "m" / PENDING).exists()
+        name = f"me/{place.name}"
+        titles = [commit.title for commit in HfApi(address).list_repo_commits(name)]
+        constants.HF_HUB_CACHE = str(place / "cache")
+        od.pull(name, out=place / "got", tell=lambda event: None)
+        found = files_in(place / "got")
+        found.pop(ORIGIN)
+        # the card names the repository
+        found["README.md"] = found["README.md"].replace(place.name.encode(), b"m")
+        return titles, found
+
+    return Case(lambda folder: write_model(folder / "m"), to, again, result)
 
 
 # ---- sample, rate, and what the app keeps -----------------------------------------------------------
@@ -240,6 +279,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "export gguf": lambda: export("gguf"),
     "export hf": lambda: export("hf"),
     "pull": lambda: pull(os.environ["KILLED_HUB"]),
+    "push": lambda: push(os.environ["KILLED_HUB"]),
     "sample": sample,
     "rate": rate,
     "kept": kept,

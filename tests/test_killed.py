@@ -1,6 +1,6 @@
 """Whatever is killed at any file operation and done again is as if it had not been: the commands
-beside the stages, and what the app keeps. (The stages: test_recovery, test_resume; a push: also
-test_push_network.)"""
+beside the stages, and what the app keeps. (The stages: test_recovery, test_resume; a push over a
+network that fails: test_push_network.)"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc"),
 ]
 PROGRAM = Path(__file__).with_name("killed_commands.py")
-LEAST = {"export gguf": 2, "export hf": 2, "pull": 5, "sample": 5, "rate": 5, "kept": 5}
+LEAST = {"export gguf": 2, "export hf": 2, "pull": 5, "push": 5, "sample": 5, "rate": 5, "kept": 5}
 
 
 def killed(name: str, folder: Path, every: int, **environment: str) -> int:
@@ -35,7 +35,7 @@ def killed(name: str, folder: Path, every: int, **environment: str) -> int:
 
 
 @pytest.mark.parametrize("every", [9, 1])
-@pytest.mark.parametrize("name", [name for name in LEAST if name != "pull"])
+@pytest.mark.parametrize("name", [name for name in LEAST if name not in ("pull", "push")])
 def test_killed_and_done_again_the_result_is_the_same(
     tmp_path: Path, name: str, every: int
 ) -> None:
@@ -53,12 +53,21 @@ def test_a_pull_is_there_as_a_whole_or_not_at_all(
         "part/notes.txt": b"n",
     }
     server.add("me/m", files)
-    times = killed(
-        "pull",
-        tmp_path / "k",
+    assert killed_beside(server, "pull", tmp_path, every) >= LEAST["pull"]
+
+
+@pytest.mark.parametrize("every", [4, 1])
+def test_a_push_lands_once_and_as_a_whole(server: HubServer, tmp_path: Path, every: int) -> None:
+    assert killed_beside(server, "push", tmp_path, every) >= LEAST["push"]
+
+
+def killed_beside(server: HubServer, name: str, folder: Path, every: int) -> int:
+    """How often work was killed that asks the server."""
+    return killed(
+        name,
+        folder / "k",
         every,
         KILLED_HUB=server.address,
         HF_HUB_DISABLE_XET="1",
         HF_TOKEN=os.environ["HF_TOKEN"],
     )
-    assert times >= LEAST["pull"]

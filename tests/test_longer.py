@@ -154,7 +154,10 @@ def test_an_adapter_goes_on_from_what_it_began_with(files: Path, tmp_path: Path)
     for wrong, reason in (
         ({"lora_rank": 4}, "lora_rank: the finished stage has 2, and its optimizer's state"),
         ({"adapter": "none", "lora_rank": 16}, "adapter: the finished stage has lora"),
-        ({"model": str(tmp_path / "first" / "sft" / "model")}, "is not the model of .* its adapter"),
+        (
+            {"model": str(tmp_path / "first" / "sft" / "model")},
+            "is not the model of .* its adapter",
+        ),
     ):
         with pytest.raises(UserError, match=reason):
             sft(files, tmp_path / "other", **{**fields, **on, **wrong})
