@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ondevice.common.errors import UserError
 
@@ -52,11 +52,13 @@ __all__ = [
     "chat",
     "classify",
     "compare",
+    "diff_runs",
     "doctor",
     "dpo",
     "empty_trash",
     "evaluate",
     "export",
+    "export_run",
     "fill",
     "generate",
     "grpo",
@@ -65,6 +67,7 @@ __all__ = [
     "list_runs",
     "manage_ratings",
     "merge",
+    "note_run",
     "plan",
     "ppo",
     "pretrain",
@@ -73,6 +76,7 @@ __all__ = [
     "quantize",
     "rate",
     "remove_runs",
+    "rename_run",
     "restore_run",
     "reward",
     "run",
@@ -80,6 +84,7 @@ __all__ = [
     "serve",
     "sft",
     "show_data",
+    "tag_run",
 ]
 
 
@@ -418,12 +423,66 @@ def bench(
     return function(_made(BenchConfig, fields, cfg), tell)
 
 
-def list_runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
-    """Every run with its stages and the "bytes" that it takes of the disk (None: not readable). See
-    `ondevice.runs.listing.list_runs`."""
-    from ondevice.runs.listing import list_runs as function
+def list_runs(
+    folder: str | Path = "runs", *, search: str = "", sort: str = "", reverse: bool = False
+) -> list[dict[str, Any]]:
+    """Every run that a search holds of, with its stages, state, figures, note, tags, and the "bytes"
+    that it takes of the disk (None: not readable); the oldest first, or in an order of
+    `ondevice.runs.table.SORTS`. See `ondevice.runs.commands.listed`."""
+    from ondevice.runs.commands import listed as function
 
-    return function(folder, sizes=True)
+    return function(folder, search=search, sort=sort, reverse=reverse)
+
+
+def note_run(run: str, note: str, *, folder: str | Path = "runs") -> None:
+    """Writes a note on a run in place of the one before; an empty one takes it away."""
+    from ondevice.runs.labels import set_note
+    from ondevice.runs.listing import find_run
+
+    set_note(find_run(run, folder).path, note)
+
+
+def tag_run(
+    run: str, *tags: str, remove: Sequence[str] = (), folder: str | Path = "runs"
+) -> tuple[str, ...]:
+    """Adds tags to a run and takes away those of `remove`. Returns the tags that it has then."""
+    from ondevice.runs.labels import add_tags, remove_tags
+    from ondevice.runs.listing import find_run
+
+    path = find_run(run, folder).path
+    found = add_tags(path, tags)
+    if remove:
+        found = remove_tags(path, remove)
+    return found.tags
+
+
+def rename_run(run: str, new: str, *, folder: str | Path = "runs") -> Path:
+    """Gives a run another name; its older one goes on leading to it. Returns its folder. See
+    `ondevice.runs.rename.rename_run`."""
+    from ondevice.runs.rename import rename_run as function
+
+    return function(run, new, folder)
+
+
+def diff_runs(
+    *runs: str, folder: str | Path = "runs", everything: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Setting → what it is in each of the runs, of those in which they differ (with `everything`: of
+    all). See `ondevice.runs.differences.differences`."""
+    from ondevice.runs.differences import differences, find_all
+
+    return dict(differences(find_all(runs, folder), everything=everything))
+
+
+def export_run(
+    run: str, out: str | Path, *, to: Literal["csv", "parquet"] = "csv", folder: str | Path = "runs"
+) -> dict[str, Any]:
+    """Writes what a run's stages have emitted as a table: {"run", "file", "rows", "columns"}. See
+    `ondevice.runs.export_events.export_run`."""
+    from ondevice.runs.export_events import export_run as function
+    from ondevice.runs.listing import find_run
+
+    return function(find_run(run, folder).path, to, Path(out))
 
 
 def remove_runs(

@@ -298,14 +298,11 @@ def _plan(verb: Verb, argv: list[str]) -> None:
 
 
 def _runs(config: Any, line: Line) -> None:
-    from ondevice.runs import listing
+    from ondevice.runs import commands, listing
 
-    if config.action == "list":
-        runs = listing.list_runs(config.folder, sizes=True)
-        if line.json:
-            _print(runs, line)
-        else:
-            _print(listing.runs_text(runs) or f"no runs in {config.folder}", line)
+    if config.action in commands.ACTIONS:
+        result, text = commands.perform(config)
+        _print(result if line.json else text, line)
         return
     if config.action in ("rm", "restore", "empty-trash"):
         _trash(config, line)

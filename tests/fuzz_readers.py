@@ -58,6 +58,7 @@ from ondevice.rewards.unit_tests import of_row
 from ondevice.runs import checkpoint, events
 from ondevice.runs.dependents import needed_by
 from ondevice.runs.folder import RunFolder
+from ondevice.runs.labels import read_labels
 from ondevice.runs.listing import list_runs
 from ondevice.runs.order import recipe_stages
 from ondevice.seam.protocols import Backend
@@ -731,6 +732,11 @@ READERS_OF: Mapping[str, Reader] = {
         "a",
         _text([{"tuple": [1, {"set": [2]}]}, {"dict": [["a", {"float": "nan"}]]}, {"bytes": "00"}]),
         _encoded,
+    ),
+    "labels.json": Reader(
+        "labels.json",
+        _text({"note": "a note", "tags": ["good", "kept"]}),
+        lambda file: read_labels(file.parent),
     ),
     "events": Reader("events.jsonl", _text(EVENTS), _events, names=False),
     "groups": Reader(

@@ -103,6 +103,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/runs/dependents.py": ("run: events", "adapter that another run needs"),
     "ondevice/runs/events.py": ("events", "run: events"),
     "ondevice/runs/folder.py": ("run: done.json",),
+    "ondevice/runs/labels.py": ("labels.json",),
     "ondevice/runs/order.py": ("run: recipe",),
     "ondevice/stages/dpo.py": OWN,
     "ondevice/stages/fingerprint.py": OWN,

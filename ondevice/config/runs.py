@@ -82,39 +82,120 @@ class RunConfig:
             )
 
 
+_OF_ONE = (
+    "report",
+    "resume",
+    "rm",
+    "restore",
+    "note",
+    "tag",
+    "untag",
+    "rename",
+    "diff",
+    "export",
+)
+"""Actions that are about a run."""
+_WORDS = ("rm", "note", "tag", "untag", "rename", "diff")
+"""Actions that take further words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunsConfig:
     """The runs in a folder: what they have done, their reports, going on with one, taking one
     away."""
 
-    action: Literal["list", "report", "resume", "rm", "restore", "empty-trash"] = "list"
+    action: Literal[
+        "list",
+        "report",
+        "resume",
+        "rm",
+        "restore",
+        "empty-trash",
+        "note",
+        "tag",
+        "untag",
+        "rename",
+        "diff",
+        "export",
+    ] = "list"
     """list: every run with its stages and the space that it takes; report: print a run's ladder;
     resume: go on with a run; rm: move runs to a trash folder beside them; restore: bring one back
-    from there; empty-trash: delete what lies there."""
+    from there; empty-trash: delete what lies there; note: write a note on a run, or print it; tag
+    and untag: add tags to a run, or take them away; rename: give a run another name; diff: the
+    settings in which runs differ; export: write what a run's stages have emitted as a table."""
     run: str = only(
         "",
-        one_of("action", "report", "resume", "rm", "restore"),
+        one_of("action", *_OF_ONE),
         "it is about all runs",
-        "leave it out, or give report, resume, rm or restore before it",
+        "leave it out, or give report, resume, rm or another action before it",
     )
-    """Name or path of the run (report, resume, rm, restore)."""
+    """Name or path of the run (every action but list and empty-trash)."""
     also: tuple[str, ...] = only(
-        (), one_of("action", "rm"), "it is about one run", "give them to rm"
+        (), one_of("action", *_WORDS), "it is about one run", "give them to rm, diff or tag"
     )
-    """Further runs (rm)."""
+    """Further runs (rm, diff), tags (tag, untag), the new name (rename), the note's words (note)."""
     folder: str = "runs"
     """Where the runs are."""
+    search: str = only("", one_of("action", "list"), "only a list is searched")
+    """Runs that are listed: words that all have to stand in the name, the note or a tag;
+    state:done, tag:good, stage:grpo, exact>0.5; a - before a word means that it must not hold."""
+    state: Literal["", "training", "done", "stopped", "failed", "died", "open", "unreadable"] = (
+        only("", one_of("action", "list"), "only a list has states")
+    )
+    """Only runs in this state are listed: as their newest stage is; open: nothing is begun."""
+    sort: Literal[
+        "",
+        "name",
+        "age",
+        "size",
+        "state",
+        "time",
+        "step",
+        "exact",
+        "held-out",
+        "reward",
+        "accuracy",
+        "bits",
+        "loss",
+    ] = only("", one_of("action", "list"), "only a list is sorted")
+    """Order of the list: the best figure first, the newest, the largest. Empty: the oldest first.
+    A run without that figure comes last."""
+    reverse: bool = only(False, lambda cfg: cfg.sort, "nothing is sorted", "give --sort too")
+    """The other way round."""
+    table: bool = only(False, one_of("action", "list"), "only a list can be a table")
+    """One line for each run, with its figures; so is a list that is sorted or searched."""
     anyway: bool = only(
         False, one_of("action", "rm"), "nothing is taken away that another run needs"
     )
     """Move a run away although another run needs it (rm)."""
     yes: bool = only(False, one_of("action", "empty-trash"), "nothing is asked", "leave it out")
     """Do not ask before deleting (empty-trash)."""
+    clear: bool = only(False, one_of("action", "note"), "only a note is cleared")
+    """Take the note away (note)."""
+    everything: bool = only(False, one_of("action", "diff"), "only diff compares settings")
+    """Also the settings in which the runs do not differ (diff)."""
+    to: Literal["csv", "parquet"] = only("csv", one_of("action", "export"), "nothing is exported")
+    """Kind of table (export)."""
+    out: str = only("", one_of("action", "export"), "nothing is written")
+    """File that is written (export). Empty: the run's name, in this folder."""
 
     def check(self) -> None:
         """Raises UserError where the run is missing, or named without need."""
         refuse_idle(self)
-        if self.action not in ("list", "empty-trash") and not self.run:
+        if self.action in _OF_ONE and not self.run:
             raise UserError(
                 "no run was named", where="run", hint=f"ondevice runs {self.action} RUN"
             )
+        wanted = {"tag": "TAG", "untag": "TAG", "rename": "NEW", "diff": "OTHER"}.get(self.action)
+        if wanted and not self.also:
+            raise UserError(
+                "one more word is needed",
+                where=self.action,
+                hint=f"ondevice runs {self.action} RUN {wanted}",
+            )
+        if self.action == "rename" and len(self.also) > 1:
+            raise UserError(
+                f"{len(self.also)} names were given", where="rename", hint="a name is one word"
+            )
+        if self.clear and self.also:
+            raise UserError("would be cleared", where="note", hint="give the note or --clear")

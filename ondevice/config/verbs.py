@@ -253,7 +253,7 @@ _TABLE = (
     Verb(
         "runs",
         "Look",
-        "list runs; runs report|resume RUN, runs rm RUN…, runs restore RUN, runs empty-trash",
+        "list runs; runs report|resume|rm|restore|note|tag|rename|diff|export RUN, empty-trash",
         f"{_RUNS}:RunsConfig",
         ("action", "run", "also"),
         sets=False,

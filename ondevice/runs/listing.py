@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
@@ -17,6 +18,7 @@ from ondevice.common.errors import UserError, nearest
 from ondevice.common.progress import numbers_line, size
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.labels import labels_or_trouble
 from ondevice.runs.run_time import run_time_of
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
@@ -27,8 +29,8 @@ _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy",
 
 def list_runs(folder: str | Path, *, sizes: bool = False) -> list[dict[str, Any]]:
     """Every run in `folder`, the oldest first: {"run", "path", "began", "ratings": has some,
-    "stages": [{"stage", "state", "step", "steps", …}]}, and with `sizes` "bytes" that it takes of
-    the disk (see `space`).
+    "stages": [{"stage", "state", "step", "steps", …}], "note", "tags"}, and with `sizes` "bytes"
+    that it takes of the disk (see `space`).
 
     A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises
     UserError where `folder` itself cannot be read.
@@ -53,15 +55,47 @@ def space(path: Path) -> int | None:
 
 
 def run_paths(folder: str | Path) -> list[Path]:
-    """What stands in a folder of runs, by name; a missing folder has nothing. Raises UserError
-    where it cannot be read."""
+    """What stands in a folder of runs, by name, without the older names of renamed runs
+    (`older_names`); a missing folder has nothing. Raises UserError where it cannot be read."""
     try:
         root = Path(folder)
-        if root.is_dir():
-            return sorted(root.iterdir())
-        return []
+        if not root.is_dir():
+            return []
+        with os.scandir(root) as found:
+            return sorted(root / one.name for one in found if not is_older_name(one))
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(folder)) from error
+
+
+def is_older_name(entry: os.DirEntry[str] | Path) -> bool:
+    """Whether this is what a rename has left in a run's old place: a link to another name in the
+    same folder."""
+    if not entry.is_symlink():
+        return False
+    try:
+        target = os.readlink(entry)
+    except OSError:
+        return False
+    return bool(target) and os.path.basename(target) == target and target not in (".", "..")
+
+
+def older_names(folder: str | Path) -> dict[Path, str]:
+    """The older names of renamed runs in a folder of runs → the name that each leads to."""
+    root = Path(folder)
+    if not root.is_dir():
+        return {}
+    with os.scandir(root) as found:
+        links = [root / one.name for one in found if is_older_name(one)]
+    return {link: os.readlink(link) for link in sorted(links)}
+
+
+def by_newest_name(path: Path) -> Path:
+    """The run's folder where `path` is an older name of it; else `path`."""
+    for _ in range(100):  # a circle of names is left to whoever opens it
+        if not is_older_name(path):
+            break
+        path = path.with_name(os.readlink(path))
+    return path
 
 
 def _run(path: Path) -> dict[str, Any] | None:
@@ -79,12 +113,16 @@ def _run(path: Path) -> dict[str, Any] | None:
 
 def run_record(run: RunFolder, stages: list[dict[str, Any]]) -> dict[str, Any]:
     """A run that could be read, with the states of its stages."""
+    labels, trouble = labels_or_trouble(run.path)
     return {
         "run": run.path.name,
         "path": str(run.path),
         "began": began_at(run, stages),
         "stages": stages,
         "ratings": has_ratings(run),
+        "note": labels.note,
+        "tags": list(labels.tags),
+        "labels_trouble": trouble,
     }
 
 
@@ -127,7 +165,16 @@ def unreadable(path: Path, problem: Exception) -> dict[str, Any]:
         began = path.lstat().st_mtime
     except OSError:
         began = 0.0
-    return {"run": path.name, "path": str(path), "began": began, "stages": [], "wrong": wrong}
+    return {
+        "run": path.name,
+        "path": str(path),
+        "began": began,
+        "stages": [],
+        "note": "",
+        "tags": [],
+        "labels_trouble": "",
+        "wrong": wrong,
+    }
 
 
 def stage_state(stage: StageFolder) -> dict[str, Any]:
@@ -288,8 +335,17 @@ def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"{run['path']}  (pairs to rate){_size(run)}")
         else:
             lines.append(f"{run['path']}  (nothing begun){_size(run)}")
+        if told := _labels(run):
+            lines.append(f"  {told}")
         lines += map(_stage_line, run["stages"])
     return "\n".join(lines)
+
+
+def _labels(run: Mapping[str, Any]) -> str:
+    """Its tags and its note in one line, or why they cannot be read."""
+    note = " ".join(str(run.get("note", "")).split())
+    tags = [f"#{tag}" for tag in run.get("tags", ())]
+    return " ".join([*tags, *filter(None, [note, run.get("labels_trouble", "")])])
 
 
 def _size(run: Mapping[str, Any]) -> str:
@@ -316,7 +372,7 @@ def find_run(name: str, folder: str | Path) -> RunFolder:
     """The run of this name in `folder`, or at this path. Raises UserError naming the nearest."""
     for path in (Path(folder) / name, Path(name)):
         if path.is_dir():
-            return RunFolder(path)
+            return RunFolder(by_newest_name(path))
     known = [run["run"] for run in list_runs(folder)]
     if known:
         hint = nearest(name, known)

@@ -29,7 +29,7 @@ from ondevice.common.file_lock import try_lock
 from ondevice.common.progress import size
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.recipe import STAGES
-from ondevice.runs import listing
+from ondevice.runs import labels, listing
 from ondevice.runs.dependents import needed_by
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.order import recipe_stages
@@ -54,7 +54,7 @@ def remove_runs(
         if found not in runs:
             runs.append(found)
     for run in runs:
-        if not _is_run(run):
+        if not is_run(run):
             raise UserError(
                 "is not a run (no stage, recipe or ratings of ours), and stays",
                 where=str(run),
@@ -65,7 +65,7 @@ def remove_runs(
     moved = []
     for run in runs:
         taken = listing.space(run)
-        with _nobody_at_work(run):
+        with nobody_at_work(run):
             place = _to_trash(run)
         moved.append({"run": run.name, "path": str(run), "trash": str(place), "bytes": taken})
     return moved
@@ -114,7 +114,7 @@ def entries(folder: str | Path = "runs") -> list[dict[str, Any]]:
     for path in _in_trash(Path(folder)):
         match = _ENTRY.fullmatch(path.name.removeprefix(_BESIDE))
         # of a link nothing but itself is deleted, and what it leads to may be gone by now
-        if match and (path.is_symlink() or _is_run(path)):
+        if match and (path.is_symlink() or is_run(path)):
             found.append((match[2], int((match[3] or "-0")[1:]), match[1], path))
     return [
         {"entry": path.name, "run": run, "path": str(path), "bytes": listing.space(path)}
@@ -138,15 +138,27 @@ def empty_trash(
     removed, freed = [], 0
     for one in found:
         path = Path(one["path"])
-        with nullcontext() if path.is_symlink() else _nobody_at_work(path):
+        with nullcontext() if path.is_symlink() else nobody_at_work(path):
             if not atomic.remove(path):
                 continue
         removed.append(one["entry"])
         freed += one["bytes"] or 0
+    _drop_lost_names(Path(folder))
     left = [path.name for path in _in_trash(Path(folder))]
     if left:
         to_stderr(f"{Path(folder) / TRASH}: {', '.join(left)} was not put there by rm, and stays")
     return {"removed": removed, "bytes": freed}
+
+
+def _drop_lost_names(folder: Path) -> None:
+    """Removes the older names of runs that are deleted: they lead nowhere, and keep a new run from
+    having such a name. Those of a run that still lies in the trash stay."""
+    names = listing.older_names(folder)
+    kept = {str(one["run"]) for one in entries(folder)}
+    for link in names:
+        last = listing.by_newest_name(link)
+        if not os.path.lexists(last) and last.name not in kept:
+            link.unlink(missing_ok=True)
 
 
 def _in_trash(folder: Path) -> list[Path]:
@@ -168,7 +180,7 @@ def _as_spelt(path: Path) -> Path:
     return next((path.with_name(n) for n in names if plain(n) == plain(path.name)), path)
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
     """Whether a folder is proved to be a run: by a stage, a recipe of ours, ratings; or where it
     holds the logs of stages that never began, and nothing else."""
     if not path.is_dir():
@@ -178,8 +190,8 @@ def _is_run(path: Path) -> bool:
         return True
     if set(recipe_stages(run.recipe)) & set(STAGES):
         return True
-    held = os.listdir(path)
-    return bool(held) and set(held) <= {f"{name}.log" for name in ("run", *STAGES)}
+    held = set(os.listdir(path)) - {labels.FILE}
+    return bool(held) and held <= {f"{name}.log" for name in ("run", *STAGES)}
 
 
 def _refuse_needed(runs: Sequence[Path]) -> None:
@@ -196,7 +208,7 @@ def _refuse_needed(runs: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _nobody_at_work(run: Path) -> Iterator[None]:
+def nobody_at_work(run: Path) -> Iterator[None]:
     """Inside, nobody begins to train, rate or push here. Raises UserError where somebody does."""
     with ExitStack() as held:
         for stage in RunFolder(run).stages():
