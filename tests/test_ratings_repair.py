@@ -71,7 +71,7 @@ def test_what_can_be_read_is_saved(file: Path, seed: int) -> None:
     items, votes = rows(file)
     draw = random.Random(seed)
     # the first ones are roots: see below
-    pages = draw.sample(range(12, file.stat().st_size // PAGE), 1 + seed % 4)
+    pages = draw.sample(range(18, file.stat().st_size // PAGE), 1 + seed % 4)
     spoil(file, pages, seed)
     damaged = file.read_bytes()
     repair = repair_if_damaged(file)
@@ -243,7 +243,7 @@ def test_a_repair_that_is_killed_anywhere_is_finished(tmp_path: Path) -> None:
     base = tmp_path / "base.db"
     fill(base, 60)
     _, votes = rows(base)
-    spoil(base, [14])
+    spoil(base, [19])
     damaged = base.read_bytes()
     for kill_at in range(30):
         run = tmp_path / f"run-{kill_at}"

@@ -11,6 +11,7 @@ from typing import Any
 from ondevice.common.json_files import to_json
 from ondevice.data.messages import BadRow
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.project import Project, change_project, project_of, read_project
 from ondevice.preferences.sqlite_store import clean
 from ondevice.preferences.votes import Item, Response, Vote
 
@@ -24,6 +25,7 @@ class ExportedVotes:
         self.items: dict[int, tuple[dict[str, Any], list[Response]]] = {}
         self.votes: dict[int, dict[str, Any]] = {}
         self.known = 0
+        self.project: Project | None = None
 
     def take(self, row: Row) -> None:
         """Raises BadRow for a row that no export has written."""
@@ -31,11 +33,16 @@ class ExportedVotes:
             self._take_item(row)
         elif row["record"] == "vote":
             self._take_vote(row)
+        elif row["record"] == "project":
+            self.project = _project(row)
         else:
-            raise BadRow("record must be item or vote")
+            raise BadRow("record must be item, vote or project")
 
     def write(self, into: Ratings) -> tuple[int, int]:
-        """Adds what is not there yet; returns how many items and votes."""
+        """Adds what is not there yet; returns how many items and votes. What its raters have agreed
+        on is taken over where those of `into` have agreed on nothing."""
+        if self.project is not None and read_project(into) == Project():
+            change_project(into, **asdict(self.project))
         ids: dict[int | None, int | None] = {None: None}
         items = self._write_items(into, ids)
         votes = self._write_votes(into, ids)
@@ -155,6 +162,15 @@ class ExportedVotes:
         if (vote["item"], vote["rater"]) != (found["item"], found["rater"]):
             return False
         return all(other["undoes"] != undone for other in self.votes.values())
+
+
+def _project(row: Row) -> Project:
+    """Raises BadRow for what is no setting of a project, or is out of range."""
+    given = {name: value for name, value in row.items() if name != "record"}
+    project = project_of({name: to_json(value) for name, value in given.items()})
+    if to_json(asdict(project)) != to_json({**asdict(Project()), **given}):
+        raise BadRow("is not what raters can agree on")
+    return project
 
 
 def _check_outcome(found: Row) -> None:

@@ -23,6 +23,7 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.exported_votes import ExportedVotes
 from ondevice.preferences.import_rows import NewItem, parse
 from ondevice.preferences.pairs import pairs_of, unpaired_of
+from ondevice.preferences.project import Project, read_project
 from ondevice.preferences.repair import repair_if_damaged
 from ondevice.preferences.sqlite_store import ratings_file
 from ondevice.preferences.vote_statistics import statistics, text
@@ -105,9 +106,12 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
 def whole(
     found: Ratings, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Every item, then every vote, undos, notes and flags included: rows that an import takes as
-    they are.
+    """What the raters have agreed on, where they have; every item, then every vote, undos, notes
+    and flags included: rows that an import takes as they are.
     """
+    project = read_project(found)
+    if project != Project():
+        yield {"record": "project", **asdict(project)}
     for item in found.items(batch):
         yield {"record": "item", **asdict(item)}
     for vote in found.votes(batch, raters=raters, simulated=simulated):

@@ -3,20 +3,21 @@ count of all the rest.
 
 A rater's opinion on two responses of an item is which is better, or a tie, or that all are bad; a
 ranking that names neither of the two has no opinion on them. A pair is used where more than half of
-the opinions say the same. Gold items and repeats measure raters and are never learned from.
+the opinions say the same. Where somebody has settled what raters disagree on, the newest settlement
+is the only opinion. Gold items and repeats measure raters and are never learned from.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.votes import Item, Vote, is_simulated
+from ondevice.preferences.votes import Item, Vote, is_settled, is_simulated
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,18 @@ def better(vote: Vote, one: int, other: int) -> int | None:
     return None
 
 
+def labels(vote: Vote) -> dict[tuple[int, int], Hashable]:
+    """What a vote says of each pair of slots: the better slot, or the outcome."""
+    found: dict[tuple[int, int], Hashable] = {}
+    for one, other in itertools.combinations(sorted(vote.shown), 2):
+        said: Hashable = vote.outcome
+        if vote.outcome == "ranked":
+            said = better(vote, one, other)
+        if said is not None:
+            found[one, other] = said
+    return found
+
+
 def _answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
@@ -257,7 +270,7 @@ def _opinions(
         if item.kind != "normal":
             left_out[item.kind] += len(said)
         elif said:
-            yield item, said
+            yield item, [vote for vote in said if is_settled(vote.rater)][-1:] or said
     for word, count in list(left_out.items()):
         if not count:
             del left_out[word]

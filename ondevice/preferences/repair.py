@@ -131,12 +131,14 @@ def find_damage(file: Path) -> str:
 
 @dataclass
 class _Saved:
-    """Rows of the three tables by their number; `highest`: the highest number of a vote ever given."""
+    """Rows of the three tables by their number; `highest`: the highest number of a vote ever given;
+    `project`: what all raters have agreed on, by name. Who is being asked what is left out."""
 
     tables: dict[str, dict[int, Row]] = field(
         default_factory=lambda: {"item": {}, "response": {}, "vote": {}}
     )
     highest: int = 0
+    project: dict[str, str] = field(default_factory=dict)
 
 
 def _repair(file: Path, damage: str) -> Repair:
@@ -196,9 +198,23 @@ def _read(file: Path) -> _Saved:
                     saved.highest = found[0]
             except FAILED:
                 saved.highest = 0
+            saved.project = _read_project(connection)
     except FAILED:  # not even its first page
         return saved
     return saved
+
+
+def _read_project(connection: sqlite3.Connection) -> dict[str, str]:
+    """Empty where it cannot be read, or the file is of a version that had none."""
+    found = {}
+    try:
+        for fields in connection.execute("SELECT name, value FROM project"):
+            row = _decoded(dict(zip(("name", "value"), fields, strict=True)))
+            if row is not None and all(isinstance(value, str) for value in row.values()):
+                found[row["name"]] = row["value"]
+    except FAILED:
+        return found
+    return found
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
@@ -281,6 +297,7 @@ def _fill(saved: _Saved, copy: _Saved) -> int:
         saved.tables[table].update(missing)
         count += len(missing)
     saved.highest = max(saved.highest, copy.highest)
+    saved.project = {**copy.project, **saved.project}
     return count
 
 
@@ -306,6 +323,8 @@ def _write(aside: Path, saved: _Saved) -> tuple[int, int]:
             "UPDATE sqlite_sequence SET seq = ? WHERE name = 'vote' AND seq < ?",
             (saved.highest,) * 2,
         )
+        for name, value in saved.project.items():
+            _put(new, "project", {"name": name, "value": value})
         new.execute("COMMIT")
     sync(aside.parent)
     return items, votes

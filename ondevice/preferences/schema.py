@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 1  # PRAGMA user_version: a program refuses a file of a higher one
+VERSION = 2  # PRAGMA user_version: a program refuses a file of a higher one
 APPLICATION = (
     0x6F645F72  # PRAGMA application_id ("od_r"): what tells our file from any other of SQLite's
 )
@@ -41,10 +41,28 @@ COLUMNS = {
     "response": ("item", "slot", "text", "source", "meta"),
     "vote": _VOTE,
     "live": _VOTE,
+    "project": ("name", "value"),
+    "claim": ("item", "rater", "session", "until"),
 }
 """The tables and the view by name, with their columns in order: what a file is checked for when it
 is opened.
 """
+
+# What is agreed on by all who rate in this file (`project.py`): a setting each.
+_PROJECT = """
+CREATE TABLE project(
+  name TEXT PRIMARY KEY,
+  value TEXT NOT NULL CHECK(json_valid(value))
+) STRICT"""
+# Who is being asked what just now (`assignment.py`). It holds up to `until`: a program that is
+# killed keeps nobody from a pair for long.
+_CLAIM = """
+CREATE TABLE claim(
+  item INTEGER NOT NULL REFERENCES item(id),
+  rater TEXT NOT NULL,
+  session TEXT NOT NULL PRIMARY KEY,           -- each asks one thing at a time
+  until REAL NOT NULL
+) STRICT"""
 
 SCHEMA = (
     """
@@ -125,6 +143,12 @@ WHERE v.action IN ('vote', 'skip')
     SELECT 1 FROM vote n
     WHERE n.item = v.item AND n.rater = v.rater AND n.id > v.id AND n.action IN ('vote', 'skip')
       AND NOT EXISTS (SELECT 1 FROM vote u WHERE u.undoes = n.id))""",
+    _PROJECT,
+    _CLAIM,
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
 )
+
+UPGRADES = {1: (_PROJECT, _CLAIM, "PRAGMA user_version = 2")}
+"""By the version of a file: what makes it one of the next version. Nothing that a file holds is
+changed or moved."""

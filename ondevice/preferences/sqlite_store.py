@@ -22,7 +22,7 @@ from urllib.parse import quote
 from ondevice.common.disk import DiskFull, free_bytes, naming
 from ondevice.common.errors import UserError
 from ondevice.preferences import lock
-from ondevice.preferences.schema import APPLICATION, COLUMNS, SCHEMA, VERSION
+from ondevice.preferences.schema import APPLICATION, COLUMNS, SCHEMA, UPGRADES, VERSION
 
 FILE = "ratings.db"  # in a run folder
 PATIENCE_S = 5.0  # how long another program may hold the file
@@ -195,11 +195,22 @@ class Store:
             raise UserError(
                 "was written by a newer ondevice", where=str(self.path), hint="update this one"
             )
+        self._upgrade()
         self._check_tables()
         self._rows("PRAGMA journal_mode = WAL")
         # fullfsync: on macOS a plain fsync leaves the data in the drive's own cache
         self._rows("PRAGMA synchronous = FULL")
         self._rows("PRAGMA fullfsync = ON")
+
+    def _upgrade(self) -> None:
+        """Makes a file of an earlier version one of this version, in one transaction: all of it or
+        nothing."""
+        if self._pragma("user_version") == VERSION:
+            return
+        with self.transaction():
+            while (version := self._pragma("user_version")) in UPGRADES:
+                for statement in UPGRADES[version]:
+                    self._rows(statement)
 
     def _check_tables(self) -> None:
         """Raises Damaged where a table is missing or has other columns, so that no later statement
@@ -223,6 +234,12 @@ class Store:
 
     def _pragma(self, name: str) -> int:
         return int(self._rows(f"PRAGMA {name}")[0][0])
+
+    def rows(
+        self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()
+    ) -> list[sqlite3.Row]:
+        """What a statement gives, for the modules that keep something of their own in this file."""
+        return self._rows(statement, values)
 
     def _rows(
         self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()

@@ -17,11 +17,10 @@ from typing import Any
 
 from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import Interrupted, UserError
-from ondevice.common.rng import generator
 from ondevice.common.sanitize import LIMIT, sanitize
 from ondevice.config.ratings import RateConfig
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.rating_queue import rating_order
+from ondevice.preferences.rating_queue import queue_repeat, rating_order
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
@@ -29,7 +28,6 @@ from ondevice.preferences.votes import Item, Outcome, Progress, is_simulated, sa
 
 LETTERS = "abcd"
 _DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app
-GAP = 5  # votes between an item and its repeat, at least
 _HELP = """\
   a b …      that answer is the best (A, B with shift: it is much better); 1 2 … do the same, as in the app
   bac        with more than two answers: an order, the best first; Enter ends it early
@@ -295,19 +293,6 @@ class Session:
                     break
         _say("")
         return typed
-
-
-def queue_repeat(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int) -> None:
-    """Queues an earlier item once more for this rater where that is due. When and which is drawn
-    for all votes of this rater at once, so that an undo or a kill changes nothing; a rater cannot
-    foresee it."""
-    voted, again = ratings.repeatable(rater, batch)
-    due = int((generator(seed, "repeat", rater).random(len(voted)) < share).sum())
-    choice = [item for item in voted[:-GAP] if item not in again]
-    progress = ratings.progress(rater, batch)
-    if len(again) < due and choice and progress.rated + progress.skipped < progress.total:
-        draw = generator(seed, "repeat", rater, len(again)).integers(len(choice))
-        ratings.repeat(choice[int(draw)], rater, seed=seed)
 
 
 def render(summary: Mapping[str, Any]) -> str:

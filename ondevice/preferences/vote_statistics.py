@@ -17,9 +17,9 @@ from typing import Any
 from ondevice.common.intervals import clustered, wilson
 from ondevice.preferences.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.pairs import better
+from ondevice.preferences.pairs import better, labels
 from ondevice.preferences.strengths import Comparison, bradley_terry, comparisons, win_rates
-from ondevice.preferences.votes import Item, Vote, is_simulated
+from ondevice.preferences.votes import Item, Vote, is_settled, is_simulated
 
 FEW = 20  # below this many, an agreement says nothing
 HASTY_MS = 1000  # a vote that was faster than this was hardly read
@@ -37,7 +37,8 @@ def statistics(
 ) -> dict[str, Any]:
     """Everything about the live votes as plain values, ready for JSON."""
     items = {item.id: item for item in ratings.items(batch)}
-    votes = ratings.live_votes(batch, raters=raters, simulated=simulated)
+    every = ratings.live_votes(batch, raters=raters, simulated=simulated)
+    votes = [vote for vote in every if not is_settled(vote.rater)]  # a decision is no opinion
     given = [vote for vote in votes if vote.action == "vote"]
     compared = comparisons(items, votes)
     strengths = bradley_terry(compared, bootstraps=bootstraps, seed=seed)
@@ -48,6 +49,7 @@ def statistics(
         "items": dict(Counter(item.kind for item in items.values())),
         "votes": len(given),
         "simulated_votes": sum(is_simulated(vote.rater) for vote in given),
+        "settled": len(every) - len(votes),
         "outcomes": {**Counter(vote.outcome for vote in given), "skip": len(votes) - len(given)},
         "raters": {rater: _of_rater(items, by_rater[rater]) for rater in sorted(by_rater)},
         "agreement": _between(items, given),
@@ -100,18 +102,6 @@ def judged(
     return shares
 
 
-def labels(item: Item, vote: Vote) -> dict[tuple[int, int], Hashable]:
-    """What a vote says of each pair of slots: the better slot, or the outcome."""
-    found: dict[tuple[int, int], Hashable] = {}
-    for one, other in itertools.combinations(range(len(item.responses)), 2):
-        said: Hashable = vote.outcome
-        if vote.outcome == "ranked":
-            said = better(vote, one, other)
-        if said is not None:
-            found[one, other] = said
-    return found
-
-
 def _of_rater(items: Mapping[int, Item], votes: Sequence[Vote]) -> dict[str, Any]:
     """One rater's counts, pace, hits on gold items, and agreement with themselves on repeats."""
     given = {vote.item: vote for vote in votes if vote.action == "vote"}
@@ -141,8 +131,8 @@ def _said_twice(
         first = items[number].repeat_of
         if first is None or first not in given:
             continue
-        once = labels(items[number], given[first])
-        for pair, said in labels(items[number], vote).items():
+        once = labels(given[first])
+        for pair, said in labels(vote).items():
             if pair in once:
                 twice.append((said, once[pair]))
     return twice
@@ -155,7 +145,7 @@ def _between(items: Mapping[int, Item], given: Sequence[Vote]) -> dict[str, Any]
     said: dict[tuple[int, tuple[int, int]], dict[str, Hashable]] = {}
     for vote in given:
         if items[vote.item].kind != "repeat":
-            for pair, label in labels(items[vote.item], vote).items():
+            for pair, label in labels(vote).items():
                 said.setdefault((vote.item, pair), {})[vote.rater] = label
     units = [list(unit.values()) for unit in said.values() if len(unit) >= 2]
     names = sorted({vote.rater for vote in given})
@@ -199,6 +189,8 @@ def _votes(found: Mapping[str, Any]) -> str:
     for word, count in found["outcomes"].items():
         if count:
             line += f", {count} {word}"
+    if found["settled"]:
+        line += f"; {found['settled']} settled"
     return line
 
 

@@ -2,7 +2,8 @@
 these.
 
 A rater whose name begins with `simulated:` is a program; whoever counts votes says how many are of
-that kind.
+that kind. A vote of `settled:NAME` is what NAME has decided where raters disagree: it counts in
+place of theirs, and is no opinion of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from ondevice.common.json_files import parse_json
 
 SIMULATED = "simulated:"
+SETTLED = "settled:"
 Outcome = Literal["ranked", "tie", "all_bad"]
 Kind = Literal["normal", "gold", "repeat"]
 Row = sqlite3.Row | dict[str, Any]
@@ -124,6 +126,11 @@ class Progress:
 def is_simulated(rater: str) -> bool:
     """Whether this rater is a program."""
     return rater.startswith(SIMULATED)
+
+
+def is_settled(rater: str) -> bool:
+    """Whether a vote of this name settles what others disagree on."""
+    return rater.startswith(SETTLED)
 
 
 class Unreadable(ValueError):
