@@ -20,10 +20,14 @@ from typing import Any
 
 import pytest
 
+import ondevice as od
+from ondevice.common.errors import UserError
 from ondevice.config.ratings import RateConfig
 from ondevice.preferences import terminal as rating
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.project import change_project
+from ondevice.preferences.project_command import project_text
 from ondevice.preferences.votes import Response, said
 
 PROMPT = b"? help > "
@@ -112,6 +116,83 @@ def test_an_order_of_more_than_two(tmp_path: Path) -> None:
             (shown[1][2],),
             shown[2][:2],
         ]
+
+
+def test_reasons_flags_redo_and_a_change(tmp_path: Path) -> None:
+    """u then U, f twice, r with numbers, H to an earlier vote and another answer there."""
+    path = fill(tmp_path / "r.db", 3)
+    typed = "r\n1 3\na\nu\nU\nf\nf\nb\nH\n\n1\nt\nI\nq\n"
+    done = rate(path, typed, "--repeat-share", "0", "--goal", "3")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    for told in (
+        "why: wrong, style",
+        "undone: here it is again (it was: A is better)",
+        "stored again: A is better",
+        "the flag is taken back",
+        "it was: A is better; an answer replaces that",
+        "3 votes: the goal of this session is reached",
+        "reasons: 1 wrong, 2 unhelpful",
+    ):
+        assert told in done.stdout, told
+    with Ratings.open(path) as ratings:
+        votes = {vote.item: vote for vote in ratings.live_votes()}
+    assert (votes[1].outcome, votes[2].outcome) == ("tie", "ranked") and sorted(votes) == [1, 2]
+
+
+def test_disagreements_are_settled(tmp_path: Path) -> None:
+    path = fill(tmp_path / "r.db", 3)
+    with Ratings.open(path) as ratings:
+        for item in (1, 2):
+            ratings.vote(item, "Ada", "s", ranking=[0])
+            ratings.vote(item, "Bob", "s", ranking=[1])
+        assert len(pairs_of(ratings)) == 0
+    listed = od.manage_ratings(action="disagreements", ratings=str(path))["disagreements"]
+    assert [row["item"] for row in listed] == [1, 2] and listed[0]["settled"] is None
+    done = rate(path, "a\nu\nb\ns\n", "--settle")
+    assert "Ada: " in done.stdout and "nothing is left to settle" in done.stdout
+    with Ratings.open(path) as ratings:
+        [pair] = pairs_of(ratings)
+        assert pair.raters == ("settled:ann",) and pair.item == 1
+        assert {vote.rater for vote in ratings.live_votes()} == {"Ada", "Bob", "settled:ann"}
+
+
+def test_only_what_is_wanted_is_asked(tmp_path: Path) -> None:
+    path = fill(tmp_path / "r.db", 3)
+    assert "nothing is left to rate" in rate(path, "", "--source", "nobody").stdout
+    assert "nothing is left to rate" in rate(path, "", "--longest", "3").stdout
+    assert "question 0" in rate(path, "q\n", "--source", "SECRET1", "--longest", "6").stdout
+
+
+def test_a_project_by_the_command(tmp_path: Path) -> None:
+    path, file = fill(tmp_path / "r.db", 2), tmp_path / "guide.md"
+    file.write_text("# Better\nThe *shorter* one.\n")
+    told = od.manage_ratings(
+        action="project",
+        ratings=str(path),
+        file=str(file),
+        reasons=("false", "rude"),
+        overlap=1,
+        feedback="yes",
+        reveal="yes",
+    )
+    assert told["guidelines"] == "# Better\nThe *shorter* one." and told["overlap"] == 1
+    shown = od.manage_ratings(action="project", ratings=str(path))
+    assert shown == told and "each pair is asked of 1" in project_text(shown)
+    done = rate(path, "I\nr\n2\na\nq\n")
+    for said_ in ("The *shorter* one.", "1 false", "why: rude", "A was by SECRET"):
+        assert said_ in done.stdout
+    with pytest.raises(UserError, match="cannot be read"):
+        od.manage_ratings(action="project", ratings=str(path), file=str(tmp_path / "none.md"))
+
+
+def test_a_known_answer_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    with Ratings.open(path, create=True) as ratings:
+        ratings.add("b", "?", [Response("yes"), Response("no")], kind="gold", gold=0, seed=0)
+        change_project(ratings, feedback=True)
+        letter = "AB"[ratings.item(1).shown.index(0)]
+    done = rate(path, f"{letter.lower()}\n")
+    assert f"known answer: {letter} is better, as you said (1 of 1 right)" in done.stdout
 
 
 def test_the_keys_of_the_app_do_the_same_here(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ondevice_tui import live_sampling
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.widgets.answers import Answer, differences
+from ondevice_tui.widgets.safe import content
 from test_tui import fits, play
 from tui_runs import SIZES, a_run, shown, until, until_shown
 
@@ -82,16 +83,16 @@ def test_a_pair_without_names(tmp_path: Path, size: tuple[int, int]) -> None:
     queue(a_run(tmp_path))
     text = rate(tmp_path, [], size)
     assert fits(text, size) and "secret" not in text
-    for said in ("pair 1/5", "Question 0?", "answer x to 0", "answer y to 0", "end read"):
+    for said in ("0 of 5", "this session 0", "Question 0?", "answer x to 0", "✓ read", "─ 2 → ─"):
         assert said in text
-    assert ("1 ← left" in text) == (size[0] >= 100) and ("1 ← above" in text) == (size[0] < 100)
 
 
 def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 7)
     text = rate(tmp_path, ["left", "2", "less_than_sign", "shift+right", "t", "x"])
-    assert "pair 7/7" in text and "4/100 usable" in text and "1 tie ·" in text and "1 bad" in text
+    assert "6 of 7" in text and "4 usable of 100" in text and "this session 6" in text
+    assert "last: all bad" in text
     found = votes(run)
     with Ratings.open(run.path) as ratings:
         items = [ratings.item(vote.item) for vote in found]
@@ -106,12 +107,12 @@ def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     assert all(vote.seen_end and vote.dwell_ms is not None for vote in found)
 
 
-@pytest.mark.parametrize("key", ["a", "b", "A", "B"])
+@pytest.mark.parametrize("key", ["a", "b", "A", "n"])
 def test_a_letter_of_the_plain_terminal_is_no_vote(tmp_path: Path, key: str) -> None:
     """b is "answer B" there, and was "all bad" here: by either habit it would store a wrong vote."""
     run = a_run(tmp_path)
     queue(run, 2)
-    assert "a and b do nothing here" in rate(tmp_path, [key, key]) and not votes(run)
+    assert "a b g n p do nothing here" in rate(tmp_path, [key, key]) and not votes(run)
 
 
 def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
     queue(run, 3)
     text = rate(
         tmp_path,
-        ["r", "1", "3", "enter", "left", "u", "u", "right", "f", "n", *"why", "enter", "s", "left"],
+        ["r", "1", "3", "enter", "left", "u", "u", "right", "f", "N", *"why", "enter", "s", "left"],
     )
     assert (
         "Everything here is rated" in text
@@ -140,7 +141,7 @@ def test_a_note_of_several_lines(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
-        await pilot.press("n")
+        await pilot.press("N")
         await until_shown(pilot, "a note on this pair")
         app.post_message(Paste("one\ntwo"))
         await until_shown(pilot, "two")
@@ -181,7 +182,12 @@ def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 2, long=True)
     text = rate(tmp_path, ["left"])
-    assert "the end of an answer was not read" in text and "more: j" in text and not votes(run)
+    assert (
+        "the end of an answer was not read" in text
+        and "more: j" in text
+        and "% read" in text
+        and not votes(run)
+    )
     rate(tmp_path, ["left", "left"])
     (vote,) = votes(run)
     assert vote.seen_end is False
@@ -231,10 +237,10 @@ def test_the_question_is_in_view_and_scrolls(tmp_path: Path, size: tuple[int, in
         assert not votes(run)
         for _ in range(20):
             await pilot.press("J")
-        assert "point 29" in await until_shown(pilot, "- point 29")
+        assert "point 29" in await until_shown(pilot, "• point 29")
         for _ in range(20):
             await pilot.press("K")
-        await until_shown(pilot, "Now explain it.", "end read")
+        await until_shown(pilot, "Now explain it.", "✓ read")
         await pilot.press("left")
         await until(pilot, lambda: votes(run))
 
@@ -267,7 +273,7 @@ def test_the_whole_conversation_on_a_key(tmp_path: Path) -> None:
             text += "\n" + shown(app)
         for whole in (
             "def f(x):",
-            "    return x + 7",
+            "return x + 7",
             "LAST OF FIRST",
             "I have read it.",
             "assistant",
@@ -276,7 +282,7 @@ def test_the_whole_conversation_on_a_key(tmp_path: Path) -> None:
         await pilot.press("home")
         await until_shown(pilot, "You are terse.")
         await pilot.press("end")
-        await until_shown(pilot, "- point 29")
+        await until_shown(pilot, "• point 29")
         await pilot.press("c", "right")
         await until(pilot, lambda: votes(run))
 
@@ -290,7 +296,7 @@ def test_a_key_that_comes_too_soon_is_not_a_vote(
     monkeypatch.setattr(RateScreen, "GUARD_S", 1e9)
     run = a_run(tmp_path)
     queue(run)
-    assert "pair 1/5" in rate(tmp_path, ["left", "t", "s", "enter"])
+    assert "too soon" in rate(tmp_path, ["left", "t", "s", "enter"])
     assert not votes(run)
 
 
@@ -300,7 +306,7 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("4")
-        await until_shown(pilot, "1 ← left")
+        await until_shown(pilot, "─ 2 → ─")
         await pilot.press("w")
         await until_shown(pilot, "1 ← above")
         await pilot.press("d", "left", "right")
@@ -308,15 +314,15 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
         await pilot.press("i")
         app.screen.query_one(Input).value = "Vera [/]"
         await pilot.press("enter")
-        await until_shown(pilot, "pair 1/2", "Vera [/]")
+        await until_shown(pilot, "0 of 2", "Vera [/]")
         await pilot.press("S")
         await until_shown(pilot, "sways a rater")
         await pilot.press("n", "left", "left", "S")
         text = await until_shown(pilot, "what the votes are worth", "Vera [/]")
         assert "secret-0" in text
-        await pilot.press("escape", "g")
+        await pilot.press("escape", "m")
         await until_shown(pilot, "further pairs")
-        await pilot.press("escape", "G")
+        await pilot.press("escape", "M")
         await until_shown(pilot, "start sample")
 
     play(tmp_path, script, (120, 36))
@@ -326,14 +332,14 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
 def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     assert "No pairs to rate in this run yet" in rate(
-        tmp_path, ["left", "u", "s", "n", "f", "r", "d", "w", "S"]
+        tmp_path, ["left", "u", "s", "N", "f", "r", "d", "w", "S", "H", "I", "D", "end", "V"]
     )
     (run.path / "ratings.db").write_text("no database")
     assert "is not a ratings database" in rate(tmp_path, ["left", "u"])
 
 
 def test_differences_are_marked() -> None:
-    made = differences("the big [/] cat", "the small [/] cat")
+    made = differences(content("the big [/] cat"), "the small [/] cat")
     assert made.plain == "the big [/] cat"
     assert [
         made.plain[span.start : span.end] for span in made.spans if "underline" in str(span.style)
@@ -439,7 +445,7 @@ def test_a_note_that_cannot_be_stored_stays_in_its_field(
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
-        await pilot.press("n")
+        await pilot.press("N")
         await until_shown(pilot, "a note on this pair")
         await pilot.press(*"why")
         held = sqlite3.connect(run.path / "ratings.db", isolation_level=None)
@@ -486,7 +492,7 @@ def test_a_damaged_database_that_another_program_has_open_is_told(tmp_path: Path
         assert "another program has it open" in " ".join(
             rate(tmp_path, ["left", "u"], (120, 36)).split()
         )
-    assert "pair 2/3" in rate(tmp_path, ["left"])
+    assert "1 of 3" in rate(tmp_path, ["left"])
 
 
 def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path: Path) -> None:
@@ -573,7 +579,7 @@ def test_a_database_that_is_moved_away_takes_no_votes(
         await pilot.press("left")
         await until_shown(pilot, "not saved", "was moved")
         (tmp_path / "moved.db").rename(run.path / "ratings.db")
-        await until_shown(pilot, "pair 2/3", "Question 1?")
+        await until_shown(pilot, "1 of 3", "Question 1?")
         await pilot.press("left")
         await until_shown(pilot, "Question 2?")
 

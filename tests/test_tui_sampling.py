@@ -62,7 +62,7 @@ async def plan(pilot: Pilot[Any], **texts: str) -> None:
     """Fills the card of further pairs and begins."""
     await pilot.press("r")
     await until(pilot, lambda: isinstance(pilot.app.screen, RateScreen))
-    await pilot.press("g")
+    await pilot.press("m")
     await until(pilot, lambda: isinstance(pilot.app.screen, MorePairs))
     for name, text in texts.items():
         pilot.app.screen.query_one(f"#more-{name}").value = text  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def test_two_checkpoints_take_turns_and_four_answers(tmp_path: Path, workers: li
         )
         await until(pilot, lambda: len(all_items(run)) == 6)
         await until_shown(pilot, "every prompt was answered once")
-        await pilot.press("g", "ctrl+x")
+        await pilot.press("m", "ctrl+x")
         await until(pilot, lambda: isinstance(app.screen, RateScreen))
 
     play(tmp_path, script, (120, 36))
@@ -201,7 +201,7 @@ def test_what_stops_the_sampling_is_told(
             pilot, "nothing is loaded beside what runs: 9.0 GB are wanted", "Question 0?"
         )
         assert not workers
-        await pilot.press("g", "ctrl+x", "escape")
+        await pilot.press("m", "ctrl+x", "escape")
         monkeypatch.setattr(live_sampling, "memory_warning", lambda folder: "")
         await plan(pilot, prompts=questions(tmp_path, 3), first=str(run.stage("init").model))
         await until_shown(pilot, "no more pairs: this model has no chat format")
@@ -242,19 +242,19 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
         await until(pilot, lambda: len(app.screen.pairing.doubts) == 5)  # type: ignore[attr-defined]
-        await pilot.press("p")
+        await pilot.press("Y")
         await until_shown(
             pilot, "0.06 of 1 bit", "it gives one of the two 99%", "more doubt in 1 of the 4"
         )
         await pilot.press("escape", "left")
         await until_shown(pilot, "Question 3?")  # of which it knows nothing
-        await pilot.press("p")
+        await pilot.press("Y")
         text = await until_shown(pilot, "1.00 of 1 bit", "gives one of the two 50%")
         assert "answer" not in text.split("why this pair")[1].split("more doubt")[0]
         await pilot.press("escape")
         while app.screen.item.id != gold:  # type: ignore[attr-defined]
             await pilot.press("left")
-        await pilot.press("p")
+        await pilot.press("Y")
         await until_shown(pilot, "or by chance")
         await pilot.press("escape")
         while app.screen.item is not None:  # type: ignore[attr-defined]
@@ -281,7 +281,7 @@ def test_a_reward_model_that_cannot_be_used_is_told_once(
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
         await until_shown(pilot, "Question 0?", "the reward model cannot be used")
-        await pilot.press("left", "p")
+        await pilot.press("left", "Y")
         await until_shown(pilot, "or by chance")
 
     play(tmp_path, script)

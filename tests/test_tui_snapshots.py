@@ -118,7 +118,7 @@ async def train_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
 
 async def rate_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
     await pilot.press("r")
-    await until_shown(pilot, "pair 1/5", "end read")
+    await until_shown(pilot, "0 of 5", "✓ read")
 
 
 async def reason_(app: OndeviceApp, pilot: Pilot[Any]) -> None:

@@ -49,6 +49,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 BEAMS, PROBLEMS, WIN = {"beams": 4}, {"tasks": ["problems"]}, {"tasks": ["win"]}
 GREEDY, STATS, REPAIR = {"temperature": 0.0}, {"action": "stats"}, {"action": "repair"}
+PROJECT = {"action": "project"}
 IMPORT, OWN = {"action": "import", "file": "f"}, {"data": "own.jsonl"}
 HERE: dict[str, Any] = {}
 # Field → (a value that is not its default, settings beside which it has none, settings beside which
@@ -100,7 +101,12 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
         "anyway": (True, HERE, {"action": "rm", "run": "r"}),
         "yes": (True, HERE, {"action": "empty-trash"}),
     },
-    "RateConfig": {"seed": (3, {"repeat_share": 0.0}, HERE)},
+    "RateConfig": {
+        "seed": (3, {"repeat_share": 0.0}, HERE),
+        "source": ("s", {"settle": True}, HERE),
+        "kind": ("k", {"settle": True}, HERE),
+        "longest": (3, {"settle": True}, HERE),
+    },
     "RatingsConfig": {
         "file": ("f", STATS, HERE),
         "form": ("kto", STATS, HERE),
@@ -109,6 +115,10 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
         "gold": (True, HERE, IMPORT),
         "simulated": (False, IMPORT, STATS),
         "with_raters": (True, {"form": "votes"}, HERE),
+        "reasons": (["rude"], HERE, PROJECT),
+        "overlap": (2, HERE, PROJECT),
+        "feedback": ("yes", HERE, PROJECT),
+        "reveal": ("yes", HERE, PROJECT),
         "seed": (3, HERE, STATS),
     },
     "PushConfig": {"lines": (True, {"dry_run": True}, HERE)},
@@ -328,7 +338,9 @@ def _talk(cfg: Any) -> None:
 def _rate(cfg: Any) -> None:
     with Ratings.open(cfg.ratings) as ratings:
         session = terminal.Session(ratings, None, cfg)  # type: ignore[arg-type]
-        terminal.queue_repeat(ratings, session.rater, session.batch, cfg.repeat_share, cfg.seed)
+        item = session._next()
+        assert item is not None
+        session._vote(item, "a", 1)
 
 
 OTHER = {"stage": "sft"}  # refused by a check of its own
@@ -384,7 +396,13 @@ READ: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("DataConfig", od.show_data, {**DATA, "data": "text.txt", "form": "text"}),
     *(
         ("RatingsConfig", od.manage_ratings, {"ratings": "r.db", **more})
-        for more in (STATS, REPAIR, {"action": "export"}, {"action": "export", "form": "votes"})
+        for more in (
+            STATS,
+            REPAIR,
+            PROJECT,
+            {"action": "export"},
+            {"action": "export", "form": "votes"},
+        )
     ),
     *(
         (

@@ -80,7 +80,7 @@ async def tour(runs: Path, file: str, wait: float) -> None:
         from ondevice_tui import worker_client
 
         worker_client.COMMAND = (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
-        for key in ("left", "p", "escape", "d", "w"):
+        for key in ("left", "Y", "escape", "d", "w", "H", "escape", "I", "escape"):
             await pilot.press(key)
             await pilot.pause(0.5)  # longer than a key counts as meant for the pair before
         await pilot.press("S")
@@ -88,12 +88,12 @@ async def tour(runs: Path, file: str, wait: float) -> None:
         await pilot.press("y")
         await until_shown(pilot, "what the votes are worth")
         await pilot.press("escape")
-        await pilot.press("g")
+        await pilot.press("m")
         await until_shown(pilot, "further pairs")
         app.screen.query_one("#more-file", Input).value = file
         await pilot.press("ctrl+g")
         await until_shown(pilot, "pairs came in")
-        await pilot.press("g")
+        await pilot.press("m")
         await until_shown(pilot, "further pairs")
         app.screen.query_one("#more-prompts", Input).value = "builtin"
         await pilot.press("ctrl+g")

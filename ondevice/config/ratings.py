@@ -9,6 +9,11 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError
 from ondevice.config.effects import one_of, only, refuse_idle
 
+_ASKED = (
+    lambda cfg: not cfg.settle,
+    "with --settle everything is asked that people disagree on",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
@@ -22,12 +27,23 @@ class RateConfig:
     """Your name, so that several people can rate in one file. Empty: the login name."""
     batch: str = ""
     """Only what was queued under this name. Empty: everything."""
+    source: str = only("", *_ASKED)
+    """Only pairs with an answer of this checkpoint. Empty: of all."""
+    kind: str = only("", *_ASKED)
+    """Only prompts of this kind, as the built-in prompts have one. Empty: of all."""
+    longest: int = only(0, *_ASKED)
+    """Only pairs whose answers have at most so many characters. 0: of any length."""
+    goal: int = 0
+    """So many votes in this session: it is said when they are there. 0: no goal."""
+    settle: bool = False
+    """Only pairs on which people disagree, with what each said: your vote decides, and counts in
+    place of theirs."""
     repeat_share: float = 0.1
     """How often an earlier pair comes again, its sides swapped, as a share of your votes: it shows
     whether you agree with yourself. 0: never."""
     seed: int = only(
         0,
-        lambda cfg: cfg.repeat_share > 0,
+        lambda cfg: cfg.repeat_share > 0 and not cfg.settle,
         "no pair comes again",
         "leave it out, or give a repeat-share",
     )
@@ -39,6 +55,11 @@ class RateConfig:
             raise UserError(
                 "no ratings were named", where="ratings", hint="give a ratings.db or a run folder"
             )
+        for name in ("longest", "goal"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"{getattr(self, name)} is too small", where=name, hint="give 0 or more"
+                )
         if not 0 <= self.repeat_share <= 0.5:
             raise UserError(
                 f"{self.repeat_share} is out of range", where="repeat_share", hint="give 0 to 0.5"
@@ -56,15 +77,18 @@ def _for(*actions: str) -> tuple[Callable[[Any], bool], str]:
 class RatingsConfig:
     """Ratings in and out of files, and what they are worth."""
 
-    action: Literal["stats", "export", "import", "repair"]
+    action: Literal["stats", "export", "import", "repair", "project", "disagreements"]
     """stats: agreement, biases, strengths; export: votes to a file; import: pairs or votes from
-    one; repair: a damaged database is made anew of what can be read."""
+    one; repair: a damaged database is made anew of what can be read; project: what its raters share
+    (guidelines, reasons, how many rate each pair), shown or changed; disagreements: pairs of which
+    people say different things."""
     ratings: str
     """File of ratings, or a run folder that holds a ratings.db. An import makes it where it is
     missing.
     """
-    file: str = only("", *_for("export", "import"))
-    """JSON lines to write (export; empty: stdout), or data to read (import)."""
+    file: str = only("", *_for("export", "import", "project"))
+    """JSON lines to write (export; empty: stdout), data to read (import), or guidelines in Markdown
+    (project)."""
     form: Literal["preference", "kto", "votes"] = only("preference", *_for("export"))
     """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes:
     everything.
@@ -75,8 +99,8 @@ class RatingsConfig:
     """
     raters: tuple[str, ...] = only(
         (),
-        lambda cfg: cfg.action != "repair" and not (cfg.action == "import" and cfg.gold),
-        "a repair keeps all raters, and gold has none",
+        lambda cfg: cfg.action in ("stats", "export") or (cfg.action == "import" and not cfg.gold),
+        "it is for stats, export and import, and gold has no raters",
     )
     """Count these raters only (separated by commas). For an import: who gave votes that come
     without a name.
@@ -92,6 +116,15 @@ class RatingsConfig:
         "it is for exported pairs; votes name their raters anyway",
     )
     """Exported pairs say their item, raters, strength and sources too."""
+    reasons: tuple[str, ...] = only((), *_for("project"))
+    """The reasons that a vote may have (up to nine, separated by commas). Empty: as they are."""
+    overlap: int = only(-1, *_for("project"))
+    """How many people are asked each pair; 0: everybody is asked every pair; -1: as it is."""
+    feedback: Literal["", "yes", "no"] = only("", *_for("project"))
+    """Whether a rater is told, after a pair whose better answer is known, if they hit it. Empty: as
+    it is."""
+    reveal: Literal["", "yes", "no"] = only("", *_for("project"))
+    """Whether a rater is told after each vote who wrote the answers. Empty: as it is."""
     seed: int = only(0, *_for("stats", "import"))
     """Decides the sides of imported pairs, and the intervals of stats."""
 

@@ -6,12 +6,13 @@ once get the same pair only where that number allows it. With an overlap of 0 ev
 everything. Nobody is asked twice: a second window of the same person gets what the first one has
 before it last of all. Pairs whose better answer is known measure raters: everybody gets them.
 
-A claim ends with the vote, when the rater leaves, and by itself after LEASE_S: a program that was
-killed keeps nobody from a pair for longer.
+A claim ends with the vote, when the rater leaves or their program ends, however that ends, and by
+itself after LEASE_S.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from ondevice.common.clock import clock
@@ -30,8 +31,38 @@ class Taken:
     by_me: frozenset[int]
 
 
+def new_session() -> str:
+    """A name for one opening of a program; it says which process that is."""
+    return f"{int(clock() * 1000):x}-{os.getpid()}"
+
+
+def _is_over(session: str) -> bool:
+    """Whether the process of this session has ended. (A database lies on a local disk, so that it
+    is one of this machine; where that cannot be told, it has not.)"""
+    process = session.rpartition("-")[2]
+    return process.isdecimal() and len(process) < 10 and not _is_alive(int(process))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # no signal: only whether one could be sent
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def _drop_ended(ratings: Store, session: str) -> None:
+    """Takes away the claims of programs that were killed."""
+    for row in ratings.rows("SELECT session FROM claim WHERE session <> ?", (session,)):
+        if _is_over(row["session"]):
+            ratings.rows("DELETE FROM claim WHERE session = ?", (row["session"],))
+
+
 def taken(ratings: Store, rater: str, session: str, overlap: int) -> Taken:
     """What this rater is not asked now."""
+    _drop_ended(ratings, session)
     now = clock()
     mine = ratings.rows(
         "SELECT item FROM claim WHERE rater = ? AND session <> ? AND until > ?",

@@ -175,6 +175,20 @@ def gold_hit(item: Item, vote: Vote) -> bool | None:
     return vote.ranking[:1] == (item.gold,)
 
 
+def gold_score(ratings: Ratings, rater: str) -> tuple[int, int]:
+    """(hits, votes) of this rater on pairs whose better answer is known."""
+    rows = ratings.rows(
+        "SELECT live.item FROM live JOIN item ON item.id = live.item WHERE rater = ? "
+        "AND action = 'vote' AND kind = 'gold'",
+        (rater,),
+    )
+    hits = 0
+    for row in rows:
+        vote = ratings.voted(row["item"], rater)
+        hits += vote is not None and bool(gold_hit(ratings.item(row["item"]), vote))
+    return hits, len(rows)
+
+
 def _flags_and_notes(rows: Sequence[Vote]) -> tuple[set[int], dict[int, str]]:
     """(flagged items, the newest note of each)."""
     flags: set[int] = set()

@@ -24,6 +24,7 @@ from ondevice.preferences.exported_votes import ExportedVotes
 from ondevice.preferences.import_rows import NewItem, parse
 from ondevice.preferences.pairs import pairs_of, unpaired_of
 from ondevice.preferences.project import Project, read_project
+from ondevice.preferences.project_command import agree, disputed, disputed_text, project_text
 from ondevice.preferences.repair import repair_if_damaged
 from ondevice.preferences.sqlite_store import ratings_file
 from ondevice.preferences.vote_statistics import statistics, text
@@ -43,6 +44,10 @@ def manage(cfg: RatingsConfig) -> dict[str, Any]:
             "repair": str(repair or "nothing is wrong with it"),
         }
     with Ratings.open(cfg.ratings) as found:
+        if cfg.action == "project":
+            return agree(found, cfg)
+        if cfg.action == "disagreements":
+            return {"disagreements": list(disputed(found))}
         if cfg.action == "export":
             return export(found, cfg)
         return statistics(
@@ -54,6 +59,10 @@ def render(result: Mapping[str, Any]) -> str:
     """A result for people; for an export to stdout, the lines themselves."""
     if "agreement" in result:
         return text(result)
+    if "disagreements" in result:
+        return disputed_text(result["disagreements"])
+    if "guidelines" in result:
+        return project_text(result)
     if "data" in result:
         return "\n".join(map(to_json, result["data"]))
     lines = []

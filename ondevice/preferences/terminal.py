@@ -7,35 +7,57 @@ when they were queued, A first. A vote is on disk before the next item is shown.
 from __future__ import annotations
 
 import getpass
-import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
-from ondevice.common.clock import clock, ticks
+from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.sanitize import LIMIT, sanitize
 from ondevice.config.ratings import RateConfig
+from ondevice.preferences import assignment
+from ondevice.preferences.assignment import new_session
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.rating_queue import queue_repeat, rating_order
+from ondevice.preferences.history import (
+    FILTERS,
+    Entry,
+    Filter,
+    check_name,
+    disagreements,
+    flag,
+    gold_hit,
+    gold_score,
+    history,
+    newest_of,
+    settler,
+)
+from ondevice.preferences.project import read_project
+from ondevice.preferences.rating_queue import Asking, Wanted, next_turn, queue_repeat
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
-from ondevice.preferences.votes import Item, Outcome, Progress, is_simulated, said
+from ondevice.preferences.terminal_text import (
+    HELP,
+    block,
+    guidelines,
+    history_lines,
+    message_text,
+    say,
+)
+from ondevice.preferences.undo import store_again, undo_newest
+from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_simulated, said
 
 LETTERS = "abcd"
 _DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app
-_HELP = """\
-  a b …      that answer is the best (A, B with shift: it is much better); 1 2 … do the same, as in the app
-  bac        with more than two answers: an order, the best first; Enter ends it early
-  t          a tie: equally good       x  all are bad
-  s          skip, it comes again last u  undo, as often as you like
-  n          note, then a line         f  flag, for someone to look at
-  q          quit, all votes are saved ?  this help"""
-_COMMANDS = "txsunfq?y"
+# A capital that is none of these is what its small letter is. n is N, as it was before: a script
+# that gives a note is to go on doing that.
+_COMMANDS = "txsunfqry?"
+_CAPITALS = "UNHI"
+_ASIDE = {"N": "_note", "n": "_note", "f": "_flag", "r": "_reasons", "I": "_guidelines"}
+_HISTORY = 20  # votes that H lists
 
 
 def rate(cfg: RateConfig) -> dict[str, Any]:
@@ -45,7 +67,7 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
     opened, remarks = open_for_rating(cfg.ratings)
     with opened as ratings, Keys() as keys:
         for line in remarks:
-            _say(line)
+            say(line)
         session = Session(ratings, keys, cfg)
         try:
             session.run()
@@ -53,6 +75,9 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
             raise Interrupted(
                 f"interrupted; {session.voted} votes are saved, and rating goes on there"
             ) from None
+        finally:
+            with suppress(UserError):  # it is held by another program: the claim ends by itself
+                assignment.release(ratings, session.name)
         return session.summary()
 
 
@@ -61,11 +86,16 @@ class Session:
 
     def __init__(self, ratings: Ratings, keys: Keys, cfg: RateConfig) -> None:
         self.ratings, self.keys, self.cfg = ratings, keys, cfg
-        self.rater = clean(cfg.rater.strip() or login())
+        self.rater = clean(check_name(cfg.rater or login()))
         self.batch = cfg.batch or None
-        self.name = f"{int(clock() * 1000):x}-{os.getpid()}"
+        self.name = new_session()
         self.voted = 0
+        self.reasons: list[str] = []  # of the next vote
+        self._total = 0  # that this rater is asked
         self._skipped: set[int] = set()  # in this session: each is offered once
+        self._undone: list[Vote] = []  # the newest last
+        self._voter = self.rater  # in whose name the next vote is stored
+        self._known = -1  # a vote that the next answer replaces, as the rater was told
         self._asked = -1  # the vote whose loss was asked about by the last key
         if not ratings.progress(self.rater, self.batch).total:
             problem, hint = "has nothing to rate yet", "ondevice sample queues some"
@@ -79,7 +109,7 @@ class Session:
         """Until nothing is left or the rater leaves."""
         item = self._next()
         if self.keys.interactive and item is not None:
-            _say(_HELP)
+            say(HELP)
         while item is not None:
             self._show(item)
             item = self._answered(item)
@@ -94,17 +124,41 @@ class Session:
         }
 
     def _next(self) -> Item | None:
-        waiting = rating_order(
-            self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed
+        self.reasons = []
+        self._known = -1
+        if self.cfg.settle:
+            return self._next_disagreement()
+        self._voter = self.rater
+        wanted = Wanted(self.cfg.source, self.cfg.kind, self.cfg.batch, self.cfg.longest)
+        asking = Asking(
+            self.rater,
+            self.name,
+            self.cfg.repeat_share,
+            self.cfg.seed,
+            wanted,
+            skipped=frozenset(self._skipped),
         )
-        if waiting and waiting[0] not in self._skipped:
-            return self.ratings.item(waiting[0])
-        progress = self.ratings.progress(self.rater, self.batch)
+        turn = next_turn(self.ratings, asking)
+        self._total = turn.total
+        if turn.item is not None:
+            return turn.item
         left = ""
-        if progress.skipped:
-            left = f"; {progress.skipped} that you skipped come again another time"
-        _say(f"nothing is left to rate: {progress}{left}")
+        if turn.progress.skipped:
+            left = f"; {turn.progress.skipped} that you skipped come again another time"
+        say(f"nothing is left to rate: {turn.progress}{left}")
         return None
+
+    def _next_disagreement(self) -> Item | None:
+        self._voter = settler(self.rater)
+        left = [item for item in disagreements(self.ratings) if item not in self._skipped]
+        if not left:
+            say("nothing is left to settle")
+            return None
+        votes = self.ratings.live_votes(simulated=False)
+        for vote in votes:
+            if vote.item == left[0] and vote.action == "vote":
+                say(sanitize(f"{vote.rater}: {said(vote, LETTERS.upper())}", newlines=False))
+        return self.ratings.item(left[0])
 
     def _answered(self, item: Item) -> Item | None:
         """Does what is asked until the item is done with; returns the one to show then, None where
@@ -116,7 +170,7 @@ class Session:
             if answer is None or answer == "q":
                 return None
             if answer == "?":
-                _say(_HELP)
+                say(HELP)
                 continue
             try:
                 then = self._do(item, answer, dwell)
@@ -124,7 +178,7 @@ class Session:
                 raise
             # held by another program, a full disk: what is not stored is asked again
             except UserError as problem:
-                _say(f"not saved: {problem}")
+                say(f"not saved: {problem}")
                 continue
             if then is None:  # what was said is stored: a failure from here on is no other answer's
                 return self._next()
@@ -136,60 +190,95 @@ class Session:
         done with, None for the next one."""
         asked, self._asked = self._asked, -1
         if answer == "u":
-            return self._undo(item, asked=False)
+            return self._undo(item, -1)
         if answer == "y":
-            newest = self.ratings.newest(self.rater)
+            newest = newest_of(self.ratings, self.rater)
             if newest is None or newest.id != asked:
-                _say("y means nothing here: nothing was asked")
+                say("y means nothing here: nothing was asked")
                 return item
-            return self._undo(item, asked=True)
-        if answer == "n":
-            self._note(item)
-            return item
-        if answer == "f":
-            self.ratings.flag(item.id, self.rater, self.name)
-            _say("flagged")
+            return self._undo(item, asked)
+        if answer == "U":
+            return self._redo(item)
+        if answer == "H":
+            return self._history(item)
+        if answer in _ASIDE:
+            getattr(self, _ASIDE[answer])(item)
             return item
         # in another window: it stays
-        if answer == "s" and self.ratings.voted(item.id, self.rater) is not None:
+        if answer == "s" and self.ratings.voted(item.id, self._voter) is not None:
             return None
         if self._voted_elsewhere(item, asked):
             return item
         if answer == "s":
-            self.ratings.skip(item.id, self.rater, self.name, dwell_ms=dwell)
+            if self._voter == self.rater:
+                self.ratings.skip(item.id, self.rater, self.name, dwell_ms=dwell)
             self._skipped.add(item.id)
         else:
             self._vote(item, answer, dwell)
         return None
 
-    def _undo(self, item: Item, asked: bool) -> Item:
+    def _undo(self, item: Item, confirmed: int) -> Item:
         """Takes the newest vote back and returns its item. For one of an earlier session it asks,
-        by another key: a key that is held down ends at what this session did."""
-        newest = self.ratings.newest(self.rater)
-        if newest is None:
-            _say("nothing to undo")
+        by another key: a key that is held down ends at what this session did. `confirmed`: the vote
+        of which that was answered."""
+        found = undo_newest(self.ratings, self.rater, self.name, confirmed)
+        if found is None:
+            say("nothing to undo")
             return item
-        was = said(newest, LETTERS.upper())
-        if newest.session != self.name and not asked:
-            self._asked = newest.id
-            _say(f"the vote before is of an earlier session (it was: {was}); y takes it back")
+        was = said(found.was, LETTERS.upper())
+        if found.ask:
+            self._asked = found.was.id
+            say(f"the vote before is of an earlier session (it was: {was}); y takes it back")
             return item
-        back = self.ratings.undo(self.rater, self.name)
-        if back is None:
+        say(f"undone: here it is again (it was: {was})")
+        self._undone.append(found.was)
+        self._skipped.discard(found.item.id)
+        self._voter = found.was.rater
+        self._known = found.still.id if found.still is not None else -1
+        return found.item
+
+    def _redo(self, item: Item) -> Item | None:
+        found = store_again(self.ratings, self.name, self._undone)
+        if found.vote is None:
+            say("nothing to store again")
             return item
-        _say(f"undone: here it is again (it was: {was})")
-        self._skipped.discard(back.id)
-        return back
+        say(f"stored again: {said(found.vote, LETTERS.upper())}")
+        return None
+
+    def _history(self, item: Item) -> Item:
+        """Lists votes, and goes to one of them."""
+        say("which votes? Enter: yours; or " + ", ".join(FILTERS[1:]) + " > ", end="")
+        name = (self.keys.line() or "").strip()
+        wanted: Filter = next((each for each in FILTERS if each == name), "mine")
+        entries = history(self.ratings, self.rater, wanted)
+        say(history_lines(entries, _HISTORY) or "none")
+        if not entries:
+            return item
+        say("number of the one to change (Enter: none) > ", end="")
+        number = (self.keys.line() or "").strip()
+        for entry in entries:
+            if str(entry.item) == number:
+                return self._jump(entry, settle=wanted == "disagreements")
+        return item
+
+    def _jump(self, entry: Entry, *, settle: bool) -> Item:
+        """To an item that was rated before: a vote replaces the own one, or settles."""
+        self._voter = settler(self.rater) if settle else self.rater
+        before = self.ratings.voted(entry.item, self._voter)
+        if before is not None:
+            self._known = before.id
+            say(f"it was: {said(before, LETTERS.upper())}; an answer replaces that, s leaves it")
+        return self.ratings.item(entry.item)
 
     def _voted_elsewhere(self, item: Item, asked: int) -> bool:
         """Whether this rater has voted on the item since it was shown, in another window, and has
         not been told.
         """
-        other = self.ratings.voted(item.id, self.rater)
-        if other is None or other.id == asked:
+        other = self.ratings.voted(item.id, self._voter)
+        if other is None or other.id in (asked, self._known):
             return False
         self._asked = other.id
-        _say(
+        say(
             f"you have rated this one in another window meanwhile: {said(other, LETTERS.upper())}. "
             "The answer again replaces that, s leaves it"
         )
@@ -207,31 +296,67 @@ class Session:
         else:
             ranking = [item.shown[LETTERS.index(letter)] for letter in answer.lower()]
             strength = 2 if answer.isupper() else 1
-        self.ratings.vote(
+        vote = self.ratings.vote(
             item.id,
-            self.rater,
+            self._voter,
             self.name,
             outcome,
             ranking,
             strength=strength,
+            reason=", ".join(self.reasons) or None,
             seen_end=seen,
             dwell_ms=dwell,
         )
         self.voted += 1
+        self._tell_after(item, vote)
+        if self._voter != self.rater:
+            return
         try:
             queue_repeat(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
         # the vote is saved; the repeat is due again after the next one
         except UserError as problem:
-            _say(f"no repeat was queued: {problem}")
+            say(f"no repeat was queued: {problem}")
+
+    def _tell_after(self, item: Item, vote: Vote) -> None:
+        """Whether a known answer was hit, who wrote the answers, that the goal is reached: what the
+        project's raters have agreed to be told."""
+        project = read_project(self.ratings)
+        if project.feedback and item.kind == "gold":
+            hits, of = gold_score(self.ratings, self.rater)
+            best = LETTERS[item.shown.index(item.gold or 0)].upper()
+            hit = "as you said" if gold_hit(item, vote) else "you said otherwise"
+            say(f"known answer: {best} is better, {hit} ({hits} of {of} right)")
+        if project.reveal and item.kind == "normal":
+            for letter, slot in zip(LETTERS.upper(), vote.shown, strict=False):
+                source = item.responses[slot].source or "nobody known"
+                say(sanitize(f"{letter} was by {source}", newlines=False))
+        if self.cfg.goal and self.voted == self.cfg.goal:
+            say(f"{self.voted} votes: the goal of this session is reached")
 
     def _note(self, item: Item) -> None:
-        _say("note: ", end="")
+        say("note: ", end="")
         note = self.keys.line()
         if not note:
-            _say("no note")
+            say("no note")
             return
         self.ratings.note(item.id, self.rater, self.name, note)
-        _say("noted")
+        say("noted")
+
+    def _flag(self, item: Item) -> None:
+        flagged = flag(self.ratings, item.id, self.rater, self.name)
+        say("flagged" if flagged else "the flag is taken back")
+
+    def _reasons(self, item: Item) -> None:
+        """Numbers of the reasons for the next vote."""
+        known = read_project(self.ratings).reasons
+        say(sanitize("  ".join(f"{n} {reason}" for n, reason in enumerate(known, 1))))
+        say("numbers (Enter: none) > ", end="")
+        typed = self.keys.line() or ""
+        self.reasons = [reason for n, reason in enumerate(known, 1) if str(n) in typed]
+        say(sanitize(f"why: {', '.join(self.reasons) or 'no reason'}", newlines=False))
+
+    def _guidelines(self, item: Item) -> None:
+        say(guidelines(read_project(self.ratings)))
 
     # What is shown
 
@@ -240,14 +365,14 @@ class Session:
         width = 0
         if sys.stdout.isatty():
             width = shutil.get_terminal_size().columns
-        lines = ["", f"━━ {progress} ━━"]
+        lines = ["", f"━━ {progress} · this session {self.voted} ━━"]
         for message in item.messages:
-            lines += _block(f"prompt · {message.get('role', 'user')}", _content(message), width)
+            lines += block(f"prompt · {message.get('role', 'user')}", message_text(message), width)
         for letter, slot in zip(LETTERS, item.shown, strict=False):
-            lines += _block(f"[{letter.upper()}]", item.responses[slot].text, width)
+            lines += block(f"[{letter.upper()}]", item.responses[slot].text, width)
         # everything up to the keys in one piece; what was typed before it stood there was not meant
         # for it
-        _say("\n".join(lines))
+        say("\n".join(lines))
         self.keys.forget()
 
     def _ask(self, width: int) -> str | None:
@@ -255,21 +380,21 @@ class Session:
         of the input.
         """
         letters = "/".join(LETTERS[:width])
-        prompt = f"{letters} best · t tie · x all bad · s skip · u undo · n note · f flag · q quit · ? help > "
+        prompt = f"{letters} best · t tie · x all bad · s skip · u undo · N note · f flag · q quit · ? help > "
         while True:
-            _say(prompt, end="")
+            say(prompt, end="")
             typed = self._keys(width) if self.keys.interactive else self.keys.line()
             if typed is None:
-                _say("")
+                say("")
                 return None
             answer = typed.strip().translate(_DIGITS)
             if not self.keys.interactive:
-                _say("")
+                say("")
             if _means(answer, width):
                 if _is_letters(answer, width):
                     return answer
-                return answer.lower()
-            _say(f"{sanitize(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
+                return answer if answer in _CAPITALS else answer.lower()
+            say(f"{sanitize(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
 
     def _keys(self, width: int) -> str | None:
         """Single keys: a command at once; letters until the order is clear or Enter is pressed."""
@@ -282,16 +407,16 @@ class Session:
                 continue
             if key in "\x7f\b" and typed:
                 typed = typed[:-1]
-                _say("\b \b", end="")
+                say("\b \b", end="")
             elif key in "\r\n" and typed:
                 break
             elif key.strip() and key.isprintable():
                 shown = sanitize(key, newlines=False)
-                _say(shown, end="")
+                say(shown, end="")
                 typed += key.translate(_DIGITS)
                 if not _is_letters(typed, width) or len(typed) >= width - 1:
                     break
-        _say("")
+        say("")
         return typed
 
 
@@ -306,7 +431,9 @@ def render(summary: Mapping[str, Any]) -> str:
 
 
 def _means(answer: str, width: int) -> bool:
-    return _is_letters(answer, width) or (len(answer) == 1 and answer.lower() in _COMMANDS)
+    return _is_letters(answer, width) or (
+        len(answer) == 1 and (answer in _CAPITALS or answer.lower() in _COMMANDS)
+    )
 
 
 def _is_letters(text: str, width: int) -> bool:
@@ -314,34 +441,6 @@ def _is_letters(text: str, width: int) -> bool:
     if not text or not (text.islower() or text.isupper()):
         return False
     return len(set(text)) == len(text) and set(text.lower()) <= set(LETTERS[:width])
-
-
-def _block(title: str, text: str, width: int) -> list[str]:
-    """Untrusted text under its title, a bar before every line: nothing in it can look like another
-    answer's title.
-    """
-    shown = sanitize(text) or "(nothing)"
-    block = ["", sanitize(title, newlines=False, limit=40)]
-    for line in shown.split("\n"):
-        parts = [line]
-        if width > 20:
-            parts = textwrap.wrap(
-                line, width - 2, replace_whitespace=False, drop_whitespace=False
-            ) or [""]
-        block += [f"│ {part}" for part in parts]
-    return block
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    return str(content)
-
-
-def _say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
 
 
 def login() -> str:

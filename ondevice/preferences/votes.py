@@ -105,6 +105,18 @@ def said(vote: Vote, marks: str = "1234") -> str:
     return " > ".join(places)
 
 
+def brief(vote: Vote, marks: str = "1234") -> str:
+    """A vote in a few characters: "1 ›", "2 ››" (much better), "3 › 1", "tie"."""
+    if vote.outcome != "ranked":
+        return said(vote)
+    places = [marks[vote.shown.index(slot)] for slot in vote.ranking]
+    if len(vote.shown) == 2:
+        places = places[:1]
+    if len(places) == 1:
+        return f"{places[0]} {'››' if vote.strength == 2 else '›'}"
+    return " › ".join(places)
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far one rater is, repeats left out. `usable`: (better, worse) pairs that the ranked votes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,11 +55,12 @@ class RatingsThread:
 
         return self._submit(with_ratings)
 
-    def close(self) -> None:
-        """After what was asked before; waits for nothing."""
+    def close(self, last: Callable[[Ratings], object] | None = None) -> None:
+        """After what was asked before, and after `last` where that can be done: whoever gives it
+        does without it. Waits for nothing."""
         if not self._closed:
             self._closed = True
-            self._thread.submit(self._close)
+            self._thread.submit(self._close, last)
             self._thread.shutdown(wait=False)
 
     def _submit(self, work: Callable[[], T]) -> Awaitable[T]:
@@ -66,7 +68,10 @@ class RatingsThread:
             raise UserError("was closed", where=str(self.path))
         return asyncio.shield(asyncio.wrap_future(self._thread.submit(work)))
 
-    def _close(self) -> None:
+    def _close(self, last: Callable[[Ratings], object] | None) -> None:
         if self._ratings is not None:
+            if last is not None:
+                with suppress(UserError):  # it is held or full: nobody is there to be told
+                    last(self._ratings)
             self._ratings.close()
             self._ratings = None

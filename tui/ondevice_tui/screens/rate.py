@@ -2,16 +2,16 @@
 ones are shown.
 
 What happens beside the voting is elsewhere: which item is next (`rate_queue`), how answers stand
-(`widgets/answers`), undo and redo (`rate_undo`), notes and flags (`rate_marks`), the lines around
-the answers (`rate_messages`), further pairs and the reward model's doubts (`live_sampling`), small
-cards (`rate_cards`), where pairs come from (`sample_pairs`), what votes are worth
-(`vote_statistics`).
+and are read (`widgets/answers`, `rate_reading`), undo and redo (`rate_undo`), notes and flags
+(`rate_marks`), the keys (`rate_keys`) and the lines around the answers (`rate_messages`), what
+opens beside them (`rate_sharing`), further pairs and the reward model's doubts (`live_sampling`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -19,127 +19,54 @@ from textual.widget import Widget
 
 from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
-from ondevice.config.recipe import STAGES
+from ondevice.preferences import history
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.votes import Item, Outcome, Progress, Vote, said
-from ondevice_tui.screens.confirm import Details, ask
-from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
-from ondevice_tui.screens.rate_messages import all_rated, no_pairs, top_parts
+from ondevice.preferences.rating_queue import queue_repeat
+from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_settled, said
+from ondevice_tui.run_status import ago
+from ondevice_tui.screens.rate_history import Jump
+from ondevice_tui.screens.rate_keys import AT_THE_END, KEYS, SEVERAL
+from ondevice_tui.screens.rate_messages import (
+    all_rated,
+    feedback,
+    last_line,
+    no_pairs,
+    revealed,
+    top_parts,
+)
 from ondevice_tui.screens.rate_queue import REPEAT_SHARE
-from ondevice_tui.screens.rate_undo import UndoPage
-from ondevice_tui.widgets.answers import Answers, Question, conversation
+from ondevice_tui.screens.rate_sharing import SharingPage
+from ondevice_tui.widgets.answers import Answers, Question
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
-if TYPE_CHECKING:
-    from ondevice_tui.screens.sample_pairs import Found
 
-
-class RateScreen(UndoPage):
+class RateScreen(SharingPage):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \
 again with its sides swapped, or one whose better answer is known: that shows how well you agree with yourself. Ties \
 and "all bad" teach a reward model nothing, but are honest.
 
-g samples further pairs while you rate. Once the run has a reward model, those pairs come first of which it knows \
-least; p says why this one."""
+m samples further pairs while you rate. Once the run has a reward model, those pairs come first of which it knows \
+least; Y says why this one. Several people may rate at once: I says how many are asked each pair, H lists what they \
+disagree on, to be settled."""
     GUARD_S: ClassVar[float] = 0.4  # a key pressed sooner was meant for the pair before
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "left,1",
-            "pick(0)",
-            "pick",
-            key_display="← →",
-            tooltip="The first (left) answer is better",
-        ),
-        Binding(
-            "right,2",
-            "pick(1)",
-            "second",
-            show=False,
-            tooltip="The second (right) answer is better",
-        ),
-        Binding(
-            "3",
-            "pick(2)",
-            "third",
-            key_display="3 4",
-            tooltip="The third answer is better, where there is one",
-        ),
-        Binding(
-            "4",
-            "pick(3)",
-            "fourth",
-            show=False,
-            tooltip="The fourth answer is better, where there is one",
-        ),
-        Binding(
-            "shift+left,less_than_sign",
-            "pick(0, 2)",
-            "much",
-            key_display="⇧← →",
-            tooltip="The first is much better",
-        ),
-        Binding(
-            "shift+right,greater_than_sign",
-            "pick(1, 2)",
-            "much better",
-            show=False,
-            tooltip="The second is much better",
-        ),
-        Binding("5", "elsewhere('ladder')", show=False),
-        Binding("6", "elsewhere('chat')", show=False),
-        Binding("7", "elsewhere('push')", show=False),
-        Binding("enter", "enter", "end", tooltip="End a ranking of three or four early"),
-        Binding("t", "outcome('tie')", "tie", tooltip="Equally good"),
-        Binding("x", "outcome('all_bad')", "all bad", tooltip="All of them are bad"),
-        Binding(
-            "a,b,A,B", "letter", "", show=False
-        ),  # answers in `ondevice rate`; here b once meant: all bad
-        Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
-        Binding(
-            "u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"
-        ),
-        Binding("U", "redo", "redo", tooltip="Store a vote again that u has taken back"),
-        Binding(
-            "n", "note", "note", tooltip="A note on this pair, or another text for the one there is"
-        ),
-        Binding("r", "reasons", "reasons", tooltip="Reasons for the next vote"),
-        Binding("f", "flag", "flag", tooltip="Mark this pair for someone to look at"),
-        Binding("p", "why", "why", tooltip="Why this pair is shown and no other"),
-        Binding("d", "diff", "diff", tooltip="Mark the words in which two answers differ"),
-        Binding("w", "side", "layout", tooltip="Answers side by side or under each other"),
-        Binding(
-            "j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down"
-        ),
-        Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
-        Binding(
-            "J",
-            "scroll_question(1)",
-            "question",
-            key_display="J K",
-            tooltip="Scroll the question down",
-        ),
-        Binding(
-            "K", "scroll_question(-1)", "question up", show=False, tooltip="Scroll the question up"
-        ),
-        Binding("c", "context", "context", tooltip="The whole conversation before the answers"),
-        Binding("i", "rater", "rater", tooltip="Who rates: a name for each person"),
-        Binding("S", "statistics", "figures", tooltip="What the votes are worth so far"),
-        Binding(
-            "g", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"
-        ),
-        Binding("G", "generate", "many", tooltip="Many pairs at once, by the stage sample"),
+        *KEYS,
+        Binding("escape", "back", "home", key_display="esc", tooltip="Back to the road"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
+        self.votes_now = 0  # of this session
         self._shown_at = 0.0
         self._warned = False  # that the end of an answer was not read
         self._paces: list[float] = []
-        self._known = -1  # a vote of another window, which the next key replaces
+        self._known = -1  # a vote that the next key replaces, as the rater was told
+        self._jumped = ""  # what an item that was rated before is shown for
+        self._voter = ""  # in whose name the next vote is stored; empty: the rater's
+        self._wins: Counter[str] = Counter()  # of this session, by who wrote the answer
 
     def body(self) -> Iterable[Widget]:
         question = Question()
@@ -147,23 +74,18 @@ least; p says why this one."""
         yield Answers(question)
         yield SafeText(id="rate-told")
 
-    def on_mount(self) -> None:
-        self.answers.beside = self.ui.remembered.get(
-            "answers_beside", lambda value: isinstance(value, bool)
-        )
-
-    @property
-    def answers(self) -> Answers:
-        return self.query_one(Answers)
-
     # the queue
 
     def begun(self) -> None:
         self._forget_undone()
         self.next()
+        self.count_marks()
+
+    def counted(self, votes: int) -> None:
+        self.votes_now = max(self.votes_now + votes, 0)
 
     def _not_saved(self, problem: UserError) -> None:
-        self.ranking = []
+        self._rank([])
         super()._not_saved(problem)
 
     def _begin_vote(self) -> None:
@@ -172,7 +94,40 @@ least; p says why this one."""
         self.reasons = []
         self._warned = False
         self._known = -1
+        self._jumped = self._voter = ""
         self._shown_at = ticks()
+
+    def _show_jump(self, item: Item, vote: Vote | None, jump: Jump) -> None:
+        self.item = item
+        self._begin_vote()
+        if jump.settle:
+            self._voter = history.settler(self.rater)
+            others = [jump.entry.vote, *jump.entry.others]
+            told = ", ".join(f"{v.rater}: {said(v)}" for v in others if v is not None)
+            self._jumped = f"your vote settles it ({told})"
+        elif vote is not None:
+            self._jumped = f"you said {ago(vote.at)}: {said(vote)}. A vote replaces it"
+        if vote is not None:
+            self._known = vote.id
+        self.show()
+
+    def show_earlier(self, item: Item, was: Vote, still: Vote | None) -> None:
+        self.item = item
+        self._begin_vote()
+        if is_settled(was.rater):
+            self._voter = was.rater
+            self._jumped = "your vote settles it"
+        if still is not None:
+            self._known = still.id
+            self._jumped = self._jumped or f"{said(still)} counts again. A vote replaces it"
+        self.show()
+
+    def action_back(self) -> None:
+        """From an earlier item to the queue, from there to the road."""
+        if self._jumped:
+            self.next()
+        else:
+            self.ui.action_go("road")
 
     # what is shown
 
@@ -181,17 +136,35 @@ least; p says why this one."""
         self._show_top()
         self.query_one("#rate-prompt-box").display = self.item is not None
         self.answers.show(self.item, again=again)
+        self.refresh_bindings()
         if self.item is None:
             self.query_one("#rate-told", SafeText).show(lines(self._nothing(self.progress)))
             return
         self._show_told()
 
+    def hides(self, action: str) -> bool:
+        """Whether the foot leaves an action out: it is for more answers than are shown, or for when
+        everything is rated."""
+        if action in SEVERAL:
+            return self.item is None or len(self.item.responses) == 2
+        return action in AT_THE_END and self.item is not None
+
     def _show_top(self) -> None:
-        progress = self.progress
-        if progress is None or not progress.total:
+        if self.progress is None or self.turn is None or not self.progress.total:
             self.top(("rate", "bold"))
             return
-        self.top(*top_parts(progress, self._paces, self.rater))
+        self.top(
+            *top_parts(
+                self.progress,
+                self.turn.total,
+                self._paces,
+                self.rater,
+                votes_now=self.votes_now,
+                goal=self.goal,
+                wanted=str(self.wanted),
+                width=self.app.size.width,
+            )
+        )
 
     def _nothing(self, progress: Progress | None) -> list[Content]:
         """Why there is nothing to rate, and what can be done."""
@@ -204,13 +177,21 @@ least; p says why this one."""
             behind.append(line(" … ", (self.pairing.told, "$primary")))
         if progress is None or not progress.total:
             return [*behind, *no_pairs()]
-        return [*all_rated(progress, len(self._skipped)), *behind]
+        told = all_rated(
+            progress, len(self._skipped), self.marks, self.project.overlap, str(self.wanted)
+        )
+        return [*told, *behind]
 
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
         self._said = (text, style)
+        rows: list[Content] = []
+        if self._jumped:
+            rows.append(
+                line((f" ↺ {self._jumped}", "bold $primary"), ("   esc leaves it", "$muted"))
+            )
         parts: list[Any] = [" "]
         if self.ranking:
-            order = " > ".join(str(place + 1) for place in self.ranking)
+            order = " › ".join(str(place + 1) for place in self.ranking)
             parts.append((f"best first: {order}   Enter ends it   ", "bold"))
         if self.reasons:
             parts.append((f"why: {', '.join(self.reasons)}   ", "$primary"))
@@ -218,14 +199,20 @@ least; p says why this one."""
             parts.append((f"{text}   ", style))
         if self.pairing.told:
             parts.append((self.pairing.told, "$muted"))
-        self.query_one("#rate-told", SafeText).show(line(*parts))
+        if len(parts) > 1:
+            rows.append(line(*parts))
+        if self.item is not None:
+            newest = self.newest
+            if newest is not None and newest.session != self.session:
+                newest = None
+            last = last_line(newest, self.marks)
+            if last.plain.strip():
+                rows.append(last)
+        self.query_one("#rate-told", SafeText).show(lines(rows))
 
-    def on_resize(self) -> None:
-        if self.item is None:
-            return
-        beside = self.answers.stand_beside(len(self.item.responses))
-        if self.answers.has_class("-beside") != beside:
-            self.show(again=True)  # with titles that say where each one stands now
+    def _rank(self, ranking: list[int]) -> None:
+        self.ranking = ranking
+        self.answers.rank(ranking)
 
     # voting
 
@@ -236,6 +223,7 @@ least; p says why this one."""
         if self.item is None or self.ratings is None or self.busy:
             return None
         if ticks() - self._shown_at < self.GUARD_S:
+            self._show_told("too soon: that key was not taken for this pair")
             return None
         if voting and not self._warned and not self.answers.all_read:
             self._warned = True
@@ -247,7 +235,7 @@ least; p says why this one."""
         item = self._ready()
         if item is None or place >= len(item.responses) or place in self.ranking:
             return
-        self.ranking.append(place)
+        self._rank([*self.ranking, place])
         if len(item.responses) == 2 or len(self.ranking) >= len(item.responses) - 1:
             self._vote(item, "ranked", strength)
         else:
@@ -271,26 +259,28 @@ least; p says why this one."""
             self._vote(item, outcome, None)
 
     def _vote(self, item: Item, outcome: Outcome, strength: int | None) -> None:
-        from ondevice.preferences.terminal import queue_repeat
-
         seconds = ticks() - self._shown_at
         rater = self.rater
+        voter = self._voter or rater
+        jumped = bool(self._jumped)
         ranking = []
         if outcome == "ranked":
             ranking = [item.shown[place] for place in self.ranking]
         reason = ", ".join(self.reasons) or None
         seen_end = self.answers.all_read
         known = self._known
+        project = self.project
         self.ranking = []
 
-        def work(ratings: Ratings) -> Vote | None:
+        def work(ratings: Ratings) -> tuple[Vote | None, Vote | None, str]:
+            """(another window's vote, ours, what is told of a known answer)."""
             with ratings.transaction():  # both or neither: what is told as not saved is not there
-                other = ratings.voted(item.id, rater)
+                other = ratings.voted(item.id, voter)
                 if other is not None and other.id != known:
-                    return other
-                ratings.vote(
+                    return other, None, ""
+                vote = ratings.vote(
                     item.id,
-                    rater,
+                    voter,
                     self.session,
                     outcome,
                     ranking,
@@ -299,23 +289,46 @@ least; p says why this one."""
                     seen_end=seen_end,
                     dwell_ms=round(seconds * 1000),
                 )
-                queue_repeat(ratings, rater, None, REPEAT_SHARE, 0)
-                return None
+                if not jumped:
+                    queue_repeat(ratings, rater, None, REPEAT_SHARE, 0)
+                told = ""
+                if project.feedback and item.kind == "gold":
+                    told = feedback(item, vote, *history.gold_score(ratings, rater))
+                return None, vote, told
 
-        def then(other: Vote | None) -> None:
+        def then(found: tuple[Vote | None, Vote | None, str]) -> None:
+            other, vote, told = found
             if other is not None:
                 self._known = other.id
+                self._rank([])
                 self._show_told(
                     f"you rated this one in another window meanwhile: {said(other)}. A vote replaces that, "
                     "s leaves it"
                 )
                 return
-            self._paces = [*self._paces[-20:], seconds]
-            self.next()
+            assert vote is not None
+            self._voted(item, vote, seconds, told)
 
         self._do(work, then)
 
+    def _voted(self, item: Item, vote: Vote, seconds: float, told: str) -> None:
+        """A vote is on disk: the next one."""
+        if not self._jumped:
+            self._paces = [*self._paces[-20:], seconds]
+        if self._voter:
+            self.count_marks()
+        self.counted(1)
+        if self.project.reveal and item.kind == "normal":
+            told = revealed(item, vote, self._wins)
+        if self.goal and self.votes_now == self.goal:
+            told = f"{self.goal} votes: the goal of this session is reached   {told}"
+            self.app.bell()
+        self.next(told)
+
     def action_skip(self) -> None:
+        if self._jumped:
+            self.next()
+            return
         item = self._ready(voting=False)
         if item is None:
             return
@@ -336,121 +349,19 @@ least; p says why this one."""
 
     def action_undo(self) -> None:
         if self.ranking:
-            self.ranking.pop()
+            self._rank(self.ranking[:-1])
             self._show_told()
             return
         self._undo(-1)
 
-    # beside the vote
-
-    def action_reasons(self) -> None:
-        if self.item is not None:
-            self.app.push_screen(Reasons(self.reasons), lambda _: self._show_told())
-
-    def action_why(self) -> None:
-        if self.item is not None:
-            self._do(self.look, lambda found: self._explain(found.waiting))
-
-    def _explain(self, waiting: list[int]) -> None:
-        if self.item is not None:
-            self.app.push_screen(
-                Details("why this pair", why_this(self.item, self.pairing, waiting))
-            )
-
-    def action_rater(self) -> None:
-        def take(name: str | None) -> None:
-            if name and name.strip():
-                self.rater = name.strip()
-                self._skipped = set()
-                self.ui.keep("rater", self.rater)
-                self._forget_undone()
-                self.next()
-
-        self.app.push_screen(Ask("who rates?", self.rater), take)
-
-    def action_diff(self) -> None:
-        self.answers.diff = not self.answers.diff
-        self.show(again=True)
-
-    def action_side(self) -> None:
-        if self.item is not None:
-            self.answers.beside = not self.answers.stand_beside(len(self.item.responses))
-            self.ui.keep("answers_beside", self.answers.beside)
-            self.show(again=True)
-
-    def action_scroll(self, by: int) -> None:
-        for pane in self.answers.panes:
-            pane.scroll_relative(y=by * 2, animate=False)
-
-    # where pairs come from, and what votes are worth
-
-    def action_more(self) -> None:
-        from ondevice_tui.screens.sample_pairs import MorePairs
-
-        if self.ui.run_folder is None:
-            self.ui.say("no run yet: esc, then n begins one")
-        else:
-            self.app.push_screen(MorePairs(self.ui, self.pairing.plan), self._take_found)
-
-    def _take_found(self, found: Found) -> None:
-        """What the card came back with."""
-        if found is None:
-            return
-        self._open(create=True)
-        if found == "stop":
-            self.pairing.begin(None)
-        elif found != "imported":
-            self.pairing.begin(found)
-        if self.item is None:
-            self.next()
-
-    def action_generate(self) -> None:
-        from ondevice_tui.proposals import proposal
-        from ondevice_tui.screens.start import StartScreen
-
-        if "sample" in STAGES:
-            self.app.push_screen(StartScreen("sample", proposal("sample", self.ui.run_folder)))
-
-    def action_statistics(self) -> None:
-        from ondevice_tui.screens.vote_statistics import show_statistics
-
-        ratings = self.ratings
-        if ratings is None:
-            self.ui.say("no votes yet")
-        elif self.item is not None:
-            ask(
-                self.ui,
-                "statistics",
-                "There is still something to rate, and knowing who leads sways a rater. "
-                "Show them all the same?",
-                "show them",
-                lambda: show_statistics(self, ratings.path, self.pairing),
-            )
-        else:
-            show_statistics(self, ratings.path, self.pairing)
-
-    # the question
-
-    def action_scroll_question(self, by: int) -> None:
-        self.answers.question.scroll_relative(y=by * 2, animate=False)
-
-    def action_context(self) -> None:
-        """Every message, whole. What was read there of the question was read."""
-        if self.item is not None:
-            self.app.push_screen(Conversation(conversation(self.item)), self._take_read)
-
-    def _take_read(self, whole: bool | None) -> None:
-        if whole:
-            self.answers.question.read_to_end = True
-            self.answers.question.look()
-
-    # keys that mean something else in `ondevice rate`
+    # keys that mean something else in `ondevice rate`, or did here
 
     def action_letter(self) -> None:
-        """No vote: by habit from the plain terminal it would be another one than by habit from
-        earlier versions.
+        """No vote and no deed: by habit from the plain terminal, or from earlier versions, it would
+        be another one.
         """
         if self.item is not None:
             self._show_told(
-                "a and b do nothing here: ← → or 1 2 say which is better, x that all are bad, i who rates"
+                "a b g n p do nothing here: ← → or 1 2 say which is better, x that all are bad, m gives "
+                "more pairs, N is a note, Y says why this pair"
             )

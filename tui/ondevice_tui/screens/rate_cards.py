@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -12,6 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from ondevice.inference.pair_sampling import Judge
+from ondevice.preferences.project import MOST_REASONS
 from ondevice.preferences.rating_queue import forecast, uncertainty
 from ondevice.preferences.votes import Item
 from ondevice_tui.live_sampling import Pairing
@@ -19,7 +21,6 @@ from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
 from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled
 
-REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
 BAR = 20  # cells of a bit
 
 
@@ -101,33 +102,34 @@ class Reasons(Card[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,r,q", "dismiss(None)", "close", key_display="esc"),
-        *(
-            Binding(str(i + 1), f"switch({i})", reason, show=False)
-            for i, reason in enumerate(REASONS)
-        ),
+        *(Binding(str(i + 1), f"switch({i})", show=False) for i in range(MOST_REASONS)),
     ]
 
-    def __init__(self, chosen: list[str]) -> None:
+    def __init__(self, chosen: list[str], reasons: Sequence[str]) -> None:
         super().__init__()
-        self._chosen = chosen
+        self._chosen, self._reasons = chosen, reasons
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card", classes="-small") as card:
-            titled(card, "why? (for the next vote)", "1 to 5   Enter closes")
+            titled(card, "why? (for the next vote)", f"1 to {len(self._reasons)}   Enter closes")
             yield SafeText(self._told(), id="reasons")
 
     def _told(self) -> Content:
         return lines(
             [
                 line(
-                    (f"{i + 1} ", "bold $primary"), "☑ " if reason in self._chosen else "☐ ", reason
+                    (f"{i + 1} ", "bold $primary"),
+                    "[x] " if reason in self._chosen else "[ ] ",
+                    reason,
                 )
-                for i, reason in enumerate(REASONS)
+                for i, reason in enumerate(self._reasons)
             ]
         )
 
     def action_switch(self, at: int) -> None:
-        reason = REASONS[at]
+        if at >= len(self._reasons):
+            return
+        reason = self._reasons[at]
         if reason in self._chosen:
             self._chosen.remove(reason)
         else:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
+from ondevice.preferences import history
+from ondevice.preferences.assignment import new_session
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Item
 from ondevice_tui.screens.rate_cards import Note
@@ -19,7 +18,7 @@ class MarkingPage(RatingPage):
     def __init__(self) -> None:
         super().__init__()
         self.rater = ""
-        self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
+        self.session = new_session()
 
     def action_note(self) -> None:
         item = self.item
@@ -41,7 +40,7 @@ class MarkingPage(RatingPage):
             if note and note != before:
                 self._do(
                     lambda ratings: ratings.note(item.id, rater, self.session, note),
-                    lambda _: self._show_told("noted", "$success"),
+                    lambda _: self._marked("noted"),
                     lambda problem: self._ask_note_again(item, before, note, problem),
                 )
 
@@ -56,9 +55,16 @@ class MarkingPage(RatingPage):
         rater = self.rater
         if item is not None:
             self._do(
-                lambda ratings: ratings.flag(item.id, rater, self.session),
-                lambda _: self._show_told("flagged", "$success"),
+                lambda ratings: history.flag(ratings, item.id, rater, self.session),
+                lambda flagged: self._marked("flagged" if flagged else "the flag is taken back"),
             )
+
+    def _marked(self, told: str) -> None:
+        self._show_told(told, "$success")
+        self.count_marks()
+
+    def count_marks(self) -> None:
+        """Counts flags, notes and disagreements anew; a subclass shows them."""
 
 
 def newest_note(ratings: Ratings, item: Item, rater: str) -> str:

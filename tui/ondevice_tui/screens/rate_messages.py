@@ -3,42 +3,63 @@ nothing to rate."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from textual.content import Content
 
 from ondevice.common.progress import duration
-from ondevice.preferences.votes import Progress
+from ondevice.preferences.history import Marks, gold_hit
+from ondevice.preferences.votes import Item, Progress, Vote, brief, said
 from ondevice_tui.widgets.safe import content, line
 
+BAR = 10  # cells of the way to WANTED
+NARROW, ROOMY = 80, 90  # cells of the top line
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 USUAL_PACE_S = 8.0  # per pair, before this rater has voted
 
 
 def top_parts(
-    progress: Progress, paces: Sequence[float], rater: str
+    progress: Progress,
+    total: int,
+    paces: Sequence[float],
+    rater: str,
+    *,
+    votes_now: int,
+    goal: int,
+    wanted: str,
+    width: int,
 ) -> list[str | tuple[str, str]]:
-    """The parts of the top line: how far the rater is, and the time left by the median of their
-    `paces` (seconds per pair)."""
-    wanted = ""
-    if progress.usable < WANTED:
-        wanted = f"/{WANTED}"
-    ties = f"{progress.ties} ties"
-    if progress.ties == 1:
-        ties = "1 tie"
-    return [
-        ("rate  ", "bold"),
-        f"pair {min(progress.rated + 1, progress.total)}/{progress.total}",
-        f" · {progress.usable}{wanted} usable",
-        f" · {ties}",
-        f" · {progress.all_bad} bad",
-        (_time_left(progress, paces), "$muted"),
-        (f"  {rater}", "$muted"),
+    """The parts of the top line: how far the rater is of `total`, the votes of this session, and
+    the time left by the median of their `paces` (seconds per pair), as far as `width` cells reach."""
+    narrow = width < NARROW
+    usable = f" · {progress.usable} usable"
+    bar = ""
+    if progress.usable < WANTED and narrow:
+        usable = f" · {progress.usable}/{WANTED} usable"
+    elif progress.usable < WANTED:
+        usable += f" of {WANTED} "
+        full = progress.usable * BAR // WANTED
+        bar = "▓" * full + "░" * (BAR - full)
+    now = f" · {'' if narrow else 'this '}session {votes_now}"
+    if goal:
+        now += f" of {goal}"
+    parts: list[str | tuple[str, str]] = [
+        ("rate ", "bold"),
+        f"{progress.rated} of {total}",
+        usable,
+        (bar, "$primary"),
+        now,
+        (f" · {rater}", "$primary"),
     ]
+    if wanted:
+        parts.append((f" · only {wanted}", "$warning"))
+    if width > ROOMY:
+        parts.append((_time_left(total - progress.rated, paces), "$muted"))
+    return parts
 
 
-def _time_left(progress: Progress, paces: Sequence[float]) -> str:
-    left = progress.total - progress.rated
+def _time_left(left: int, paces: Sequence[float]) -> str:
     if not left:
         return ""
     pace = USUAL_PACE_S
@@ -47,27 +68,86 @@ def _time_left(progress: Progress, paces: Sequence[float]) -> str:
     return f" · {duration(left * pace)} left"
 
 
+def last_line(newest: Vote | None, marks: Marks) -> Content:
+    """The vote before, what takes it back, and what the history has to look at."""
+    parts: list[str | Content | tuple[str, str]] = [" "]
+    if newest is not None:
+        why = f" ({newest.reason})" if newest.reason else ""
+        parts += [("last: ", "$muted"), (f"{brief(newest)}{why}", "bold"), "   "]
+        parts += [("u", "bold $primary"), (" takes it back   ", "$muted")]
+    there = []
+    for count, word in ((marks.flagged, "flagged"), (marks.noted, "noted")):
+        if count:
+            there.append(f"{count} {word}")
+    if marks.open:
+        there.append(f"{marks.open} to settle")
+    if newest is not None or there:
+        told = f" ({', '.join(there)})" if there else ""
+        parts += [("H", "bold $primary"), (f" history{told}", "$muted")]
+    return line(*parts)
+
+
+def feedback(item: Item, vote: Vote, right: int, of: int) -> str:
+    """What a rater is told after a pair whose better answer is known."""
+    assert item.gold is not None
+    place = item.shown.index(item.gold) + 1
+    told = f"known answer: {place} is better, as you said"
+    if not gold_hit(item, vote):
+        told = f"known answer: {place} is better, you said {said(vote)}"
+    return f"{told} ({right} of {of} right)"
+
+
+def revealed(item: Item, vote: Vote, wins: Counter[str]) -> str:
+    """Who wrote the answers of a pair that has been voted on, and who has won how often in this
+    session; counts this vote."""
+    names = []
+    for place, slot in enumerate(vote.shown, 1):
+        names.append(f"{place} was by {item.responses[slot].source or 'nobody known'}")
+    if vote.outcome == "ranked":
+        wins[item.responses[vote.ranking[0]].source or "nobody known"] += 1
+    led = ", ".join(f"{name} {count}" for name, count in wins.most_common(4))
+    return f"{', '.join(names)}   won: {led or 'nobody yet'}"
+
+
 def no_pairs() -> list[Content]:
     """A run without pairs: which keys bring some."""
     return [
         content(
-            " No pairs to rate in this run yet. g samples some from a model of this run, or "
+            " No pairs to rate in this run yet. m samples some from a model of this run, or "
             "takes them from a file;",
             "$muted",
         ),
-        content(" G samples many at once, as the stage sample.", "$muted"),
+        content(" M samples many at once, as the stage sample.", "$muted"),
     ]
 
 
-def all_rated(progress: Progress, skipped: int) -> list[Content]:
+def all_rated(
+    progress: Progress, skipped: int, marks: Marks, overlap: int, wanted: str
+) -> list[Content]:
     """A run whose pairs are all rated or skipped: what they are good for, and what comes next."""
-    need = f"{progress.usable} usable pairs"
+    need = f"{progress.usable} usable pair{'' if progress.usable == 1 else 's'}"
     if progress.usable < WANTED:
         need += f"; a reward model wants about {WANTED}"
     else:
         need += ": enough for a reward model"
-    told = [line((" ✓ ", "bold $success"), "Everything here is rated. ", need)]
+    everything = "Everything here is rated. "
+    if wanted:
+        everything = f"Nothing more of {wanted}. "
+    elif overlap:
+        everything = "Everything that you are asked is rated. "
+    told = [line((" ✓ ", "bold $success"), everything, need)]
     if skipped:
         told.append(content(f" {skipped} skipped: they come again when you come back.", "$muted"))
-    told.append(content(" S statistics   g more pairs   esc home", "$muted"))
-    return told
+    if marks.open:
+        told.append(
+            line(" ", ("H", "bold $primary"), f" settles what people disagree on: {marks.open}")
+        )
+    keys: list[tuple[str, str]] = [("m", "more pairs"), ("S", "statistics"), ("H", "history")]
+    if wanted:
+        keys = [("/", "asks for all again"), *keys]
+    if progress.usable:
+        keys = [("D", "dpo on these votes"), ("W", "reward model"), *keys]
+    parts: list[str | Content | tuple[str, str]] = []
+    for key, word in keys:
+        parts += [" ", (key, "bold $primary"), f" {word}  "]
+    return [*told, line(*parts)]

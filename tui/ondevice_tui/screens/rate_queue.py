@@ -1,5 +1,5 @@
-"""The queue of the rating screen: which item is rated next, and the pairs that are sampled beside the
-rating."""
+"""The queue of the rating screen: which item is rated next (`order`, by `rating_queue.next_turn`), and
+the pairs that are sampled beside the rating."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.preferences import assignment, history
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.rating_queue import rating_order
+from ondevice.preferences.history import Marks, newest_of
+from ondevice.preferences.rating_queue import Asking, Order, Turn, Wanted, next_turn
 from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
-from ondevice.preferences.votes import Item, Progress
+from ondevice.preferences.votes import Progress, Vote
 from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.rate_marks import MarkingPage
@@ -24,17 +26,18 @@ REPEAT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Look:
-    """What the database says at one moment: what waits for this rater, in order, the first of it,
-    and how far they are."""
+    """What the database says at one moment: whose turn it is, and the vote that an undo would take
+    back."""
 
-    waiting: list[int]
-    item: Item | None
-    progress: Progress
+    turn: Turn
+    newest: Vote | None
 
 
 class QueuePage(MarkingPage):
     """A rating screen that goes from one item of the queue to the next. A subclass begins a vote on
     an item (`_begin_vote`) and shows how far the rater is (`_show_top`)."""
+
+    order: Order | None = None  # another one than the usual one, for whoever sets it
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +49,10 @@ class QueuePage(MarkingPage):
             lambda told: self.ui.say(told),
         )
         self._skipped: set[int] = set()
+        self.wanted = Wanted()  # what is asked only
+        self.turn: Turn | None = None
+        self.newest: Vote | None = None
+        self.marks = Marks(0, 0, 0)
         self._said: tuple[str, str] = ("", "")  # the line beneath the answers, and its style
 
     def _begin_vote(self) -> None:
@@ -70,6 +77,11 @@ class QueuePage(MarkingPage):
         self.pairing.kill()
         self._close()
 
+    def _last(self, ratings: Ratings) -> None:
+        """What was shown is nobody's any more: others may be asked it. (A claim that cannot be
+        given back ends by itself.)"""
+        assignment.release(ratings, self.session)
+
     def runs_changed(self) -> None:
         """Another run, or its first pairs: looked at every second while there is nothing to rate."""
         run = self.ui.run_folder
@@ -91,14 +103,41 @@ class QueuePage(MarkingPage):
         self.rater = self.rater or self.ui.remembered.get("rater", _is_name) or rater_name()
         super()._open(create=create)
 
+    @property
+    def asking(self) -> Asking:
+        return Asking(
+            self.rater,
+            self.session,
+            REPEAT_SHARE,
+            wanted=self.wanted,
+            doubts=self.pairing.doubts.copy(),
+            skipped=frozenset(self._skipped),
+        )
+
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
-        found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
-        waiting = [i for i in found if i not in self._skipped]
-        first = None
-        if waiting:
-            first = ratings.item(waiting[0])
-        return Look(waiting, first, ratings.progress(self.rater))
+        return Look(next_turn(ratings, self.asking, self.order), newest_of(ratings, self.rater))
+
+    def count_marks(self) -> None:
+        """In the background: no key waits for it."""
+        if self.ratings is not None:
+            begun = self.ratings.do(history.marks)
+            self.run_worker(
+                partial(self._take_marks, self.ratings, begun), group="marks", exclusive=True
+            )
+
+    async def _take_marks(self, ratings: RatingsThread, begun: Awaitable[Marks]) -> None:
+        try:
+            marks = await begun
+        except UserError as problem:
+            self._show_told(str(problem), "$error")
+            return
+        if self.ratings is ratings:
+            self.marks = marks
+            if self.item is None:
+                self.show(again=True)
+            else:
+                self._show_told(*self._said)
 
     def next(self, told: str = "") -> None:
         """Looks for the next item of the queue, and shows it or why there is none; `told` stands
@@ -121,9 +160,12 @@ class QueuePage(MarkingPage):
     def _show_next(self, found: Look | None, told: str = "") -> None:
         self.item = None
         self.progress = None
+        self.turn = None
         if found is not None:
-            self.item = found.item
-            self.progress = found.progress
+            self.turn = found.turn
+            self.newest = found.newest
+            self.item = found.turn.item
+            self.progress = found.turn.progress
             self.trouble = ""
         self._begin_vote()
         self._said = ("", "")

@@ -44,9 +44,12 @@ class RatingPage(Page):
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
         raise NotImplementedError
 
+    def _last(self, ratings: Ratings) -> None:
+        """Done before the database is closed, where it can be."""
+
     def _close(self) -> None:
         if self.ratings is not None:
-            self.ratings.close()
+            self.ratings.close(self._last)
         self.ratings, self.item, self.progress, self.busy = None, None, None, False
 
     def _open(self, *, create: bool = False) -> None:

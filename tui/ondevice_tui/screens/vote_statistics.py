@@ -19,14 +19,14 @@ from ondevice_tui.screens.confirm import Details
 from ondevice_tui.widgets.safe import cell, content, line, lines
 
 if TYPE_CHECKING:
-    from ondevice_tui.screens.rate import RateScreen
+    from ondevice_tui.screens.rate_sharing import SharingPage
 
 BAR = 24  # cells of an interval
 NAME = 18
 LOWER = " " * (NAME + 2)  # before the lines under a name
 
 
-def show_statistics(screen: RateScreen, path: Path, pairing: Pairing) -> None:
+def show_statistics(screen: SharingPage, path: Path, pairing: Pairing) -> None:
     """Counts in a thread (the bootstraps take a second), then opens the card."""
     learned: frozenset[int] = frozenset()
     if pairing.judge is not None:

@@ -30,8 +30,11 @@ class Keys(Footer):
         width, height = self._made_for = self.app.size
         rows: list[list[FooterKey]] = [[]]
         used = 0
+        hides = getattr(self.screen, "hides", lambda action: False)  # what does not apply now
         for key in super().compose():
             assert isinstance(key, FooterKey)  # no binding of ours is grouped
+            if hides(key.action):
+                continue
             key.remove_class("-command-palette")  # which would stand at the right end of its row
             cells = cell_len(f"{key.key_display} {key.description} ")
             if used + cells > width and rows[-1]:

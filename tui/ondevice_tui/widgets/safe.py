@@ -28,7 +28,9 @@ from ondevice.common.sanitize import LIMIT, sanitize
 _MARK = 400  # characters: combining marks beyond this in a row say nothing, and cost every repaint
 
 
-def content(text: str, style: str = "", *, newlines: bool = True, limit: int = LIMIT) -> Content:
+def content(
+    text: str, style: str = "", *, newlines: bool = True, limit: int | None = LIMIT
+) -> Content:
     """`text` as plain, harmless content in one style (a Textual style such as "bold $accent")."""
     return Content.styled(sanitize(text, newlines=newlines, limit=limit), style)
 

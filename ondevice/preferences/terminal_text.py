@@ -1,0 +1,70 @@
+"""What the plain terminal shows of a pair, and its help."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ondevice.common.sanitize import sanitize
+from ondevice.preferences.history import Entry
+from ondevice.preferences.project import Project
+from ondevice.preferences.votes import brief
+
+HELP = """\
+  a b …      that answer is the best (A, B with shift: it is much better); 1 2 … do the same, as in the app
+  bac        with more than two answers: an order, the best first; Enter ends it early
+  t          a tie: equally good       x  all are bad
+  s          skip, it comes again last u  undo, as often as you like     U  redo
+  N          note, then a line         f  flag, for someone to look at   r  reasons of the next vote
+  H          history: look at votes, change one                          I  guidelines of this project
+  q          quit, all votes are saved ?  this help"""
+
+
+def block(title: str, text: str, width: int) -> list[str]:
+    """Untrusted text under its title, a bar before every line: nothing in it can look like another
+    answer's title.
+    """
+    shown = sanitize(text) or "(nothing)"
+    block = ["", sanitize(title, newlines=False, limit=40)]
+    for line in shown.split("\n"):
+        parts = [line]
+        if width > 20:
+            parts = textwrap.wrap(
+                line, width - 2, replace_whitespace=False, drop_whitespace=False
+            ) or [""]
+        block += [f"│ {part}" for part in parts]
+    return block
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return str(content)
+
+
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def guidelines(project: Project) -> str:
+    """What the raters share, for people."""
+    reasons = ", ".join(f"{n} {reason}" for n, reason in enumerate(project.reasons, 1))
+    lines = block("guidelines", project.guidelines or "none yet", 0)
+    return "\n".join([*lines, "", f"reasons: {sanitize(reasons, newlines=False)}"])
+
+
+def history_lines(entries: Sequence[Entry], most: int) -> str:
+    """The newest entries, a line each, with the number to go there by."""
+    lines = []
+    for entry in entries[:most]:
+        told = "–"
+        if entry.vote is not None:
+            told = brief(entry.vote, "ABCD")
+        marks = f"{'flagged ' * entry.flagged}{'noted ' * bool(entry.note)}"
+        question = sanitize(entry.question, newlines=False, limit=60)
+        lines.append(f"{entry.item:>6}  {told:<10} {marks}{question}")
+    return "\n".join(lines)

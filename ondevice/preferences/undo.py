@@ -1,0 +1,78 @@
+"""Undo and redo of one rater: what is taken back, and what may be stored again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ondevice.preferences import assignment
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.history import newest_of
+from ondevice.preferences.votes import Item, Vote
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What came of an undo: the item that is rated anew and what the vote had been; `ask`: nothing
+    yet, because the vote is of an earlier session; `still`: the vote that counts again, where the
+    one that was taken back had changed an earlier one."""
+
+    item: Item
+    was: Vote
+    ask: bool
+    still: Vote | None = None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came of a redo: the vote that is stored again, None where there was none; `left`: how
+    many may still be stored again."""
+
+    vote: Vote | None
+    left: int
+
+
+def undo_newest(ratings: Ratings, rater: str, session: str, confirmed: int) -> Undone | None:
+    """Takes the rater's newest vote back; None where there is none. A vote of an earlier session is
+    left as it is unless its id is `confirmed`: then a person has said that it is to be taken back.
+    """
+    with ratings.transaction():
+        newest = newest_of(ratings, rater)
+        if newest is None:
+            return None
+        if newest.session != session and newest.id != confirmed:
+            return Undone(ratings.item(newest.item), newest, ask=True)
+        item = ratings.undo(newest.rater, session)
+        assert item is not None
+        assignment.claim(ratings, item.id, rater, session)
+        return Undone(item, newest, ask=False, still=ratings.voted(item.id, newest.rater))
+
+
+def store_again(ratings: Ratings, session: str, undone: list[Vote]) -> Restored:
+    """Stores the newest of these votes whose item has not been rated anew since. Takes the votes
+    that it has looked at off the list."""
+    with ratings.transaction():
+        while undone:
+            was = undone.pop()
+            now = ratings.voted(was.item, was.rater)
+            if now is None or now.id < was.id:  # nothing since, or only what it had changed
+                _store(ratings, session, was)
+                return Restored(was, len(undone))
+    return Restored(None, 0)
+
+
+def _store(ratings: Ratings, session: str, was: Vote) -> None:
+    if was.action == "skip":
+        ratings.skip(was.item, was.rater, session, dwell_ms=was.dwell_ms)
+        return
+    assert was.outcome is not None
+    ratings.vote(
+        was.item,
+        was.rater,
+        session,
+        was.outcome,
+        was.ranking,
+        strength=was.strength,
+        reason=was.reason,
+        seen_end=was.seen_end,
+        dwell_ms=was.dwell_ms,
+    )

@@ -1,0 +1,378 @@
+"""The Rate screen beside the voting: reading, history, what raters share, settling, learning; and the
+keys, which are the same in the plain terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ondevice.preferences import history, terminal, terminal_text
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.project import Project, change_project, read_project
+from ondevice.preferences.rating_queue import Asking
+from ondevice.preferences.votes import Response
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.keep_pair import Keep
+from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.rate_keys import KEYS
+from ondevice_tui.screens.rate_messages import last_line, top_parts
+from ondevice_tui.screens.road import RoadScreen
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.widgets.answers import Answers
+from ondevice_tui.widgets.markdown import drawn
+from test_tui import fits, play
+from test_tui_rate import no_guard, queue, settled, votes  # noqa: F401
+from test_tui_safe import STRINGS
+from tui_runs import a_run, shown, until, until_shown
+
+# Markdown
+
+SOURCE = """\
+# Title
+**bold**, `a|b`, snake_case, 2 * 3 * 4, a*b*c and [text](http://x)
+1. one
+- two
+> said
+```python
+def f(x):
+    return **x
+```
+| n | words |
+|--:|---|
+| 1 | `a|b` and `c` |
+---"""
+
+
+def test_markdown_is_drawn_and_nothing_but_marks_is_left_out() -> None:
+    made = drawn(SOURCE, 40)
+    assert made.plain.split("\n") == [
+        "Title",
+        "bold, a|b, snake_case, 2 * 3 * 4, a*b*c and text (http://x)",
+        "1. one",
+        "• two",
+        "▎ said",
+        "▏ python",
+        "▏def f(x):",
+        "▏    return **x",
+        "n │ words",
+        "──┼──────────",
+        "1 │ a|b and c",
+        "─" * 40,
+    ]
+    looks = {made.plain[span.start : span.end]: str(span.style) for span in made.spans}
+    assert looks["bold"] == "bold" and "underline" in looks["text"] and "bold" in looks["Title"]
+
+
+def test_a_wide_table_is_wrapped_within_its_width() -> None:
+    table = "| a | b |\n|---|---|\n| " + "word " * 12 + "| " + "other " * 12 + "|"
+    rows = drawn(table, 36).plain.split("\n")
+    assert len(rows) > 4 and max(map(len, rows)) <= 36
+    assert "".join(rows).count("word") == 12 and "".join(rows).count("other") == 12
+
+
+def test_a_cell_too_many_is_shown() -> None:
+    assert "3" in drawn("|a|b|\n|-|-|\n|1|2|3|", 36).plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 20_000, "**a " * 5000, "`" * 20_000, "_a " * 6000, "> " * 9000, "|x\n|-\n" * 3000]
+    + ["~~a" * 6000, "| a " * 3000 + "\n" + "|-" * 16, "```\n" * 5000, "# " * 9000],
+)
+def test_no_text_takes_long_to_draw(text: str) -> None:
+    """Linear: a text of the greatest length that is shown, in well under the time of a key."""
+    began = time.process_time()
+    drawn(text, 36)
+    assert time.process_time() - began < 5  # a tenth of a second, on a machine at rest
+
+
+def test_hostile_text_is_no_markup_in_markdown() -> None:
+    for text in STRINGS:
+        for made in (drawn(text, 36), drawn(f"# {text}\n|{text[:300]}|\n|-|\n`{text}`", 36)):
+            assert not any(
+                "click" in str(span.style) or "link" in str(span.style) for span in made.spans
+            )
+            assert "\x1b" not in made.plain and "\u202e" not in made.plain
+
+
+# the lines around
+
+
+def test_the_top_line_fits(tmp_path: Path) -> None:
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        progress = ratings.progress("Ada")
+    for width in (60, 80, 120):
+        parts = top_parts(
+            progress, 474, [2.0], "Ada", votes_now=12, goal=20, wanted="", width=width
+        )
+        told = "".join(part if isinstance(part, str) else part[0] for part in parts)
+        assert len(f" ondevice  {told}") <= width and "session 12 of 20 · Ada" in told
+    assert "░░░" in told and "left" in told
+
+
+def test_the_last_vote_is_visible(tmp_path: Path) -> None:
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        ratings.add("b", "?", [Response("a"), Response("b")], seed=0)
+        ranking = [ratings.item(1).shown[1]]
+        vote = ratings.vote(1, "Ada", "s", ranking=ranking, strength=2, reason="wrong, too long")
+    told = last_line(vote, history.Marks(2, 1, 0)).plain
+    assert (
+        told == " last: 2 ›› (wrong, too long)   u takes it back   H history (2 flagged, 1 noted)"
+    )
+    assert last_line(None, history.Marks(0, 0, 0)).plain.strip() == ""
+
+
+# the keys
+
+
+def keys_of(screen: Any) -> dict[str, str]:
+    """Key → deed."""
+    found = {}
+    for binding in screen.BINDINGS:
+        for key in binding.key.split(","):
+            found[key] = binding.action
+    return found
+
+
+# Of the app's deeds, what the plain terminal does by the same key.
+SAME = {
+    "1": "pick(0)", "2": "pick(1)", "3": "pick(2)", "4": "pick(3)", "t": "outcome('tie')",
+    "x": "outcome('all_bad')", "s": "skip", "u": "undo", "U": "redo", "N": "note", "f": "flag",
+    "r": "reasons", "H": "history", "I": "guidelines",
+}  # fmt: skip
+
+
+def test_a_key_does_the_same_in_the_app_and_in_the_terminal() -> None:
+    rate = keys_of(RateScreen)
+    assert {key: rate[key] for key in SAME} == SAME
+    in_terminal = {
+        key for key in terminal._COMMANDS + terminal._CAPITALS if terminal._means(key, 2)
+    }
+    # a quit and help are the app's own; y answers a question, as it does there; n is what N is
+    assert in_terminal - {"q", "?", "y", "n"} == {key for key in SAME if not key.isdecimal()}
+    assert {"q", "question_mark"} <= {key for key in keys_of(OndeviceApp)}
+    for key in SAME:
+        assert key in terminal_text.HELP or key.isdecimal()
+    # letters of answers in the terminal are no deed in the app
+    assert {rate[key] for key in "abAB"} == {"letter"}
+
+
+def test_the_cards_of_rating_have_the_keys_of_the_screen() -> None:
+    keep, rate = keys_of(Keep), keys_of(RateScreen)
+    for key, deed in (("1", "'1'"), ("left", "'1'"), ("2", "'2'"), ("t", "'tie'"), ("x", "'bad'")):
+        assert keep[key] == f"dismiss({deed})" and key in rate
+
+
+def test_keys_of_the_road_mean_nothing_else_where_one_rates() -> None:
+    """n, g and p lead somewhere on the road: here they do nothing but say so."""
+    rate, road = keys_of(RateScreen), keys_of(RoadScreen)
+    for key in "ngp":
+        assert key in road and rate[key] == "letter"
+
+
+def test_every_key_has_one_deed_and_is_explained() -> None:
+    found: list[str] = []
+    for binding in KEYS:
+        found += binding.key.split(",")  # type: ignore[union-attr]
+        assert binding.tooltip or not binding.description  # type: ignore[union-attr]
+    assert len(found) == len(set(found))
+
+
+# by keys
+
+LONG = "\n".join(f"line {n}" for n in range(60))
+
+
+def long_pair(run: Any) -> None:
+    with Ratings.open(run.path, create=True) as ratings:
+        ratings.add("a", "Which?", [Response(SOURCE), Response(LONG)], seed=0)
+        ratings.add("a", "And now?", [Response("this"), Response("that")], seed=0)
+
+
+@pytest.mark.slow
+def test_reading_by_pages_and_one_box(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    long_pair(run)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        text = await until_shown(pilot, "Which?", "% read", "snake_case", "def f(x):")
+        assert fits(text, (80, 24)) and "**bold**" not in text
+        answers = app.screen.query_one(Answers)
+        place = next(p.place for p in answers.panes if not p.read_to_end)
+        before = answers.panes[place].share
+        await pilot.press("space")
+        await until(pilot, lambda: answers.panes[place].share > before)
+        await pilot.press("home", *["tab"] * (place + 1), "J", "J")
+        await until(pilot, lambda: answers.panes[place].scroll_offset.y == 4)
+        assert answers.panes[1 - place].scroll_offset.y == 0
+        assert answers.one is answers.panes[place]
+        await pilot.press("end")
+        await until(pilot, lambda: answers.all_read)
+        assert "line 59" in shown(app) and "✓ read" in shown(app)
+        await pilot.press("V")
+        await until_shown(pilot, "**bold**")
+        await pilot.press("V", "left")
+        await until_shown(pilot, "And now?", "last: 1 ›", "this session 1")
+
+    play(tmp_path, script)
+    assert votes(run)[0].seen_end is True
+
+
+@pytest.mark.slow
+def test_history_changes_a_vote(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 4)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        for key in ("left", "t", "f"):
+            await pilot.press(key)
+            await settled(app, pilot)
+        await until_shown(pilot, "H history (1 flagged)")
+        await pilot.press("H")
+        await until_shown(pilot, "[mine 2]", "flagged 1", "ties 1", "Question 0?", "all 3")
+        await pilot.press("right")
+        await until_shown(pilot, "[flagged 1]", "Question 2?")
+        await pilot.press("left", "down", "enter")
+        await until_shown(pilot, "Question 0?", "you said", "1 is better. A vote replaces it")
+        await settled(app, pilot)
+        await pilot.press("x")
+        await until_shown(pilot, "Question 2?", "last: all bad")
+        await settled(app, pilot)
+        await pilot.press("u")
+        await until_shown(pilot, "Question 0?", "1 is better counts again")
+        await pilot.press("U")
+        await until_shown(pilot, "stored again: all bad")
+        await settled(app, pilot)
+        await pilot.press("H", "enter", "escape")
+        await until_shown(pilot, "Question 2?")
+
+    play(tmp_path, script)
+    assert [vote.outcome for vote in votes(run)] == ["tie", "all_bad"]
+
+
+@pytest.mark.slow
+def test_disagreements_are_settled_by_keys(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3)
+    with Ratings.open(run.path) as ratings:
+        for item in (1, 2):
+            ratings.vote(item, "Ada", "s", ranking=[0])
+            ratings.vote(item, "Bob", "s", ranking=[1])
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "H history (2 to settle)")
+        await pilot.press("H", "left", "left")
+        await until_shown(pilot, "[disagreements 2]", "Ada", "Bob")
+        await pilot.press("enter")
+        await until_shown(pilot, "your vote settles it (", "Ada:")
+        await settled(app, pilot)
+        await pilot.press("left")
+        await until_shown(pilot, "(1 to settle)", "last: 1 ›")
+
+    play(tmp_path, script)
+    with Ratings.open(run.path) as ratings:
+        assert len(pairs_of(ratings)) == 1
+        assert sum(vote.rater.startswith("settled:") for vote in ratings.live_votes()) == 1
+
+
+@pytest.mark.slow
+def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 4)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("I")
+        await until_shown(pilot, "No guidelines yet", "everybody is asked every pair")
+        await pilot.press("e")
+        await until_shown(pilot, "overlap", "feedback")
+        await pilot.press(*"**Short** wins")
+        app.screen.query_one("#field-reasons", Input).value = "false, rude"
+        app.screen.query_one("#field-overlap", Input).value = "x"
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "'x' is not a whole number")
+        app.screen.query_one("#field-overlap", Input).value = "1"
+        app.screen.query_one("#field-reveal").toggle()  # type: ignore[attr-defined]
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "all raters of this run see it")
+        await settled(app, pilot)
+        await pilot.press("I")
+        await until_shown(pilot, "Short wins", "1 false, 2 rude", "1 person is asked each pair")
+        await pilot.press("escape", "r", "2", "enter")
+        await until_shown(pilot, "why: rude")
+        await pilot.press("slash")
+        await until_shown(pilot, "what is asked", "checkpoint")
+        app.screen.query_one("#field-goal", Input).value = "1"
+        app.screen.query_one("#field-longest", Input).value = "99"
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "this session 0 of 1", "up to 99 characters")
+        await settled(app, pilot)
+        await pilot.press("r", "2", "enter", "left")
+        await until_shown(pilot, "the goal of this session is reached", "was by secret-")
+
+    play(tmp_path, script, (120, 36))
+    with Ratings.open(run.path) as ratings:
+        assert read_project(ratings) == Project("**Short** wins", ("false", "rude"), 1, False, True)
+        assert [vote.reason for vote in ratings.live_votes()] == ["rude"]
+
+
+@pytest.mark.slow
+def test_two_people_at_once_get_other_pairs_and_a_known_answer_is_told(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with Ratings.open(run.path, create=True) as ratings:
+        ratings.add("g", "Known?", [Response("x"), Response("y")], kind="gold", gold=0, seed=0)
+        change_project(ratings, overlap=1, feedback=True)
+    queue(run, 2)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        with Ratings.open(run.path) as ratings:
+            other = terminal.next_turn(ratings, Asking("Bob", "Bob's window")).item
+            assert other is not None and other.prompt == "Question 1?"
+        await settled(app, pilot)
+        await pilot.press("left")
+        await until_shown(pilot, "Known?")
+        await settled(app, pilot)
+        await pilot.press("x")
+        await until_shown(pilot, "Everything that you are asked is rated", "D dpo on these votes")
+        await pilot.press("u", "1")
+        await until(pilot, lambda: isinstance(app.screen, RateScreen) and app.screen.item is None)
+        await pilot.press("D")
+        await until(pilot, lambda: isinstance(app.screen, StartScreen))
+        await until_shown(pilot, "start dpo")
+
+    play(tmp_path, script)
+    with Ratings.open(run.path) as ratings:
+        assert not ratings.rows("SELECT * FROM claim WHERE rater <> 'Bob'")
+
+
+@pytest.mark.slow
+def test_a_known_answer_is_told_beneath_the_next_pair(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with Ratings.open(run.path, create=True) as ratings:
+        for n in range(2):
+            ratings.add(
+                "g", f"Known {n}?", [Response("x"), Response("y")], kind="gold", gold=0, seed=0
+            )
+        change_project(ratings, feedback=True)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Known 0?")
+        await pilot.press("x")
+        await until_shown(pilot, "Known 1?", "you said all bad (0 of 1 right)")
+
+    play(tmp_path, script)

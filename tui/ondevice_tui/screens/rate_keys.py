@@ -1,0 +1,115 @@
+"""The keys of the Rate screen. `ondevice rate` has the same (`ondevice/preferences/terminal.py`): a
+test compares them.
+"""
+
+from __future__ import annotations
+
+from textual.binding import Binding, BindingType
+
+VOTES: list[BindingType] = [
+    Binding(
+        "left,1",
+        "pick(0)",
+        "better",
+        key_display="← →",
+        tooltip="The first (left) answer is better",
+    ),
+    Binding(
+        "right,2", "pick(1)", "second", show=False, tooltip="The second (right) answer is better"
+    ),
+    Binding(
+        "3",
+        "pick(2)",
+        "third",
+        key_display="3 4",
+        tooltip="The third answer is better, where there is one",
+    ),
+    Binding(
+        "4",
+        "pick(3)",
+        "fourth",
+        show=False,
+        tooltip="The fourth answer is better, where there is one",
+    ),
+    Binding("enter", "enter", "end", tooltip="End a ranking of three or four early"),
+    Binding(
+        "shift+left,less_than_sign",
+        "pick(0, 2)",
+        "much",
+        key_display="⇧",
+        tooltip="The first is much better",
+    ),
+    Binding(
+        "shift+right,greater_than_sign",
+        "pick(1, 2)",
+        "much better",
+        show=False,
+        tooltip="The second is much better",
+    ),
+    Binding("5", "elsewhere('ladder')", show=False),
+    Binding("6", "elsewhere('chat')", show=False),
+    Binding("7", "elsewhere('push')", show=False),
+    Binding("t", "outcome('tie')", "tie", tooltip="Equally good"),
+    Binding("x", "outcome('all_bad')", "all bad", tooltip="All of them are bad"),
+    Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
+    Binding(
+        "u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"
+    ),
+    Binding("U", "redo", "redo", show=False, tooltip="Store a vote again that u has taken back"),
+]
+READING: list[BindingType] = [
+    Binding("space,pagedown", "page(1)", "page", tooltip="All boxes a page down"),
+    Binding("pageup", "page(-1)", "page up", show=False, tooltip="All boxes a page up"),
+    Binding("end", "read_all", "read all", show=False, tooltip="All boxes to their end"),
+    Binding("home", "page(-1000)", "top", show=False, tooltip="All boxes to their beginning"),
+    Binding(
+        "j,down",
+        "scroll(1)",
+        "scroll",
+        key_display="j k",
+        show=False,
+        tooltip="Scroll the answers down",
+    ),
+    Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
+    Binding(
+        "J",
+        "scroll_one(1)",
+        "one box",
+        key_display="J K",
+        tooltip="Scroll one box down: the question, or the one that tab chooses",
+    ),
+    Binding("K", "scroll_one(-1)", "one box up", show=False, tooltip="Scroll one box up"),
+    Binding("tab", "turn_on", "box", show=False, tooltip="Another box for J and K"),
+    Binding("c", "context", "context", tooltip="The whole conversation before the answers"),
+    Binding("d", "diff", "diff", tooltip="Mark the words in which two answers differ"),
+    Binding("w", "side", "layout", show=False, tooltip="Answers side by side or under each other"),
+    Binding("V", "verbatim", "source", show=False, tooltip="Markdown drawn, or as it is written"),
+]
+MARKS: list[BindingType] = [
+    Binding("H", "history", "history", tooltip="All votes so far: look, filter, change, settle"),
+    Binding("r", "reasons", "reasons", tooltip="Reasons for the next vote"),
+    Binding("f", "flag", "flag", tooltip="Mark this pair for someone to look at; again: no more"),
+    Binding(
+        "N", "note", "note", tooltip="A note on this pair, or another text for the one there is"
+    ),
+    Binding("I", "guidelines", "guide", tooltip="Guidelines and reasons of this project"),
+]
+PROJECT: list[BindingType] = [
+    Binding("slash", "wanted", "only", key_display="/", tooltip="What is asked, and a goal"),
+    Binding("i", "rater", "rater", tooltip="Who rates: a name for each person"),
+    Binding("S", "statistics", "figures", tooltip="What the votes are worth so far"),
+    Binding("Y", "why", "why", show=False, tooltip="Why this pair is shown and no other"),
+    Binding("m", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"),
+    Binding("M", "generate", "many", tooltip="Many pairs at once, by the stage sample"),
+    Binding("D", "learn('dpo')", "dpo", tooltip="Train by DPO on these votes: the filled form"),
+    Binding("W", "learn('reward')", "reward", tooltip="Train a reward model on these votes"),
+    # what these keys are elsewhere, or once were here: said, and nothing done
+    Binding("a,b,A,B,g,G,n,p", "letter", "", show=False),
+]
+KEYS: list[BindingType] = [*VOTES, *READING, *MARKS, *PROJECT]
+AT_THE_END = (
+    "learn('dpo')",
+    "learn('reward')",
+    "generate",
+)  # in the foot; the keys are always there
+SEVERAL = ("pick(2)", "enter")  # for three and four answers alone

@@ -1,0 +1,191 @@
+"""What the rating screen opens beside the voting: votes so far, the project that raters share, what
+is asked only, where pairs come from, what the votes are worth, and the stages that learn from them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ondevice.config.recipe import STAGES
+from ondevice.preferences import history
+from ondevice.preferences.project import Project, change_project, read_project
+from ondevice.preferences.rating_queue import choices
+from ondevice.preferences.votes import Item, Vote
+from ondevice_tui.screens.confirm import Details, ask
+from ondevice_tui.screens.rate_cards import Ask, Reasons, why_this
+from ondevice_tui.screens.rate_history import History, Jump
+from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
+from ondevice_tui.screens.rate_queue import Look
+from ondevice_tui.screens.rate_reading import ReadingPage
+
+if TYPE_CHECKING:
+    from ondevice_tui.screens.sample_pairs import Found
+
+
+class SharingPage(ReadingPage):
+    """A rating screen with the cards around it. `reasons` are for the next vote, `goal` the votes
+    that the rater means to give in this session."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+        self.goal = 0
+
+    # votes so far
+
+    def action_history(self) -> None:
+        rater = self.rater
+        self._do(lambda ratings: history.history(ratings, rater), self._show_history)
+
+    def _show_history(self, entries: list[history.Entry]) -> None:
+        if not entries:
+            self._show_told("nothing has been said yet")
+            return
+        wanted: history.Filter = "mine"
+        if not any(entry.fits("mine", self.rater) for entry in entries):
+            wanted = "all"
+        self.app.push_screen(History(entries, self.rater, wanted), self._jump)
+
+    def _jump(self, jump: Jump | None) -> None:
+        """To an item that was rated before: to change the own vote, or to settle a disagreement."""
+        if jump is None:
+            return
+        entry = jump.entry
+        name = history.settler(self.rater) if jump.settle else self.rater
+
+        def work(ratings: history.Ratings) -> tuple[Item, Vote | None]:
+            return ratings.item(entry.item), ratings.voted(entry.item, name)
+
+        self._do(work, lambda found: self._show_jump(*found, jump))
+
+    def _show_jump(self, item: Item, vote: Vote | None, jump: Jump) -> None:
+        raise NotImplementedError
+
+    # what raters share
+
+    @property
+    def project(self) -> Project:
+        return self.turn.project if self.turn is not None else Project()
+
+    def action_guidelines(self) -> None:
+        if self.ratings is None:
+            self.ui.say("no pairs yet: what raters agree on is kept with them")
+            return
+        self._do(read_project, self._show_guidelines)
+
+    def _show_guidelines(self, project: Project) -> None:
+        def then(change: bool | None) -> None:
+            if change:
+                self.app.push_screen(ChangeProject(project), self._change_project)
+
+        self.app.push_screen(Guidelines(project), then)
+
+    def _change_project(self, project: Project | None) -> None:
+        if project is not None:
+            changes = {name: getattr(project, name) for name in vars(project)}
+            self._do(
+                lambda ratings: change_project(ratings, **changes),
+                lambda _: self.next("kept: all raters of this run see it"),
+            )
+
+    def action_reasons(self) -> None:
+        if self.item is not None:
+            card = Reasons(self.reasons, self.project.reasons)
+            self.app.push_screen(card, lambda _: self._show_told())
+
+    # what is asked
+
+    def action_wanted(self) -> None:
+        if self.ratings is not None:
+            self._do(choices, self._ask_wanted)
+
+    def _ask_wanted(self, found: tuple[list[str], list[str]]) -> None:
+        def take(asked: Asked | None) -> None:
+            if asked is not None:
+                self.wanted = asked.wanted
+                self.goal = asked.goal
+                self.next()
+
+        self.app.push_screen(AskOnly(Asked(self.wanted, self.goal), *found), take)
+
+    def action_rater(self) -> None:
+        def take(name: str | None) -> None:
+            if not name or not name.strip():
+                return
+            try:
+                self.rater = history.check_name(name)
+            except history.UserError as problem:
+                self.ui.say(str(problem), bad=True)
+                return
+            self._skipped = set()
+            self.ui.keep("rater", self.rater)
+            self._forget_undone()
+            self.next()
+
+        self.app.push_screen(Ask("who rates?", self.rater), take)
+
+    def action_why(self) -> None:
+        if self.item is not None:
+            self._do(self.look, self._explain)
+
+    def _explain(self, found: Look) -> None:
+        if self.item is not None:
+            told = why_this(self.item, self.pairing, found.turn.waiting)
+            self.app.push_screen(Details("why this pair", told))
+
+    # where pairs come from, and what votes are worth
+
+    def action_more(self) -> None:
+        from ondevice_tui.screens.sample_pairs import MorePairs
+
+        if self.ui.run_folder is None:
+            self.ui.say("no run yet: esc, then n begins one")
+        else:
+            self.app.push_screen(MorePairs(self.ui, self.pairing.plan), self._take_found)
+
+    def _take_found(self, found: Found) -> None:
+        """What the card came back with."""
+        if found is None:
+            return
+        self._open(create=True)
+        if found == "stop":
+            self.pairing.begin(None)
+        elif found != "imported":
+            self.pairing.begin(found)
+        if self.item is None:
+            self.next()
+
+    def action_generate(self) -> None:
+        self._open_form("sample")
+
+    def action_learn(self, stage: str) -> None:
+        """The form of a stage that learns from these votes, filled."""
+        if self.progress is None or not self.progress.usable:
+            self.ui.say("no usable pair yet: a vote that prefers one answer makes some")
+        else:
+            self._open_form(stage)
+
+    def _open_form(self, stage: str) -> None:
+        from ondevice_tui.proposals import proposal
+        from ondevice_tui.screens.start import StartScreen
+
+        if stage in STAGES:
+            self.app.push_screen(StartScreen(stage, proposal(stage, self.ui.run_folder)))
+
+    def action_statistics(self) -> None:
+        from ondevice_tui.screens.vote_statistics import show_statistics
+
+        ratings = self.ratings
+        if ratings is None:
+            self.ui.say("no votes yet")
+        elif self.item is not None:
+            ask(
+                self.ui,
+                "statistics",
+                "There is still something to rate, and knowing who leads sways a rater. "
+                "Show them all the same?",
+                "show them",
+                lambda: show_statistics(self, ratings.path, self.pairing),
+            )
+        else:
+            show_statistics(self, ratings.path, self.pairing)
