@@ -81,7 +81,7 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
         "checkpointing": False,
     },
 }
-MEASURED = ("t", "seconds", "tokens_per_second", "memory_bytes", "groups", "cpu_seconds")
+MEASURED = ("t", "seconds", "tokens_per_second", "memory_bytes", "groups")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -510,13 +510,18 @@ def curve(stage: StageFolder) -> list[dict[str, Any]]:
     found = []
     for event in read(stage.events):
         if event["event"] in ("step", "eval"):
-            found.append({k: v for k, v in event.items() if k not in MEASURED})
+            found.append(
+                {k: v for k, v in event.items() if k not in MEASURED and not k.endswith("_seconds")}
+            )
     return found
 
 
 def groups(file: Path) -> list[Any]:
     rows = [parse_json(line) for line in file.read_bytes().splitlines()]
-    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in MEASURED and not k.endswith("_seconds")}
+        for row in rows
+    ]
 
 
 def strays(met: Path, whole: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import ondevice as od
 import small_stages
 from ondevice.reports.achieved import achieved, worse
 from ondevice.reports.report import ladder
+from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder
 from ondevice.seam.select import load_backend
 
@@ -85,6 +86,10 @@ def test_the_end_of_a_stage(
             and done["after"][name] is not None
         )
     assert line.count("→") >= len(figures)
+    if stage == "ppo":
+        steps = [e for e in read(tmp_path / "r" / "ppo" / "events.jsonl") if e["event"] == "step"]
+        parts = [f"{part}_seconds" for part in ("sampling", "scoring", "rewards", "update")]
+        assert all(0 <= sum(step[part] for part in parts) <= step["seconds"] for step in steps)
     if stage == "dpo":  # a policy that is its reference tells no pair apart
         # up to rounding: the reference was scored in batches of another size
         assert done["before"]["margin"] == pytest.approx(0, abs=1e-5)

@@ -132,7 +132,11 @@ def result(root: Path, stage: str) -> dict[str, Any]:
     found: dict[str, Any] = {"curve": []}
     for event in read(root / "r" / stage / "events.jsonl"):
         if event["event"] in ("step", "eval"):
-            told = {name: value for name, value in event.items() if name not in _OF_THE_CLOCK}
+            told = {
+                name: value
+                for name, value in event.items()
+                if name not in _OF_THE_CLOCK and not name.endswith("_seconds")
+            }
             found["curve"].append(told)
     model = root / "r" / stage / "model"
     for file in sorted(model.glob("*.safetensors")) if model.is_dir() else ():

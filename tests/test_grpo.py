@@ -84,6 +84,10 @@ def test_without_correct_the_best_is_best_by_reward(
     given = iter(np.arange(1, 100) / 10)
     monkeypatch.setattr(GRPOFeed, "watch", lambda self, params: {"reward": float(next(given))})
     events, done = grpo(files, tmp_path / "r", steps=4, eval_every=1, take_best=True, patience=1)
+    for event in events:
+        if event["event"] == "step":  # where the step's time went
+            parts = [event[f"{part}_seconds"] for part in ("sampling", "rewards", "update")]
+            assert min(parts) >= 0 and sum(parts) <= event["seconds"]
     assert not any("accuracy" in event for event in events)
     assert done["outcome"]["figure"] == "reward" and done["outcome"]["measured"] == 4
 

@@ -78,7 +78,13 @@ def told(out: Path, stage: str, kind: str = "step") -> list[dict[str, Any]]:
     found = []
     for event in read(out / stage / "events.jsonl"):
         if event["event"] == kind:
-            found.append({name: v for name, v in event.items() if name not in MEASURED})
+            found.append(
+                {
+                    name: v
+                    for name, v in event.items()
+                    if name not in MEASURED and not name.endswith("_seconds")
+                }
+            )
     return found
 
 

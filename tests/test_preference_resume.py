@@ -62,7 +62,7 @@ def wait_for(file: Path, text: str, times: int, process: Process) -> None:
 def steps(out: Path, stage: str) -> list[dict[str, Any]]:
     """All that the steps' events say but for what is measured with a clock."""
     return [
-        {k: v for k, v in e.items() if k not in MEASURED}
+        {k: v for k, v in e.items() if k not in MEASURED and not k.endswith("_seconds")}
         for e in read(out / stage / "events.jsonl")
         if e["event"] == "step"
     ]

@@ -301,7 +301,13 @@ def steps_of(files: Path, stage: str, out: Path, backend: str, **changes: Any) -
     found = []
     for event in read(out / stage / "events.jsonl"):
         if event["event"] == "step":
-            found.append({name: x for name, x in event.items() if name not in MEASURED})
+            found.append(
+                {
+                    name: x
+                    for name, x in event.items()
+                    if name not in MEASURED and not name.endswith("_seconds")
+                }
+            )
     return found
 
 

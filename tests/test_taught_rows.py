@@ -24,6 +24,7 @@ from ondevice.models.network import network
 from ondevice.rewards.scorer import Scores
 from ondevice.rl.advantages import group_advantages
 from ondevice.rl.rollout import Sampled
+from ondevice.rl.step_times import StepTimes
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -72,8 +73,10 @@ def test_rewards_are_found_while_the_device_reads() -> None:
     feed.scorer = SimpleNamespace(logprobs=logprobs)  # type: ignore[assignment]
     feed.ctx = SimpleNamespace(warn=told.append)  # type: ignore[assignment]
     feed._judge = judge  # type: ignore[method-assign]
-    scores, logps = feed._judged_and_read({}, [], rollout())
+    times = StepTimes()
+    scores, logps = feed._judged_and_read({}, [], rollout(), times)
     assert logps == {"old_logps": "read", "ref_logps": "read"} and told == scores.warnings
+    assert set(times.numbers()) == {"scoring_seconds", "rewards_seconds"}
 
 
 def learned_from(backend: Backend, cfg: GRPOConfig, batches: Any) -> tuple[float, Any]:

@@ -48,6 +48,7 @@ from ondevice.rl.micro_batches import (
 from ondevice.rl.problem_prompts import ProblemPrompts
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
+from ondevice.rl.step_times import StepTimes
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
@@ -224,8 +225,10 @@ class GRPOFeed:
         asked = [self.asked[i] for i in chosen]
         ids = [prompt.ids for prompt in asked]
         self._set_rows_at_once(self.sampler, ids)
-        sampled = self.sampler.draw(now, ids, cfg.group_size, stage="grpo", step=number)
-        scores, logps = self._judged_and_read(now, asked, sampled)
+        times = StepTimes()
+        with times.of("sampling"):
+            sampled = self.sampler.draw(now, ids, cfg.group_size, stage="grpo", step=number)
+        scores, logps = self._judged_and_read(now, asked, sampled, times)
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
         advantages = group_advantages(totals, scale).reshape(-1)
@@ -247,6 +250,7 @@ class GRPOFeed:
         numbers = {
             **reward_metrics(scores, totals),
             **length_metrics(sampled),
+            **times.numbers(),
             "groups": self.log.append(step + 1, groups),
         }
         if not updates.completions:
@@ -268,18 +272,26 @@ class GRPOFeed:
         self.scorer.batch_size = scoring_batch(self.ctx)
 
     def _judged_and_read(
-        self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled]
+        self,
+        params: Params,
+        asked: Sequence[Prompt],
+        sampled: Sequence[Sampled],
+        times: StepTimes,
     ) -> tuple[Scores, dict[str, list[Floats]]]:
         """The rewards, and the log-probabilities that the updates need beside their own. Rewards
         are the processor's, or another process's: they are found while the device reads.
         """
         each = self.cfg.group_size
         if self.cfg.updates == 1 and not self.cfg.beta:
-            return self.score(asked, sampled, each), {}
+            with times.of("rewards"):
+                return self.score(asked, sampled, each), {}
         with ThreadPoolExecutor(1, "rewards") as beside:
             judging = beside.submit(self._judge, asked, sampled, each)
-            logps = self._logps(params, sampled)
-            return self._told(judging.result()), logps
+            with times.of("scoring"):
+                logps = self._logps(params, sampled)
+            with times.of("rewards"):
+                scores = self._told(judging.result())
+            return scores, logps
 
     def _logps(self, params: Params, sampled: Sequence[Sampled]) -> dict[str, list[Floats]]:
         """By the policy as it is, where it changes between updates; by the reference, where the

@@ -50,6 +50,7 @@ from ondevice.rl.micro_batches import (
 )
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, mean_kl, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
+from ondevice.rl.step_times import StepTimes
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.seam.protocols import Backend
@@ -208,14 +209,17 @@ class PPOFeed:
         asked = [self.asked[i] for i in chosen]
         ids = [prompt.ids for prompt in asked]
         self._set_rows_at_once(ids)
-        sampled = self.sampler.draw(now, ids, 1, stage="ppo", step=number)
-        found = self.rollout(now, asked, sampled, self.leash.coef)
+        times = StepTimes()
+        with times.of("sampling"):
+            sampled = self.sampler.draw(now, ids, 1, stage="ppo", step=number)
+        found = self.rollout(now, asked, sampled, times)
         self.no_signal.look_at_scores(step + 1, found.scores)
         advantages = [float(row.mean()) for row in found.tokens["advantages"]]
         groups = to_records(asked, sampled, {"score": found.scores}, found.scores, advantages)
         numbers = {
             **found.numbers,
             **length_metrics(sampled),
+            **times.numbers(),
             "kl_coef": self.leash.coef,
             "groups": self.log.append(step + 1, groups),
         }
@@ -237,15 +241,21 @@ class PPOFeed:
             scorer.batch_size = scoring_batch(self.ctx)
 
     def rollout(
-        self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float
+        self,
+        params: Params,
+        asked: Sequence[Prompt],
+        sampled: Sequence[Sampled],
+        times: StepTimes,
     ) -> Rollout:
         """The completions with all that the updates learn from them."""
         rows = rows_of(sampled)
-        old = self.scorer.logprobs(params, rows)
-        ref = self.scorer.logprobs(self.reference, rows)
-        values = self.critic.values(sub(params, "value."), rows)
-        scores = self.scores(asked, sampled)
-        return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
+        with times.of("scoring"):
+            old = self.scorer.logprobs(params, rows)
+            ref = self.scorer.logprobs(self.reference, rows)
+            values = self.critic.values(sub(params, "value."), rows)
+        with times.of("rewards"):
+            scores = self.scores(asked, sampled)
+        return assemble(old, ref, values, scores, self.leash.coef, self.cfg.gamma, self.cfg.lam)
 
     def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError

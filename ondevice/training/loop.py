@@ -282,6 +282,7 @@ class _Fit:
         work = self.rows.attempt(state.step, ROLLOUT, plan)
         if not isinstance(self.feed, Prefetcher):
             self.backend.clear_cache()  # a rollout's shapes are of no use to an update
+        planned = ticks()
         outs, batches, ruined = self._update(work, lr)
         skipped = sum(bool(out.pop("skipped")) for out in outs)
         nothing = bool(outs) and skipped == len(outs)
@@ -289,7 +290,8 @@ class _Fit:
         tokens = work.tokens
         if tokens is None:
             tokens = int(count_targets(batches))
-        seconds = ticks() - began
+        now = ticks()
+        seconds = now - began
         state.step += 1
         state.tokens += tokens
         self._forget_measurement()
@@ -302,6 +304,8 @@ class _Fit:
             "seconds": seconds,
             "memory_bytes": self.backend.memory().peak,
         }
+        if not isinstance(self.feed, Prefetcher):
+            numbers["update_seconds"] = now - planned
         self.ctx.events.emit("step", state.step, **numbers)
         if skipped:
             self.ctx.warn("the gradient is not finite: this step changed nothing", state.step)
