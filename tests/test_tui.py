@@ -417,7 +417,7 @@ def test_the_foot_shows_every_action(tmp_path: Path) -> None:
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        for mode in ("road", "train", "ladder"):
+        for mode in ("road", "train", "ladder", "reason", "chat"):
             app.action_go(mode)
             await until(
                 pilot, lambda: [key for key in app.screen.query(FooterKey) if key.size], mode

@@ -25,6 +25,7 @@ from textual.worker import get_current_worker
 from ondevice.common.json_files import parse_json
 from ondevice.common.progress import duration
 from ondevice.runs.events import ONCE, read_at
+from ondevice_tui.group_places import GroupPlaces
 from ondevice_tui.messages import StageNews
 from ondevice_tui.series import Series
 
@@ -33,10 +34,10 @@ NEWS_S = 0.5  # between two messages to the screen: drawing costs more than read
 CHUNK = 1 << 16  # bytes parsed under one hold of the lock: some milliseconds
 FIELDS = 64  # series kept of one kind of event; a file with more is no stage's
 NOTES = 500  # warnings and samples remembered; older ones stay in the file
-GROUPS = 50_000  # steps whose groups can be gone to: two numbers each
 _NUMBERS = frozenset((int, float, type(None)))
 _NO_CURVES = frozenset(("event", "step", "groups", "offset"))
 _RESUME = b'"resume"'
+_CURVES = (*ONCE, "before")  # "before" is the measurement before the first step
 _LAST_STEP = 1 << 53
 """Whole numbers beyond it are no steps, and no figures: curves are of floats."""
 LONGEST = 64 << 20  # bytes of a line
@@ -56,9 +57,10 @@ class History:
         self.start: dict[str, Any] = {}
         # (step, byte offset in samples.jsonl)
         self.samples: deque[tuple[int, int]] = deque(maxlen=NOTES)
-        self.groups: deque[tuple[int, int]] = deque(maxlen=GROUPS)  # the same in groups.jsonl
-        # and of the measurements on held-out prompts
+        self.groups = GroupPlaces()  # the same in groups.jsonl
+        # and of the measurements on held-out prompts, the one before the first step among them
         self.held_out: deque[tuple[int, int]] = deque(maxlen=NOTES)
+        self.first_held_out: tuple[int, int] | None = None  # which stays when older ones go
         # (time, step, what happened)
         self.notes: deque[tuple[float, int | None, str]] = deque(maxlen=NOTES)
         self.events = 0
@@ -100,21 +102,31 @@ class History:
         self.version += 1
         self.last_kind = kind
         # a process that was killed between a checkpoint and the end measures anew
-        is_repeated = kind in ONCE and self.newest.get(kind, {}).get("step") == step
+        is_repeated = kind in _CURVES and self.newest.get(kind, {}).get("step") == step
         self.newest[kind] = event
         if kind == "start" and not self.start:
             self.start = event
         elif kind in ("start", "settings") and event.get("steps"):
             # settled after the start, or more at a resume
             self.start = {**self.start, "steps": event["steps"]}
-        elif kind in ONCE and isinstance(step, int) and not is_repeated:
+        elif kind in _CURVES and isinstance(step, int) and not is_repeated:
             self._points(self.steps if kind == "step" else self.evals, event, step)
-        if isinstance(step, int):
-            place = event.get("offset" if kind == "sample" else "groups")
-            kept = {"sample": self.samples, "step": self.groups, "eval": self.held_out}.get(kind)
-            if kept is not None and isinstance(place, int):
-                kept.append((step, place))
+        if isinstance(step, int) and not is_repeated:
+            self._keep_place(kind, event, step)
         self._note(kind, event, step if isinstance(step, int) else None)
+
+    def _keep_place(self, kind: str, event: dict[str, Any], step: int) -> None:
+        """Where the long texts of an event stand."""
+        place = event.get("offset" if kind == "sample" else "groups")
+        if not isinstance(place, int):
+            return
+        if kind == "step":
+            self.groups.add(step, place)
+        elif kind in ("eval", "before"):
+            self.held_out.append((step, place))
+            self.first_held_out = self.first_held_out or (step, place)
+        elif kind == "sample":
+            self.samples.append((step, place))
 
     def _points(self, curves: dict[str, Series], event: dict[str, Any], step: int) -> None:
         for name, value in event.items():
@@ -141,7 +153,7 @@ class History:
             "done": "✓ done",
             "paused": f"‖ paused: {event.get('reason', '')}",
         }.get(kind)
-        if kind == "eval":
+        if kind in ("eval", "before"):
             text = _held_out(event)
         if kind == "paused" and isinstance(event.get("seconds"), (int, float)):
             text = f"{text}, {duration(event['seconds'])}"

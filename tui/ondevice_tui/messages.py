@@ -20,6 +20,25 @@ class StageNews(Message):
 
 
 @dataclass
+class ProblemsRead(Message):
+    """More of the groups' file has been read into somebody's `Problems`."""
+
+    problems: Any
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, ProblemsRead) and message.problems is self.problems
+
+
+@dataclass
+class GroupFound(Message):
+    """What a search through all groups came to: (step, group in it), None where none passes.
+    `number` is the search's: a later one makes it void."""
+
+    number: int
+    place: tuple[int, int] | None
+
+
+@dataclass
 class RunsRead(Message):
     """What stands in the folder of runs now (`road.RunsReader`); `trouble` says why it cannot be
     read.

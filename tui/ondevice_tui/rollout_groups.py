@@ -15,7 +15,6 @@ from ondevice_tui.event_reader import History, texts_at
 
 RIGHT = ("correct", "code", "accuracy", "exact", "exact_match", "answer", "math")
 """Rewards that say whether an answer is right, by their usual names."""
-SEARCHED = 80  # steps looked through for a group that passes a filter, at one key
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,10 @@ class Answer:
     right: bool | None
     tests: str = ""
     """How many unit tests passed, and what the first that did not came to; empty: there were none."""
+
+    def mentions(self, text: str) -> bool:
+        """Whether the completion has this text, in small letters."""
+        return text in self.text.lower()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,23 @@ class Group:
         if len(found) > 1:
             return statistics.stdev(found)
         return 0.0
+
+    @property
+    def reward(self) -> float | None:
+        """The mean reward; None where no completion has one."""
+        found = [a.reward for a in self.answers if a.reward is not None]
+        return statistics.fmean(found) if found else None
+
+    @property
+    def value(self) -> float | None:
+        """The share of right completions; where nothing tells which are, the mean reward."""
+        if any(answer.right is not None for answer in self.answers):
+            return self.right / len(self.answers)
+        return self.reward
+
+    def mentions(self, text: str) -> bool:
+        """Whether the prompt or a completion has this text, in small letters."""
+        return text in self.prompt.lower() or any(a.mentions(text) for a in self.answers)
 
 
 def _any(group: Group) -> bool:
@@ -93,153 +113,25 @@ FILTERS: Mapping[str, Callable[[Group], bool]] = {
 }
 
 
+ORDERS: Mapping[str, Callable[[Answer], float]] = {
+    "as written": lambda answer: 0.0,
+    "best first": lambda answer: math.inf if answer.reward is None else -answer.reward,
+    "longest first": lambda answer: -answer.tokens,
+}
+"""In which completions may stand: by a number of each."""
+
+
 def groups_at(path: Path, step: int, offset: int) -> list[Group]:
     """The groups of the record at this place; what is not as it should be is left out."""
-    record = texts_at(path, offset) or {}
+    return groups_of(texts_at(path, offset) or {}, step)
+
+
+def groups_of(record: Mapping[str, Any], step: int) -> list[Group]:
+    """The groups of a record; what is not as it should be is left out."""
     found = record.get("groups")
     if isinstance(found, list):
         return [_group(step, raw) for raw in found if isinstance(raw, Mapping)]
     return []
-
-
-class Browser:
-    """A place among all groups of a stage: (which record, which group in it), the newest unless it
-    was moved.
-    """
-
-    def __init__(self, path: Path, history: History) -> None:
-        self.path = path
-        self.history = history
-        self.filter = "all"
-        self.pinned = ""  # the one prompt whose groups pass; empty: any
-        self.place: tuple[int, int] | None = None  # (step, group in it); None follows the newest
-        self._read: dict[int, list[Group]] = {}
-
-    def current(self) -> tuple[Group | None, int, int]:
-        """(the group, its number in its step, groups of that step); the newest that passes where
-        none was chosen.
-        """
-        found = self.place
-        if found is None:
-            found = self._search(None, -1)
-        if found is None:
-            return None, 0, 0
-        step, number = found
-        groups = self._groups(step)
-        if number < len(groups):
-            return groups[number], number, len(groups)
-        return None, 0, 0
-
-    def move(self, by: int) -> bool:
-        """To the next group that passes the filter, newer (1) or older (-1); False where none was
-        found near.
-        """
-        here = self.place or self._search(None, -1)
-        found = None
-        if here is not None:
-            found = self._search(here, by)
-        if found is not None:
-            self.place = found
-            return True
-        if by > 0:  # the newest is followed again
-            self.place = None
-            return True
-        return False
-
-    def go_to(self, step: int) -> bool:
-        """To the first group that passes the filter at this step, or near it; False where none was
-        found.
-        """
-        found = self._search((step, -1), 1) or self._search((step, 0), -1)
-        if found is not None:
-            self.place = found
-        return found is not None
-
-    def passes(self, group: Group) -> bool:
-        return FILTERS[self.filter](group) and (not self.pinned or group.prompt == self.pinned)
-
-    def _search(self, start: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
-        """The nearest group that passes, newer (1) or older (-1) than `start`; from the newest step
-        on where that is None. None where SEARCHED steps have none."""
-        with self.history.lock:
-            steps = [step for step, _ in self.history.groups]
-        if not steps:
-            return None
-        at = _newest_until(steps, start)
-        inside: int | None = None  # the group of the first step behind which it begins
-        if start is not None and steps[at] == start[0]:
-            inside = start[1]
-        for _ in range(SEARCHED):
-            if not 0 <= at < len(steps):
-                return None
-            number = self._passing(self._groups(steps[at]), inside, by)
-            if number is not None:
-                return steps[at], number
-            at += by
-            inside = None
-        return None
-
-    def _passing(self, groups: list[Group], inside: int | None, by: int) -> int | None:
-        """The first of these groups that passes, beyond group `inside` where that is one of them."""
-        if by > 0:
-            begin = 0 if inside is None else inside + 1
-            order = range(max(begin, 0), len(groups))
-        else:
-            begin = len(groups) - 1 if inside is None else inside - 1
-            order = range(min(begin, len(groups) - 1), -1, -1)
-        for number in order:
-            if self.passes(groups[number]):
-                return number
-        return None
-
-    def _groups(self, step: int) -> list[Group]:
-        if step not in self._read:
-            offset = self._offset(step)
-            if offset is None:
-                return []
-            if len(self._read) > SEARCHED:
-                self._read.clear()
-            self._read[step] = groups_at(self.path, step, offset)
-        return self._read[step]
-
-    def _offset(self, step: int) -> int | None:
-        """Where the newest record of this step begins in the file."""
-        with self.history.lock:
-            for known, offset in reversed(self.history.groups):
-                if known == step:
-                    return offset
-        return None
-
-
-class HeldOut:
-    """The same few held-out prompts at every measurement: one of them over the steps."""
-
-    def __init__(self, path: Path, history: History) -> None:
-        self.path = path
-        self.history = history
-        self.problem = 0
-        self._read: dict[tuple[int, int], list[Group]] = {}
-
-    def course(self) -> tuple[list[Group], int, int]:
-        """(the chosen prompt with its one completion at each measurement, the newest first; the
-        prompt's number; how many prompts there are)."""
-        with self.history.lock:
-            places = list(self.history.held_out)
-        read = {}
-        for place in places:
-            read[place] = self._read.get(place) or groups_at(self.path, *place)
-        self._read = read
-        measured = [groups for groups in self._read.values() if groups]
-        if not measured:
-            return [], 0, 0
-        prompts = [group.prompt for group in measured[-1]]
-        at = self.problem % len(prompts)
-        found = []
-        for groups in reversed(measured):
-            for group in groups:
-                if group.prompt == prompts[at] and group.answers:
-                    found.append(group)
-        return found, at, len(prompts)
 
 
 def warnings(history: History) -> list[str]:
@@ -274,16 +166,6 @@ def _ends(history: History, name: str) -> tuple[float, float] | None:
     if part < 2:
         return None
     return sum(means[:part]) / part, sum(means[-part:]) / part
-
-
-def _newest_until(steps: list[int], start: tuple[int, int] | None) -> int:
-    """The place of the last step that is not beyond `start`, else the first."""
-    if start is None:
-        return len(steps) - 1
-    for place in range(len(steps) - 1, -1, -1):
-        if steps[place] <= start[0]:
-            return place
-    return 0
 
 
 def _group(step: int, raw: Mapping[str, Any]) -> Group:

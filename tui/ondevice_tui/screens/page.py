@@ -38,6 +38,10 @@ class Card(Steady, ModalScreen[T]):
 
     BINDINGS: ClassVar[list[BindingType]] = [_COPY]
 
+    @property
+    def ui(self) -> OndeviceApp:
+        return cast("OndeviceApp", self.app)
+
 
 class Page(Steady, Screen[Any]):
     """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""

@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
-from textual.widget import Widget
 from textual.widgets import OptionList
 
-from ondevice.common.progress import number
-from ondevice_tui.rollout_groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
-from ondevice_tui.screens.reward_lines import answer_line, head, marked, reward_names
-from ondevice_tui.screens.stage_page import SHORT, StagePage
-from ondevice_tui.series import Columns, spark
-from ondevice_tui.widgets.curve import SCALES, Curve, Trace
+from ondevice_tui.group_browser import At
+from ondevice_tui.messages import ProblemsRead
+from ondevice_tui.problems import ORDERS as PROBLEM_ORDERS
+from ondevice_tui.problems import Problem, group_of
+from ondevice_tui.rollout_groups import FILTERS, ORDERS, Group, groups_at
+from ondevice_tui.screens.reward_cards import FirstAndNow, FullCompletion
+from ondevice_tui.screens.reward_curves import RewardCurves
+from ondevice_tui.screens.reward_page import RewardPage
 from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
-
-CURVES = (
-    "reward",
-    "accuracy",
-    "kl",
-    "entropy",
-    "completion_length",
-    "zero_spread",
-    "clip_fraction",
-)
-NO_STAGE = (
-    "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, s starts one."
-)
-
-NO_SUCH = "No such group in the last steps. f: another filter, p: every problem."
-NO_HELD = "No held-out problem measured yet: eval_every says when. h: the groups."
 
 
-class Shown(NamedTuple):
-    """An answer in the list: its name beside it, the title of its own card, and its prompt."""
-
-    name: str
-    title: str
-    prompt: str
-    answer: Answer
-
-
-class ReasonScreen(StagePage):
+class ReasonScreen(RewardPage):
     ABOUT = """\
-Stages that learn from rewards (PPO, GRPO). Above: the mean reward with its spread, or another curve (v), and each \
-reward by itself. Below: a prompt with its completions, their rewards and advantages; ✓ right, ✗ wrong, … cut at the \
-length limit. █ is an advantage above the group's mean, ▒ one below: what has █ becomes likelier. Without [ or ] the \
-newest group is shown as training goes on. h watches a held-out problem, from which nothing is learned: its answer at \
-each measurement, the newest first; [ ] go to another problem."""
+Stages that learn from rewards (PPO, GRPO). Above: the mean reward with its spread, or another curve (v), held-out \
+measurements as o from before the first step on, and each reward by itself, or where a step's time goes (t). Below: \
+a prompt with its completions, their rewards and advantages; ✓ right, ✗ wrong, … cut at the length limit. █ is an \
+advantage above the group's mean, ▒ one below: what has █ becomes likelier. Without [ or ] the newest group is shown \
+as training goes on. m lists the problems with a strip each: how many completions were right over training (where \
+nothing tells, their reward), low ▁ to high █, a space where it was not asked. h watches a held-out problem, from \
+which nothing is learned. c sets the problem as it was answered first against now."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "left_square_bracket",
@@ -63,309 +37,61 @@ each measurement, the newest first; [ ] go to another problem."""
         ),
         Binding("right_square_bracket", "group(1)", "newer group", show=False, key_display="]"),
         Binding(
+            "left_curly_bracket",
+            "step(-1)",
+            "step",
+            key_display="{ }",
+            tooltip="The groups of the step before",
+        ),
+        Binding("right_curly_bracket", "step(1)", "newer step", show=False, key_display="}"),
+        Binding("0", "go_to(0)", "first", tooltip="The first group of the training"),
+        Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
+        Binding("G", "which_step", "to step", tooltip="The groups of a step: a number, then Enter"),
+        Binding("enter", "full", "full", tooltip="The highlighted one in full width; y copies it"),
+        Binding("s", "sort", "sort", tooltip="Completions as written, by reward, by length"),
+        Binding("slash", "search", "search", tooltip="Only groups that mention some words"),
+        Binding(
             "f",
             "filter(1)",
             "filter",
             tooltip="Groups shown: all, all right, all wrong, mixed, cut, no spread",
         ),
+        Binding("z", "no_spread", "flat", tooltip="Only groups that taught nothing, or all again"),
+        Binding("p", "pin", "same", tooltip="Only this problem, over all steps; or all again"),
         Binding(
-            "z", "no_spread", "no spread", tooltip="Only groups that taught nothing, or all again"
-        ),
-        Binding(
-            "p", "pin", "same problem", tooltip="Only this problem, over all steps; or all again"
+            "m", "problems", "problems", tooltip="Every problem over training, or the groups again"
         ),
         Binding(
             "h",
             "held_out",
-            "held-out",
+            "held",
             tooltip="One held-out problem over the steps, or the groups again",
         ),
-        Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
-        Binding("0", "go_to(0)", "first", tooltip="The first group of the training"),
-        Binding("G", "which_step", "to step", tooltip="The groups of a step: a number, then Enter"),
+        Binding("c", "compare", "diff", tooltip="This problem, first against now"),
         Binding(
             "v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"
         ),
-        Binding("y", "scale", "y scale", tooltip="y axis: fit, full, logarithmic"),
+        Binding("y", "scale", "scale", tooltip="y axis: fit, full, logarithmic"),
+        Binding("t", "times", "time", tooltip="Where a step's time goes, or each reward"),
         Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
-        Binding("d", "details", "details", tooltip="The end of the log, messages"),
+        Binding("d", "details", "log", tooltip="The end of the log, messages"),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
         Binding("R", "resume", "resume", tooltip="Go on from the newest checkpoint"),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.browser: Browser | None = None
-        self.held_out: HeldOut | None = None
-        self._watching = False  # a held-out problem over the steps, in place of the groups
-        self._curve = "reward"
-        self._group: Group | None = None
-        self._shown: list[Shown] = []
+    # the problems, in the background
 
-    def wanted(self) -> str:
-        """The stage that was asked for where it has rewards, else the newest that has some."""
-        state = self.ui.run_state
-        if not state:
-            return ""
-        with_rewards = []
-        for stage in reversed(state["stages"]):
-            if stage["stage"] in ("grpo", "ppo") or "reward" in stage["numbers"]:
-                with_rewards.append(stage["stage"])
-        if not with_rewards:
-            return ""
-        if self.ui.stage in with_rewards:
-            return self.ui.stage
-        return str(with_rewards[0])
-
-    def body(self) -> Iterable[Widget]:
-        with Horizontal(id="reason-top"):
-            yield Curve("no step yet", id="reward-curve", classes="box")
-            with Vertical(id="per-reward", classes="box"):
-                yield SafeText(id="per-reward-text")
-        yield SafeText(id="reason-told")
-        with Horizontal(id="reason-groups"):
-            with Vertical(id="group", classes="box"):
-                yield SafeText(id="prompt")
-                yield SafeText(id="head")
-                yield Rows(id="completions")
-            with VerticalScroll(id="completion", classes="box"):
-                yield SafeText(id="completion-text")
-
-    def on_mount(self) -> None:
-        self.query_one("#completions").focus()
-
-    def stage_changed(self) -> None:
-        self.browser = None
-        self.held_out = None
-        if self.folder is not None:
-            self.browser = Browser(self.folder.groups, self.history)
-            self.held_out = HeldOut(self.folder.groups, self.history)
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.show_history)
-
-    # what is shown
-
-    def show_history(self) -> None:
-        if self.folder is not None:
-            self.top(*self.status())
-        else:
-            self.top("rewards")
-        with self.history.lock:
-            self._show_curve()
-            self._show_rewards()
-            self._show_told()
-        self._show_answers()
-
-    def _show_curve(self) -> None:
-        curve = self.query_one("#reward-curve", Curve)
-        name = self._curve_shown()
-        series = self.history.steps.get(name)
-        if series is None or series.span is None:
-            why = "no step yet"
-            if self.folder is None:
-                why = "no rewards"
-            curve.show((), (0, 1), why)
-            titled(curve, "reward")
+    def on_problems_read(self, message: ProblemsRead) -> None:
+        problems = self.problems
+        if problems is None or message.problems is not problems or not self.is_current:
             return
-        first, last = series.span[0], float(max(self.history.total, series.span[1]))
-        columns = series.columns(curve.places, first, last)
-        title = f"{SHORT.get(name, name)} {number(series.last)}"
-        measured = name
-        if name == "reward":
-            band = self.history.steps.get("reward_std")
-            if band is not None:
-                columns = _with_spread(columns, band.columns(curve.places, first, last))
-                title += f" ±{number(band.last)}"
-            if "score" in self.history.evals:
-                measured = "score"  # as PPO calls it
-        traces = [Trace(columns)]
-        held_out = self.history.evals.get(measured)
-        if held_out is not None and len(held_out):
-            traces.append(Trace(held_out.columns(curve.places // 2, first, last), "o", "second"))
-            title += f"  o held-out {number(held_out.last)}"
-        curve.show(traces, (first, max(last, first)))
-        titled(curve, title, f"v curve  y: {curve.scale}")
-
-    def _curves_there(self) -> list[str]:
-        return [name for name in CURVES if name in self.history.steps]
-
-    def _curve_shown(self) -> str:
-        """The curve that was chosen, else the first that is there; empty without any."""
-        names = self._curves_there()
-        if self._curve in names:
-            return self._curve
-        if names:
-            return names[0]
-        return ""
-
-    def _show_rewards(self) -> None:
-        box = self.query_one("#per-reward")
-        width = max(box.size.width - 2, 20)
-        rewards = [name for name in self.history.steps if name.startswith("reward/")]
-        watched = [name for name in self._curves_there() if name != CURVES[0]]
-        rows = [self._course(name, "bold", width) for name in rewards]
-        rows += [self._course(name, "$muted", width) for name in watched]
-        title = "what to watch"
-        if rewards:
-            title = "each reward, and what to watch"
-        titled(box, title)
-        text = content("nothing yet", "$muted")
-        if rows:
-            text = lines(rows)
-        self.query_one("#per-reward-text", SafeText).show(text)
-
-    def _course(self, name: str, style: str, width: int) -> Content:
-        """A figure's name, its newest value and its course."""
-        series = self.history.steps[name]
-        shown = SHORT.get(name, name.removeprefix("reward/").replace("_", " "))
-        course = spark(series.columns(64).mean, max(min(width - 24, 16), 4))
-        last = cell(number(series.last), 8, right=True)
-        return line((cell(shown, 14), style), last, "  ", (course, "$primary"))
-
-    def _show_told(self) -> None:
-        rows = []
-        ended = self.ended_line()
-        if ended is not None:
-            rows.append(ended)
-        found = warnings(self.history)
-        if found:
-            rows.append(line((" ! ", "bold $warning"), ("; ".join(found), "$warning")))
-        shown = self.query_one("#reason-told", SafeText)
-        shown.display = bool(rows)
-        shown.show(lines(rows))
-
-    def _show_answers(self) -> None:
-        if self._watching:
-            self._show_held_out()
-        else:
-            self._show_group()
-        self._show_completion()
-
-    def _show_nothing(self, title: str, why: str) -> None:
-        self._shown = []
-        self.query_one("#completions", Rows).show([])
-        self.query_one("#head", SafeText).show("")
-        self.query_one("#prompt", SafeText).show(content(why, "$muted"))
-        titled(self.query_one("#group"), title, self._filter_told())
-
-    def _show_prompt(self, group: Group) -> None:
-        parts: list[str | tuple[str, str]] = [
-            (cell(group.prompt, 200).rstrip(), "bold"),
-            ("   truth ", "$muted"),
-        ]
-        if group.answer:
-            parts.append((cell(group.answer, 24).rstrip(), "bold $success"))
-        self.query_one("#prompt", SafeText).show(line(*parts))
-
-    def _show_held_out(self) -> None:
-        rows = self.query_one("#completions", Rows)
-        course: list[Group] = []
-        at = of = 0
-        if self.held_out is not None:
-            course, at, of = self.held_out.course()
-        passing: list[Group] = []
-        if self.browser is not None:
-            passing = list(filter(FILTERS[self.browser.filter], course))
-        if not passing:
-            self._show_nothing("held-out problems", self._why_no_held_out(course))
-            return
-        title = f"held-out problem {at + 1} of {of}"
-        if course[0].answers[0].right is not None:
-            right = sum(group.right for group in course)
-            title += f" · right at {right} of {len(course)} measurements"
-        titled(self.query_one("#group"), title, f"h training  [ ] problem  {self._filter_told()}")
-        self._show_prompt(passing[0])
-        names = reward_names(group.answers[0] for group in passing)
-        width = max(rows.size.width - 1, 30)
-        self.query_one("#head", SafeText).show(line((head(names, width, held_out=True), "$muted")))
-        newest = not rows.highlighted
-        self._shown = []
-        options = []
-        for group in passing:
-            step, answer = f"{group.step:,}", group.answers[0]
-            own_title = f"step {step} · held-out problem {at + 1}"
-            self._shown.append(Shown(f"step {step}", own_title, group.prompt, answer))
-            text = answer_line(step, answer, names, width, held_out=True)
-            options.append((f"held {group.step}", text))
-        rows.show(options)
-        if newest:
-            rows.highlighted = 0
-
-    def _why_no_held_out(self, course: list[Group]) -> str:
-        if course:
-            return NO_SUCH
-        if self.folder is None:
-            return NO_STAGE
-        return NO_HELD
-
-    def _show_group(self) -> None:
-        box, rows = self.query_one("#group"), self.query_one("#completions", Rows)
-        group, at, of, newest = None, 0, 0, "n newest"
-        if self.browser is not None:
-            group, at, of = self.browser.current()
-            if self.browser.place is None:
-                newest = "newest"
-        self._group = group
-        if group is None:
-            self._show_nothing("groups", self._why_empty())
-            return
-        count = f"completions {len(group.answers)}"
-        if any(answer.right is not None for answer in group.answers):
-            count = f"{group.right} of {len(group.answers)} right"
-        titled(
-            box,
-            f"step {group.step:,} · group {at + 1} of {of} · {count} · spread {number(group.spread)}",
-            f"{newest}  {self._filter_told()}",
-        )
-        self._show_prompt(group)
-        names = reward_names(group.answers)
-        width = max(rows.size.width - 1, 30)
-        self.query_one("#head", SafeText).show(line((head(names, width), "$muted")))
-        self._shown = []
-        options = []
-        for i, answer in enumerate(group.answers):
-            name = f"completion {i + 1}"
-            title = f"step {group.step:,} · {name}"
-            self._shown.append(Shown(name, title, group.prompt, answer))
-            options.append((str(i), answer_line(str(i + 1), answer, names, width)))
-        rows.show(options)
-
-    def _why_empty(self) -> str:
-        if self.folder is None:
-            return NO_STAGE
-        if self.browser is not None and (self.browser.filter != "all" or self.browser.pinned):
-            return NO_SUCH
-        return "No group written yet. The first step writes some."
-
-    def _filter_told(self) -> str:
-        browser = self.browser
-        if browser is None:
-            return ""
-        if browser.pinned:
-            return f"f: {browser.filter}  p: one problem"
-        return f"f: {browser.filter}"
-
-    def _show_completion(self) -> None:
-        box, text = self.query_one("#completion"), self.query_one("#completion-text", SafeText)
-        if not box.display:
-            return
-        at = self.query_one("#completions", Rows).highlighted
-        if at is None or at >= len(self._shown):
-            titled(box, "completion")
-            text.show(
-                content(
-                    "The highlighted completion in full; the answer that was read from it is marked.",
-                    "$muted",
-                )
-            )
-            return
-        shown = self._shown[at]
-        title = f"{shown.name} · {shown.answer.tokens} tokens"
-        if shown.answer.tests:
-            title += f" · {shown.answer.tests.partition(':')[0]}"
-        titled(box, title)
-        text.show(marked(shown.answer))
+        if self._compare is not None and not problems.unread:
+            prompt, self._compare = self._compare, None
+            with problems.lock:
+                problem = problems.problem_of(prompt, False)
+            self._compare_problem(problem)
+        if self._view == "problems" and not self.frozen:
+            self._show_answers()
 
     # keys
 
@@ -373,34 +99,82 @@ each measurement, the newest first; [ ] go to another problem."""
         self._show_completion()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        from ondevice_tui.screens.confirm import Details
-
         event.stop()
-        if event.option_index < len(self._shown):
-            shown = self._shown[event.option_index]
-            answer = shown.answer
-            prompt = line(("prompt  ", "$muted"), cell(shown.prompt, 2000).rstrip())
-            parts: list[str | tuple[str, str]] = [("reward  ", "$muted"), number(answer.reward)]
-            if not self._watching:
-                parts += [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]
-            parts += [("   parsed  ", "$muted"), cell(answer.parsed or "–", 60).rstrip()]
-            rows = [prompt, line(*parts), content(""), marked(answer)]
-            if answer.tests:
-                rows.insert(2, line(("tests  ", "$muted"), cell(answer.tests, 200).rstrip()))
-            self.app.push_screen(Details(shown.title, lines(rows)))
+        self.action_full()
 
-    def action_group(self, by: int) -> None:
-        if self._watching and self.held_out is not None:
-            self.held_out.problem += by
-        elif self.browser is not None and not self.browser.move(by):
-            self.ui.say("no such group further back")
+    def action_full(self) -> None:
+        """The highlighted completion in full width; of the problems, the groups of one."""
+        rows = self.query_one("#completions", Rows)
+        at = rows.highlighted
+        if at is None:
+            return
+        if self._view == "problems" and at < len(self._listed):
+            self._open_problem(self._listed[at])
+        elif at < len(self._shown):
+
+            def closed(last: int | None) -> None:
+                if last is not None and last < rows.option_count:
+                    rows.highlighted = last
+
+            self.app.push_screen(FullCompletion(self._shown, at), closed)
+
+    def _open_problem(self, problem: Problem) -> None:
+        assert self.browser is not None
+        group = self._group_of(problem, problem.newest)
+        if group is None:
+            self.ui.say("its groups are not in the file any more")
+        elif problem.held_out and self.held_out is not None:
+            self._view = "held"
+            course, _, of = self.held_out.course()
+            for number_ in range(of):
+                self.held_out.problem = number_
+                course = self.held_out.course()[0]
+                if course and course[0].prompt == group.prompt:
+                    break
+        else:
+            self._view = "groups"
+            self.browser.pinned = group.prompt
+            self.browser.search = ""
+            self.browser.filter = "all"
+            self.browser.go_to(problem.newest[0])
         self._show_answers()
 
+    def _group_of(self, problem: Problem, place: At) -> Group | None:
+        assert self.folder is not None
+        return group_of(problem, groups_at(self.folder.groups, *place))
+
+    def action_group(self, by: int) -> None:
+        self._stop_looking()
+        if self._view == "held" and self.held_out is not None:
+            self.held_out.problem += by
+        elif self._view == "groups" and self.browser is not None and not self.browser.move(by):
+            if self.browser.rest is not None:
+                self._look_further(self.browser.rest, by)
+            else:
+                self.ui.say("no such group further back")
+        self._show_answers()
+
+    def action_step(self, by: int) -> None:
+        self._to_groups()
+        self._stop_looking()
+        if self.browser is not None and not self.browser.move_step(by):
+            if self.browser.rest is not None:
+                self._look_further(self.browser.rest, by)
+            else:
+                self.ui.say("no such group in a step further on")
+        self._show_answers()
+
+    def _to_groups(self) -> None:
+        self._view = "groups"
+
     def action_go_to(self, step: int) -> None:
-        if self._watching:
-            self.action_held_out()
+        self._to_groups()
+        self._stop_looking()
         if self.browser is not None and not self.browser.go_to(step):
-            self.ui.say("no such group near that step")
+            if self.browser.rest is not None:
+                self._look_further((step, -1), 1)
+            else:
+                self.ui.say("no such group near that step")
         self._show_answers()
 
     def action_which_step(self) -> None:
@@ -415,23 +189,94 @@ each measurement, the newest first; [ ] go to another problem."""
 
         self.app.push_screen(Ask("which step?", ""), take)
 
-    def action_held_out(self) -> None:
-        self._watching = not self._watching
+    def action_search(self) -> None:
+        from ondevice_tui.screens.rate_cards import Ask
+
+        def take(typed: str | None) -> None:
+            if typed is not None and self.browser is not None:
+                self.browser.search = typed.strip().lower()
+                self._look_anew()
+
+        self.app.push_screen(
+            Ask("words in prompts and completions; none: all", self._searched), take
+        )
+
+    def _look_anew(self) -> None:
+        """From the newest group on, by another filter."""
+        self._stop_looking()
+        self._in_vain = None
+        if self.browser is not None:
+            self.browser.place = None
         self._show_answers()
+
+    def action_sort(self) -> None:
+        if self._view == "problems":
+            at = PROBLEM_ORDERS.index(self._problem_order)
+            self._problem_order = PROBLEM_ORDERS[(at + 1) % len(PROBLEM_ORDERS)]
+        elif self._view == "held":
+            self.ui.say("measurements stand by their steps, the newest first")
+        elif self.browser is not None:
+            names = list(ORDERS)
+            self.browser.order = names[(names.index(self.browser.order) + 1) % len(names)]
+        self._show_answers()
+
+    def action_problems(self) -> None:
+        self._view = "groups" if self._view == "problems" else "problems"
+        if self._view == "problems":
+            self._read_problems()
+        self._show_answers()
+
+    def action_held_out(self) -> None:
+        self._view = "groups" if self._view == "held" else "held"
+        self._show_answers()
+
+    def action_compare(self) -> None:
+        """The problem in view as it was answered first, and now."""
+        at = self.query_one("#completions", Rows).highlighted
+        if self._view == "problems" and at is not None and at < len(self._listed):
+            self._compare_problem(self._listed[at])
+        elif self._view == "held" and self.held_out is not None:
+            course = self.held_out.course()[0]
+            self._show_compared(course[-1] if course else None, course[0] if course else None)
+        elif self._view == "groups" and self._group is not None:
+            self._read_problems()
+            assert self.problems is not None
+            with self.problems.lock:
+                read = not self.problems.unread
+                problem = self.problems.problem_of(self._group.prompt, False)
+            if read:
+                self._compare_problem(problem)
+            else:
+                self._compare = self._group.prompt
+                self.ui.say("reading all groups: the problem's first one comes in a moment")
+
+    def _compare_problem(self, problem: Problem | None) -> None:
+        if problem is None:
+            self.ui.say("this problem is not among those that are kept apart")
+            return
+        self._show_compared(
+            self._group_of(problem, problem.first), self._group_of(problem, problem.newest)
+        )
+
+    def _show_compared(self, first: Group | None, now: Group | None) -> None:
+        if first is None or now is None or not first.answers or not now.answers:
+            self.ui.say("nothing to compare yet")
+        elif first.step == now.step:
+            self.ui.say(f"this problem was asked at step {now.step:,} alone, so far")
+        else:
+            self.app.push_screen(FirstAndNow(first, now))
 
     def action_filter(self, by: int) -> None:
         if self.browser is not None:
             names = list(FILTERS)
             self.browser.filter = names[(names.index(self.browser.filter) + by) % len(names)]
-            self.browser.place = None
-            self._show_answers()
+            self._look_anew()
 
     def action_no_spread(self) -> None:
         if self.browser is not None:
             without = self.browser.filter == "no spread"
             self.browser.filter = "all" if without else "no spread"
-            self.browser.place = None
-            self._show_answers()
+            self._look_anew()
 
     def action_pin(self) -> None:
         if self.browser is not None:
@@ -439,36 +284,28 @@ each measurement, the newest first; [ ] go to another problem."""
             if not self.browser.pinned and self._group is not None:
                 pinned = self._group.prompt
             self.browser.pinned = pinned
+            self._in_vain = None
             self._show_answers()
 
     def action_newest(self) -> None:
         rows = self.query_one("#completions", Rows)
-        if self._watching and rows.option_count:
+        if self._view == "held" and rows.option_count:
             rows.highlighted = 0
         elif self.browser is not None:
+            self._to_groups()
+            self._stop_looking()
             self.browser.place = None
         self._show_answers()
 
     def action_curve(self) -> None:
         with self.history.lock:
-            names = self._curves_there()
-        if names:
-            following = 0
-            if self._curve in names:
-                following = names.index(self._curve) + 1
-            self._curve = names[following % len(names)]
-            self.show_history()
-
-    def action_scale(self) -> None:
-        curve = self.query_one("#reward-curve", Curve)
-        curve.scale = SCALES[(SCALES.index(curve.scale) + 1) % len(SCALES)]
+            self.query_one(RewardCurves).next_curve(self.history)
         self.show_history()
 
+    def action_scale(self) -> None:
+        self.query_one(RewardCurves).next_scale()
+        self.show_history()
 
-def _with_spread(means: Columns, spread: Columns) -> Columns:
-    """The band of a mean and its standard deviation, column by column."""
-    if len(spread.mean) != len(means.mean):
-        return means
-    low = [m - s for m, s in zip(means.mean, spread.mean, strict=True)]
-    high = [m + s for m, s in zip(means.mean, spread.mean, strict=True)]
-    return Columns(means.x, low, high, means.mean, means.gaps)
+    def action_times(self) -> None:
+        self.query_one(RewardCurves).switch_times()
+        self.show_history()

@@ -11,6 +11,7 @@ from textual.widgets._footer import FooterKey
 MOST_ROWS = 3
 SHORT_ROWS = 1  # of a terminal of less than 24 lines; the palette and ? know the rest
 SHORT = 24
+ALWAYS = ("explain", "leave", "command_palette")  # they tell of every other key
 
 
 class Keys(Footer):
@@ -28,23 +29,49 @@ class Keys(Footer):
 
     def compose(self) -> ComposeResult:
         width, height = self._made_for = self.app.size
-        rows: list[list[FooterKey]] = [[]]
-        used = 0
+        keys: list[FooterKey] = []
         hides = getattr(self.screen, "hides", lambda action: False)  # what does not apply now
         for key in super().compose():
             assert isinstance(key, FooterKey)  # no binding of ours is grouped
             if hides(key.action):
                 continue
             key.remove_class("-command-palette")  # which would stand at the right end of its row
-            cells = cell_len(f"{key.key_display} {key.description} ")
-            if used + cells > width and rows[-1]:
-                rows.append([])
-                used = 0
-            rows[-1].append(key)
-            used += cells
-        for row in rows[: MOST_ROWS if height >= SHORT else SHORT_ROWS]:
+            keys.append(key)
+        for row in in_rows(keys, width, MOST_ROWS if height >= SHORT else SHORT_ROWS):
             yield HorizontalGroup(*row)
 
     def on_resize(self) -> None:
         if self._made_for != self.app.size and self._bindings_ready:
             self.call_after_refresh(self.recompose)
+
+
+def in_rows(keys: list[FooterKey], width: int, most: int) -> list[list[FooterKey]]:
+    """The keys in at most so many rows. Where they do not fit, the last row ends with those that
+    lead to all the others (ALWAYS), and the ones before these are left out."""
+    rows = _wrapped(keys, width)
+    if len(rows) <= most:
+        return rows
+    always = [key for key in keys if key.action.removeprefix("app.") in ALWAYS]
+    room = width - sum(_cells(key) for key in always)
+    others = [key for key in keys if key not in always]
+    rows = _wrapped(others, width)[:most]
+    while rows[-1] and sum(_cells(key) for key in rows[-1]) > room:
+        rows[-1].pop()
+    rows[-1] += always
+    return rows
+
+
+def _wrapped(keys: list[FooterKey], width: int) -> list[list[FooterKey]]:
+    rows: list[list[FooterKey]] = [[]]
+    used = 0
+    for key in keys:
+        if used + _cells(key) > width and rows[-1]:
+            rows.append([])
+            used = 0
+        rows[-1].append(key)
+        used += _cells(key)
+    return rows
+
+
+def _cells(key: FooterKey) -> int:
+    return cell_len(f"{key.key_display} {key.description} ")
