@@ -153,6 +153,32 @@ def test_the_pause_between_a_stop_and_its_resume_is_no_work(tmp_path: Path) -> N
     assert run_status.left(planned) == "≈ 3:10 left", "until a step is done, what the plan said"
 
 
+def test_sleep_a_full_disk_and_a_suspended_process_are_no_work(tmp_path: Path) -> None:
+    stage = RunFolder(tmp_path / "run").stage("sft")
+    stage.create()
+    now = [0.0]
+    with EventWriter(stage.events, now=lambda: now[0]) as events:
+
+        def step(number: int, seconds: float = 10.0, gap: float = 10.0) -> None:
+            now[0] += gap
+            events.emit("step", number, loss=1.0, seconds=seconds)
+
+        events.emit("start", 0, stage="sft", steps=100, config={})
+        for number in range(1, 21):
+            step(number)
+        step(21, gap=30_000.0)  # the machine slept: the clock of a step's seconds stood still
+        step(22, seconds=7_000.0, gap=7_000.0)  # it was suspended
+        now[0] += 500
+        events.emit("paused", reason="the disk is full", seconds=500.0)
+        step(23)
+        now[0] += 25  # a measurement, which is work
+        events.emit("eval", 23, loss=1.0)
+        step(24, seconds=12.0, gap=20.0)  # as a busy machine has them
+    found = stage_state(stage)
+    assert found["idle"] == 29_990 + 6_990 + 500 and found["paused"] == 500
+    assert run_status.left(found) == "14:31 left"  # 76 steps of 275 / 24 seconds
+
+
 def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

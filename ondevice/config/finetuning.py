@@ -137,7 +137,10 @@ class ClassifyConfig(TrainingConfig):
     texts need, up to the model's context."""
 
     gives = "classifier"
-    without_effect = {"sample_every": "a classifier writes no answers"}
+    without_effect = {
+        "sample_every": "a classifier writes no answers",
+        "sample_prompts": "a classifier writes no answers",
+    }
 
     def check(self) -> None:
         super().check()

@@ -180,7 +180,10 @@ class RewardConfig(PairsConfig):
     """
 
     gives = "reward"
-    without_effect = {"sample_every": "a reward model writes no answers"}
+    without_effect = {
+        "sample_every": "a reward model writes no answers",
+        "sample_prompts": "a reward model writes no answers",
+    }
 
     def check(self) -> None:
         super().check()

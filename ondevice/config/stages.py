@@ -194,6 +194,9 @@ class TrainingConfig(RowsConfig, StageConfig):
     """Batches of held-out data a measurement reads at most."""
     sample_every: int = 0
     """Steps between answers to the fixed prompts; 0: only at the end."""
+    sample_prompts: str = ""
+    """The fixed prompts: several with | between them, or a file with one a line; one that ends in …
+    is continued. Empty: the recipe's, else the first three of what is held out."""
     save_every: AutoInt = auto()
     """Steps between checkpoints; 0: only at the end and at a stop. auto: at every second
     measurement. A save measures nothing."""

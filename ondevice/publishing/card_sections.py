@@ -52,6 +52,7 @@ _LEFT_OUT = {
     "keep",
     "save_every",
     "sample_every",
+    "sample_prompts",
     "push_every",
     "push_to",
     "ratings",

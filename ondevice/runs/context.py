@@ -116,12 +116,19 @@ class Context:
     """What the stage will take, in a line, until it is told."""
     settled: TrainingConfig | None = None
     """The stage's settings, with a number in place of each `auto`; None: nothing is settled yet."""
+    asked: Sequence[str | tuple[str, Sequence[int]]] | None = None
+    """The fixed prompts, of those from held-out data (text, ids); None: the run's."""
     taken: ResultRecord | None = None
     """Whose weights the stage's result has, once it is trained."""
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def prompts(self) -> Sequence[str | tuple[str, Sequence[int]]]:
+        """What the model is asked through training and at its end."""
+        return self.shared.prompts if self.asked is None else self.asked
 
     @property
     def data(self) -> DataContext:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
@@ -184,9 +186,11 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     died (its process is gone and left no word). `holder` names the process that trains, `last` is
     the time of the newest event. `since` (time, step): where it began or went on last, or the first
     step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
-    those resumes that are in that part. `waiting`: why the process that trains it does nothing now,
-    as on a full disk; empty where it works. `planned`: seconds that its plan said, where it had a
-    time. `time`: how much of the run's time was used as it began (fields of `RunTime`), where the
+    those resumes that are in that part; `idle`: seconds after `since` in which nothing was done
+    (the disk was full, the machine slept, the process was suspended). `waiting`: why the
+    process that trains it does nothing now, as on a full disk; empty where it works. `planned`:
+    seconds that its plan said, where it had a time. `time`: how much of the run's time was used
+    as it began (fields of `RunTime`), where the
     run has one.
     """
     first = events.first_event(stage.events)
@@ -214,6 +218,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "last": seen.newest_time(),
         "since": seen.since,
         "paused": seen.paused,
+        "idle": seen.idle,
         "holder": holder,
         "waiting": str((holder or {}).get("paused") or ""),
         "message": str(ended.get("message", "")),
@@ -234,6 +239,10 @@ def _planned(first: Mapping[str, Any]) -> float | None:
     return _number(plan.get("seconds")) if isinstance(plan, Mapping) else None
 
 
+_USUAL = 64  # steps by which one is unusual
+_NOTICED_S = 30.0  # in which nothing is done: less may be a checkpoint, or a busy machine
+
+
 class _Events:
     """What the part of an event file that is read says: the newest event, also of each kind, the
     newest step, and `since` and `paused` as in `stage_state`.
@@ -245,6 +254,8 @@ class _Events:
         self.step: int | None = None
         self.since: tuple[float, int] | None = None
         self.paused = 0.0
+        self.idle = 0.0  # since `since`
+        self._step_seconds: deque[float] = deque(maxlen=_USUAL)
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Takes in the event after the one that was added last."""
@@ -252,7 +263,11 @@ class _Events:
         before = _number(self.last.get("t"))
         resumed = event.get("event") == "resume"
         if event.get("event") == "paused":
-            self.paused += max(_number(event.get("seconds")) or 0.0, 0.0)
+            waited = max(_number(event.get("seconds")) or 0.0, 0.0)
+            self.paused += waited
+            self.idle += waited
+        elif event.get("event") == "step" and at is not None and before is not None:
+            self.idle += self._idle_before(event, at - before)
         self.last = event
         self.newest[str(event.get("event", ""))] = event
         if isinstance(event.get("step"), int):
@@ -263,6 +278,22 @@ class _Events:
             self.paused += max(at - before, 0.0)
         if self.step is not None and (resumed or self.since is None):
             self.since = (at, self.step)
+            self.idle = 0.0
+
+    def _idle_before(self, step: Mapping[str, Any], gap: float) -> float:
+        """Seconds of the `gap` before a step's event in which nothing was done: what is beyond the
+        step's own seconds by far (a clock that stands still in a sleep), or beyond those that are
+        usual (a process that was suspended)."""
+        seconds = _number(step.get("seconds"))
+        if seconds is None or seconds < 0:
+            return 0.0
+        usual = statistics.median(self._step_seconds) if self._step_seconds else seconds
+        self._step_seconds.append(seconds)
+        work = seconds
+        if len(self._step_seconds) > _USUAL // 8 and seconds > 10 * usual:
+            work = usual
+        idle = max(gap, seconds) - work
+        return idle if idle > _NOTICED_S + 3 * work else 0.0
 
     def newest_time(self) -> float | None:
         """The time of the newest event."""

@@ -31,7 +31,7 @@ from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch
 from ondevice.data.token_cache import cached
 from ondevice.datasets.preference_pairs import PairData
-from ondevice.inference.fixed_prompts import sampler
+from ondevice.inference.fixed_prompts import held_prompts, sampler
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model, require_generative
 from ondevice.rl.rollout import Sampler, mean_kl, rows_of
@@ -89,7 +89,12 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         measure,
         ctx,
         cfg,
-        sample=sampler(model, ctx),
+        sample=sampler(
+            model,
+            ctx,
+            cfg,
+            lambda: held_prompts(map(_prompt_of, found.held), model.tokenizer),
+        ),
         restart=lambda: start_model(cfg, ctx.backend).params,
     )
     used = cast_once(model, params, ctx.backend)
@@ -101,6 +106,10 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         "kl": kl_from_start(used, model, found.held, cfg, ctx),
     }
     return StageResult(model.with_params(params), marks, notes=found.notes)
+
+
+def _prompt_of(pair: TokenPair) -> list[int]:
+    return [int(token) for token in pair.chosen.prompt]
 
 
 def start_model(cfg: DPOConfig, backend: Backend) -> Model:

@@ -44,6 +44,7 @@ _NO_MATTER = {
     "keep",
     "save_every",
     "sample_every",
+    "sample_prompts",
     "eval_batches",
     "push_every",
     "push_to",

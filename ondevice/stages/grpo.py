@@ -30,7 +30,7 @@ from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import room_for
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.prompts import Prompt, thought_opening
-from ondevice.inference.fixed_prompts import sampler
+from ondevice.inference.fixed_prompts import held_questions, sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.rewards.isolate import Limits
 from ondevice.rewards.scorer import Rewards, Scores
@@ -111,7 +111,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             feed.watch,
             ctx,
             cfg,
-            sample=sampler(policy, ctx),
+            sample=sampler(policy, ctx, cfg, partial(held_questions, feed.held, policy.tokenizer)),
             better=feed.better,
             restart=None if held else lambda: start_model(cfg, ctx.backend).params,
         )

@@ -34,7 +34,7 @@ from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.prompts import Prompt, prompts, thought_opening
 from ondevice.datasets.spec import DataSpec
-from ondevice.inference.fixed_prompts import sampler
+from ondevice.inference.fixed_prompts import held_questions, sampler
 from ondevice.models.model import Model, require_generative
 from ondevice.models.score_head import with_head
 from ondevice.models.shapes import shapes
@@ -95,7 +95,7 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
         feed.watch,
         ctx,
         cfg,
-        sample=sampler(policy, ctx),
+        sample=sampler(policy, ctx, cfg, partial(held_questions, feed.held, policy.tokenizer)),
         beside={"value": value},
         better=BestMetric("score", higher=True),
         restart=None

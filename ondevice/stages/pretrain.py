@@ -4,8 +4,11 @@ was (an encoder-decoder)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
@@ -16,7 +19,7 @@ from ondevice.data.mixture import is_generated
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import check_length, most_of, source_of
 from ondevice.datasets.spec import DataSpec
-from ondevice.inference.fixed_prompts import sampler
+from ondevice.inference.fixed_prompts import CONTINUED, Offered, encode_prompt, sampler
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.network import objective, supports_packing
@@ -28,6 +31,9 @@ from ondevice.training.defaults import DataFacts
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
 from ondevice.training.losses import causal_lm_loss
+
+_LOOKED_AT = 1 << 14  # held-out tokens in which documents begin that are to be continued
+_BEGINNING = 12  # tokens of these
 
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
@@ -51,10 +57,24 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
         figures,
         ctx,
         cfg,
-        sample=sampler(model, ctx),
+        sample=sampler(model, ctx, cfg, partial(_held_beginnings, found[1], model)),
         restart=lambda: start_model(cfg, ctx.backend).params,
     )
     return model.with_params(params)
+
+
+def _held_beginnings(held: text_and_chats.Tokens, model: Model) -> Iterator[Offered]:
+    """The beginnings of held-out documents, to be continued."""
+    if model.network.decoder_start_token_id is not None:
+        return
+    tokenizer = model.tokenizer
+    tokens = np.asarray(held[:_LOOKED_AT])
+    starts = [0, *(np.flatnonzero(tokens == tokenizer.eos_id) + 1).tolist()]
+    for start, end in zip(starts, [*starts[1:], len(tokens) + 1], strict=True):
+        if end - start > 2 * _BEGINNING:
+            text = tokenizer.decode(tokens[start : start + _BEGINNING].tolist())
+            prompt = f"{text.strip()}{CONTINUED}"
+            yield prompt, encode_prompt(prompt, tokenizer)
 
 
 def start_model(cfg: PretrainConfig, backend: Backend) -> Model:

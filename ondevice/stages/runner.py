@@ -399,7 +399,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
             exam = ctx.shared.exam
             if exam is not None:
                 record["marks"] |= exam(used, ctx.backend, ctx.data.cache)
-            record["answers"] = answer(used, used.params, ctx.backend, ctx.shared.prompts)
+            record["answers"] = answer(used, used.params, ctx.backend, ctx.prompts)
     record |= {
         **ctx.spent.mapping(),
         "peak_bytes": ctx.backend.memory().peak,

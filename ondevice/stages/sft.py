@@ -6,7 +6,7 @@ other. A chat that is too long is cut and counted, one without a target is left 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import _where_cut, check_rows_of, rows_of
 from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_and_chats import Chats
-from ondevice.inference.fixed_prompts import sampler
+from ondevice.inference.fixed_prompts import Offered, held_prompts, sampler
 from ondevice.models.model import Model, require_generative
 from ondevice.models.network import supports_packing
 from ondevice.models.shapes import shapes
@@ -65,7 +65,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         heldout,
         ctx,
         cfg,
-        sample=sampler(model, ctx),
+        sample=sampler(model, ctx, cfg, partial(_held_questions, found, model)),
         restart=lambda: start_model(cfg, ctx.backend).params,
     )
     return model.with_params(params)
@@ -76,6 +76,14 @@ def start_model(cfg: SFTConfig, backend: Backend) -> Model:
     cannot be tuned so.
     """
     return with_template(require_generative(load_start(cfg.model, cfg, backend)), cfg, backend)
+
+
+def _held_questions(chats: Chats, model: Model) -> Iterator[Offered]:
+    """Held-out chats up to their first answer."""
+    if model.network.decoder_start_token_id is not None:
+        return iter(())
+    learned = (row for row in chats.held if row.mask.any())
+    return held_prompts((row.ids[: row.mask.argmax()].tolist() for row in learned), model.tokenizer)
 
 
 class ChatSources(NamedTuple):

@@ -363,8 +363,9 @@ def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
 
 
 def left(stage: Mapping[str, Any]) -> str:
-    """Time left by the pace since it began, or since it went on last: "9:12 left". Until a step is
-    done, what its plan said; empty where that is not known.
+    """Time left by the pace of work since it began, or since it went on last: "9:12 left"; what was
+    a pause meanwhile does not count. Until a step is done, what its plan said; empty where that is
+    not known.
     """
     step = stage["step"]
     total = stage["steps"]
@@ -374,7 +375,7 @@ def left(stage: Mapping[str, Any]) -> str:
         return ""
     began, first_step = stage["since"]
     done = step - first_step
-    seconds = stage["last"] - began
+    seconds = stage["last"] - began - (stage.get("idle") or 0.0)
     if done > 0 and seconds > 0:
         return f"{duration(seconds * (total - step) / done)} left"
     planned = stage.get("planned")
