@@ -57,6 +57,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "sequence_length": CONTEXT,
         "steps": 12,
         "eval_batches": 1,
+        "sft_batch": 4,
+        "sft_coef": 0.1,
     },
     "ppo": {
         "prompts": 4,
@@ -79,6 +81,10 @@ STAGES: dict[str, dict[str, Any]] = {
         "beta": 0.05,
         "steps": 6,
         "rewards": ("length", "truncated"),
+        "sft_batch": 4,
+        "sft_coef": 0.1,
+        "pair_batch": 4,
+        "pair_coef": 0.1,
     },
 }
 
@@ -144,13 +150,17 @@ def settings(files: Path, stage: str, out: Path, backend: str, **changes: Any) -
     """The fields of a stage, as the Python API takes them."""
     own = {
         "reward": {"data": files / "pairs.jsonl"},
-        "dpo": {"data": files / "pairs.jsonl"},
+        "dpo": {"data": files / "pairs.jsonl", "sft_data": files / "chats.jsonl"},
         "ppo": {
             "reward_model": files / "judge",
             "data": files / "prompts.jsonl",
             "sft_data": files / "chats.jsonl",
         },
-        "grpo": {"data": files / "prompts.jsonl"},
+        "grpo": {
+            "data": files / "prompts.jsonl",
+            "sft_data": files / "chats.jsonl",
+            "pair_data": files / "pairs.jsonl",
+        },
     }[stage]
     plain = {
         name: str(path) for name, path in {"model": files / "policy", "out": out, **own}.items()

@@ -136,6 +136,7 @@ from ondevice.models.network import network
 from ondevice.models.tables import placed, with_tables
 from ondevice.seam.select import load_backend
 from ondevice.training import losses, policy_losses, preference_losses
+from ondevice.training.losses_beside import with_losses_beside
 
 torch._dynamo.config.trace_numpy = False
 backend = load_backend("torch", device="cpu", dtype="float32")
@@ -210,8 +211,9 @@ reward = partial(preference_losses.reward_loss, model=network(judge), checkpoint
 learn("reward", reward, params_of(judge), on(net, pairs))
 both = params_of(cfg) | {f"value.{n}": p for n, p in params_of(judge).items()}
 chats = {f"sft.{n}": x for n, x in models.batch(cfg, 2, 16, segments=True).items()}
-ppo = partial(
-    policy_losses.ppo_loss, model=net, clip=0.2, value_clip=0.2, value_coef=0.1, sft_coef=0.5
+ppo = with_losses_beside(
+    partial(policy_losses.ppo_loss, model=net, clip=0.2, value_clip=0.2, value_coef=0.1),
+    model=net, sft_coef=0.5,
 )
 learn("ppo", ppo, both, on(net, rollout | chats))
 print("all", flush=True)

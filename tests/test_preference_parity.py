@@ -43,6 +43,7 @@ from ondevice.stages.dpo import pair_batch, sides_of
 from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
 from ondevice.training.losses import causal_lm_loss
+from ondevice.training.losses_beside import with_losses_beside
 from ondevice.training.policy_losses import grpo_loss, ppo_loss
 from ondevice.training.preference_losses import preference_loss, reward_loss
 from ondevice.training.sequence_logprobs import Scorer
@@ -166,6 +167,16 @@ def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     return [{**batch, "denominator": np.float32(denominator)} for batch in made]
 
 
+def with_beside(made: list[Weights], step: int) -> list[Weights]:
+    """The batches with chats and pairs beside each."""
+    pairs = dpo_batches("sigmoid", step)
+    for number, batch in enumerate(made):
+        chats = models.batch(CFG, rows=2, tokens=8, seed=step, segments=True)
+        batch |= {f"sft.{n}": value for n, value in chats.items()}
+        batch |= {f"pair.{n}": value for n, value in pairs[number].items()}
+    return made
+
+
 def both_models() -> Weights:
     judge = models.weights(JUDGE, seed=3)
     return {**models.weights(CFG), **{f"value.{n}": w for n, w in judge.items()}}
@@ -191,14 +202,17 @@ CASES: dict[
         partial(dpo_batches, "kto"),
     ),
     "ppo": (
-        partial(
-            ppo_loss,
+        with_losses_beside(
+            partial(
+                ppo_loss,
+                model=Decoder(CFG),
+                clip=0.05,
+                value_clip=0.2,
+                value_coef=0.3,
+                temperature=0.9,
+            ),
             model=Decoder(CFG),
-            clip=0.05,
-            value_clip=0.2,
-            value_coef=0.3,
             sft_coef=0.2,
-            temperature=0.9,
         ),
         both_models,
         ppo_batches,
@@ -209,6 +223,17 @@ CASES: dict[
         ),
         lambda: models.weights(CFG),
         grpo_batches,
+    ),
+    "grpo, with chats and pairs beside": (
+        with_losses_beside(
+            partial(grpo_loss, model=Decoder(CFG), clip_low=0.05, clip_high=0.08),
+            model=Decoder(CFG),
+            sft_coef=0.2,
+            pair_coef=0.3,
+            pair_beta=0.4,
+        ),
+        lambda: models.weights(CFG),
+        lambda step: with_beside(grpo_batches(step), step),
     ),
 }
 

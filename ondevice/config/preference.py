@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ondevice.common.errors import UserError
 from ondevice.config.auto import AUTO, AutoFloat, AutoInt, auto, is_auto
+from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
 from ondevice.config.finetuning import TuningConfig
@@ -198,7 +199,7 @@ _KTO_ALONE: tuple[Callable[[Any], bool], str, str] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(PairsConfig):
+class DPOConfig(ChatsBesideConfig, PairsConfig):
     """Stage 3 without a reward model: learn from the pairs directly. The reference is the stage's
     start, frozen.
     """
@@ -240,7 +241,7 @@ class DPOConfig(PairsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig(TuningConfig):
+class RolloutConfig(ChatsBesideConfig):
     """What every stage that learns from its own text has. One step is one rollout with all its
     updates.
     """
@@ -335,16 +336,6 @@ class PPOConfig(RolloutConfig):
     """Weight of the value loss."""
     missing_eos_penalty: float = 1.0
     """Taken from the score of a completion that did not stop."""
-    sft_coef: float = 0.0
-    """Weight of the loss on chats beside it (PPO-ptx), which keeps earlier skills; 0: off."""
-    sft_data: str = only(
-        "builtin", lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too"
-    )
-    """These chats: a file, a folder, or builtin[:RECIPE]."""
-    sft_batch: int = only(
-        16, lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too"
-    )
-    """Rows of chats beside each update."""
     most_kl: float = 50.0
     """The stage stops with a diagnosis where the distance to the reference (nats a completion)
     passes this.
@@ -354,14 +345,14 @@ class PPOConfig(RolloutConfig):
 
     def check(self) -> None:
         super().check()
-        self._at_least(1, "epochs", "minibatches", "sft_batch")
+        self._at_least(1, "epochs", "minibatches")
         if self.minibatches > self.prompts:
             raise UserError(
                 f"{self.prompts} completions do not fill {self.minibatches} parts",
                 where="minibatches",
                 hint="lower it, or raise prompts",
             )
-        self._at_least(0, "kl_coef", "target_kl", "value_coef", "sft_coef", "missing_eos_penalty")
+        self._at_least(0, "kl_coef", "target_kl", "value_coef", "missing_eos_penalty")
         self._between(0, 1, "gamma", "lam")
         self._above(0, "clip", "value_clip", "most_kl")
 
@@ -375,6 +366,11 @@ def _judged_apart(cfg: Any) -> bool:
     )
 
 
+_PAIRS: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.pair_coef,
+    "no pairs are learned from",
+    "give --pair-coef too",
+)
 _CODE: tuple[Callable[[Any], bool], str, str] = (
     lambda cfg: "code" in cfg.judges(),
     "no code is run",
@@ -433,6 +429,16 @@ class GRPOConfig(RolloutConfig):
     """The same above 1."""
     beta: float = 0.0
     """Weight of the distance to the stage's start (k3); 0: off."""
+    pair_coef: float = 0.0
+    """Weight of the loss of pairs (DPO) beside it, which keeps what preferences taught; 0: off."""
+    pair_data: str = only("", *_PAIRS)
+    """These pairs: a ratings.db, a run folder, or a file of prompt, chosen, rejected. Empty: the
+    ratings of the run that the model is from; where it has none, none are learned, which is said."""
+    pair_batch: int = only(8, *_PAIRS)
+    """Pairs beside each update."""
+    pair_beta: float = only(0.1, *_PAIRS)
+    """beta of their loss. Its reference is the model of the run's stage sft, else the stage's
+    start."""
     mask_truncated: bool = False
     """Learn nothing from completions that did not stop."""
     rewards: tuple[str, ...] = ()
@@ -464,9 +470,9 @@ class GRPOConfig(RolloutConfig):
     def check(self) -> None:
         super().check()
         self._at_least(2, "group_size")
-        self._at_least(1, "updates", "partition")
-        self._above(0, "clip", "clip_high", "reward_timeout", "code_seconds")
-        self._at_least(0, "beta")
+        self._at_least(1, "updates", "partition", "pair_batch")
+        self._above(0, "clip", "clip_high", "reward_timeout", "code_seconds", "pair_beta")
+        self._at_least(0, "beta", "pair_coef")
         self._at_least(64, "code_memory")
         if self.reward_weights and len(self.judges()) != len(self.reward_weights):
             raise UserError(

@@ -44,8 +44,8 @@ def placed(network: HasTables, ops: Ops, width: int) -> dict[str, Array]:
 
 
 def with_tables(network: HasTables, ops: Ops, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch as the device gets it: beside each of the texts in it (`ids`, and `sft.ids` of
-    chats beside them) the network's tables."""
+    """The batch as the device gets it: beside each of the texts in it (`ids`, `sft.ids` of chats
+    and `pair.ids` of pairs beside them) the network's tables."""
     out = dict(batch)
     for name in batch:
         prefix, found, rest = name.rpartition("ids")
@@ -57,7 +57,7 @@ def with_tables(network: HasTables, ops: Ops, batch: Mapping[str, Any]) -> dict[
     return out
 
 
-_PREFIXES = ("sft.",)
+_PREFIXES = ("sft.", "pair.")
 
 
 def tables_of(network: HasTables, ops: Ops, batch: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import SFTConfig
-from ondevice.config.preference import PPOConfig, RaterConfig, SampleConfig
+from ondevice.config.preference import RaterConfig, SampleConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.rows import RowsConfig
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
@@ -281,8 +282,8 @@ class _Planned:
         corpus = self.around.corpus
         if isinstance(cfg, SFTConfig) and corpus_of(cfg.replay, corpus) is not None:
             seconds += corpus.document_bytes / speeds.tokenizer
-        beside = isinstance(cfg, PPOConfig) and cfg.sft_coef
-        if beside and corpus_of(getattr(cfg, "sft_data", ""), corpus) is not None:
+        beside = isinstance(cfg, ChatsBesideConfig) and cfg.sft_coef
+        if beside and corpus_of(getattr(cfg, "sft_data", "") or "builtin", corpus) is not None:
             seconds += _CHAT_ROW * corpus.chat_count * self.data.row_seconds
         return seconds
 

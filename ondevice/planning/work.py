@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.common.rng import permutation
+from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.preference import (
     DPOConfig,
@@ -123,7 +124,7 @@ def training_work(cfg: TrainingConfig, step: Step) -> tuple[Work, Work]:
     if isinstance(cfg, RewardConfig):
         learned = sum(one.places * one.times for one in passes)
     work = Work(
-        passes,
+        [*passes, *_chats_beside(cfg, 1)],
         updates=1,
         tokens=learned,
         rows=float(cfg.batch_size),
@@ -292,7 +293,7 @@ def _rollouts(cfg: RolloutConfig, step: Step) -> tuple[Work, Work]:
     micro_batch = _micro_batch(cfg, step, a_part, cut)
     models = 2 if isinstance(cfg, PPOConfig) else 1
     learned = [replace(pass_of(batch, float(updates)), models=models) for batch in cut(micro_batch)]
-    learned += _chats_beside(cfg, learned, updates)
+    learned += [*_chats_beside(cfg, updates), *_pairs_beside(cfg, rows, updates)]
     read, judged = _scored(cfg, step, rows, micro_batch)
     written = sum(len(row.completion) for row in rows)
     work = Work(
@@ -301,13 +302,22 @@ def _rollouts(cfg: RolloutConfig, step: Step) -> tuple[Work, Work]:
     return work, _measured(cfg, step, micro_batch)
 
 
-def _chats_beside(cfg: RolloutConfig, learned: Sequence[Pass], updates: int) -> list[Pass]:
-    """The chats that PPO learns beside each update."""
-    if not isinstance(cfg, PPOConfig) or not cfg.sft_coef:
+def _chats_beside(cfg: TrainingConfig, updates: int) -> list[Pass]:
+    """The chats that are learned beside each update."""
+    if not isinstance(cfg, ChatsBesideConfig) or not cfg.sft_coef:
         return []
     width = 128
     places = float(cfg.sft_batch * width)
     return [Pass(places, width, places / 2, cfg.sft_batch, masked=True, times=float(updates))]
+
+
+def _pairs_beside(cfg: RolloutConfig, rows: Sequence[Row], updates: int) -> list[Pass]:
+    """The pairs that GRPO learns from beside each update: answers of the length of its own."""
+    if not isinstance(cfg, GRPOConfig) or not cfg.pair_coef:
+        return []
+    width = max(row.length for row in rows)
+    places = float(2 * cfg.pair_batch * width)
+    return [Pass(places, width, places / 2, 2 * cfg.pair_batch, times=float(updates))]
 
 
 def _written_rows(cfg: RolloutConfig, step: Step, prompts: int, each: int) -> list[Row]:

@@ -14,7 +14,7 @@ from ondevice.runs.folder import RunFolder, StageFolder
 _MODELS = ("model", "value_model")
 _BEGINS_WITH = ("model", "other", "reward_model", "continue_from", "tokenizer")
 """Settings that name a model, or a stage."""
-_READS = ("data", "validation", "replay", "sft_data", "ratings")
+_READS = ("data", "validation", "replay", "sft_data", "pair_data", "ratings")
 """Settings that name files, of which a stage reads again when it goes on."""
 
 

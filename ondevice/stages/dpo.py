@@ -30,6 +30,7 @@ from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch
 from ondevice.data.token_cache import cached
+from ondevice.datasets.chats_beside import ChatsBeside
 from ondevice.datasets.preference_pairs import PairData
 from ondevice.inference.fixed_prompts import held_prompts, sampler
 from ondevice.models.compute_type import cast_once
@@ -48,6 +49,7 @@ from ondevice.stages.tuning import (
 )
 from ondevice.training.heldout_metrics import heldout_metrics
 from ondevice.training.loop import fit
+from ondevice.training.losses_beside import with_losses_beside
 from ondevice.training.preference_losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import BatchSource, Prefetcher, StepPlan, StepSource
@@ -64,7 +66,7 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     least_prompt_rows(model, ctx)
     train, drift = _source("train", found.train, found.judged, cfg, model, ctx)
     held_out, held_drift = _source("held", found.held, found.judged, cfg, model, ctx)
-    loss = partial(
+    own = partial(
         preference_loss,
         model=model.network,
         kind=cfg.loss_type,
@@ -75,13 +77,17 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         undesirable=cfg.undesirable_weight,
         checkpoint=cfg.checkpointing,
     )
+    chats = ChatsBeside(cfg, model, ctx)
+    loss = with_losses_beside(
+        own, model=model.network, sft_coef=chats.coef, checkpoint=cfg.checkpointing
+    )
     unit = "completions" if found.judged else "pairs"
-    source: BatchSource | StepSource = train
+    source: BatchSource | StepSource = chats.around(train)
     beside = None
     if drift is not None and held_drift is not None:
-        source = DriftSource(train, cfg.steps, ctx.device_batch, drift)
+        source = DriftSource(chats.around(train), train, cfg.steps, ctx.device_batch, drift)
         beside = partial(_heldout_drift, held_drift, held_out.eval_rows(cfg.eval_batches))
-    measure = heldout_metrics(model.network, loss, held_out, ctx, cfg, unit, beside)
+    measure = heldout_metrics(model.network, own, held_out, ctx, cfg, unit, beside)
     params = fit(
         model,
         loss,
@@ -196,9 +202,14 @@ class DriftSource(Prefetcher):
     """Pairs or completions, each step's with the policy's drift at that step."""
 
     def __init__(
-        self, pairs: PairSource, steps: int, device_batch: DeviceBatch, drift: Drift
+        self,
+        source: BatchSource,
+        pairs: PairSource,
+        steps: int,
+        device_batch: DeviceBatch,
+        drift: Drift,
     ) -> None:
-        super().__init__(pairs, steps, device_batch)
+        super().__init__(source, steps, device_batch)
         self.pairs = pairs
         self.drift = drift
 
@@ -305,12 +316,18 @@ def mismatched_completion(pairs: Sequence[TokenPair], i: int) -> TokenPair:
 
 
 def reference_logps(
-    name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model, ctx: Context
+    name: str,
+    sides: Sequence[Sequence[Row]],
+    cfg: DPOConfig,
+    model: Model,
+    ctx: Context,
+    start: str = "",
 ) -> NDArray[np.float32]:
-    """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read
-    from a file beside the stage where an earlier process has left it."""
+    """(sides, pairs) summed log-probabilities that the reference `model` gives each completion,
+    read from a file beside the stage where an earlier process has left it. `start` names its
+    weights; empty: they are those that the stage begins with."""
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
-    start = ctx.start.fingerprint.get("model", str(model.folder))
+    start = start or ctx.start.fingerprint.get("model", str(model.folder))
     key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
     file = ctx.data.cache / f"reference-{name}-{key}.npy"
 

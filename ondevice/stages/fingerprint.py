@@ -13,6 +13,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, sha256
 from ondevice.common.json_files import parse_json
 from ondevice.config.auto import BY_RULE, left_to_rules
+from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.earlier import upgraded
 from ondevice.config.finetuning import TuningConfig
@@ -20,6 +21,8 @@ from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig, TrainingConfig
+from ondevice.datasets.chats_beside import chats_wanted
+from ondevice.datasets.pairs_beside import kept_pairs
 from ondevice.datasets.preference_pairs import pairs_digest
 from ondevice.datasets.spec import data_digest
 from ondevice.models.digest import model_digest
@@ -99,9 +102,17 @@ def fingerprint_of(
         out["data"] = pairs_digest(cfg, folder.path, resume, corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), corpus)
-    for name in ("replay", "sft_data"):
-        if out.get(name) and out.get("sft_coef", 1):
-            out[name] = data_digest(out[name], "", corpus)
+    if out.get("replay"):
+        out["replay"] = data_digest(out["replay"], "", corpus)
+    if isinstance(cfg, ChatsBesideConfig):
+        _put_beside(out, cfg, corpus)
+    if isinstance(cfg, GRPOConfig):
+        for name in [name for name in out if name.startswith("pair_")]:
+            if not cfg.pair_coef:
+                del out[name]
+        kept = kept_pairs(cfg, folder.path.parent)
+        if kept is not None:
+            out["pair_data"] = pairs_digest(kept, folder.path, resume, corpus)
     for name in ("model", "other", "reward_model"):
         if out.get(name):
             out[name] = model_digest(Path(out[name]))
@@ -116,6 +127,16 @@ def fingerprint_of(
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
+
+
+def _put_beside(out: dict[str, Any], cfg: ChatsBesideConfig, corpus: CorpusConfig) -> None:
+    """What of the chats that are learned beside decides the result: nothing where there are none."""
+    data = out.pop("sft_data")
+    if not out["sft_coef"]:
+        del out["sft_coef"], out["sft_batch"]
+        return
+    wanted = chats_wanted(cfg, corpus)
+    out["sft_data"] = f"none, not {data}" if wanted.why_not else wanted.digest()
 
 
 def settle_fingerprint(fingerprint: dict[str, Any], cfg: TrainingConfig) -> None:

@@ -29,6 +29,7 @@ from ondevice.config.preference import GRPOConfig
 from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import room_for
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.datasets.chats_beside import ChatsBeside
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.inference.fixed_prompts import held_questions, sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
@@ -53,6 +54,7 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
+from ondevice.stages.pairs_beside import PairsBeside
 from ondevice.stages.settled import prompt_facts, settle
 from ondevice.stages.tuning import (
     least_prompt_rows,
@@ -63,6 +65,7 @@ from ondevice.stages.tuning import (
 )
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
+from ondevice.training.losses_beside import with_losses_beside
 from ondevice.training.policy_losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import Cut, StepPlan
@@ -94,7 +97,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "problems", cfg.data), ctx)
         held = bool(cfg.beta) and shares_reference(policy, ctx.backend)
-        loss = partial(
+        own = partial(
             grpo_loss,
             model=policy.network,
             clip_low=cfg.clip,
@@ -102,6 +105,14 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             beta=cfg.beta,
             sequence=cfg.loss_type == "gspo",
             temperature=cfg.temperature,
+            checkpoint=cfg.checkpointing,
+        )
+        loss = with_losses_beside(
+            own,
+            model=policy.network,
+            sft_coef=feed.chats.coef,
+            pair_coef=feed.pairs.coef,
+            pair_beta=cfg.pair_beta,
             checkpoint=cfg.checkpointing,
         )
         params = fit(
@@ -180,6 +191,8 @@ class GRPOFeed:
         self.sampler = self._sampler(policy, cfg.temperature)
         self.greedy = self._sampler(policy, 0.0)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
+        self.chats = ChatsBeside(cfg, policy, ctx)
+        self.pairs = PairsBeside(cfg, policy, ctx)
         self.log = GroupLog(ctx.folder.groups)
         told = not set(RIGHT).isdisjoint(rewards.weights)
         self.better = BestMetric("accuracy" if told else "reward", higher=True)
@@ -232,7 +245,7 @@ class GRPOFeed:
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
         advantages = group_advantages(totals, scale).reshape(-1)
-        updates = self.updates(sampled, advantages, logps)
+        updates = self.updates(sampled, advantages, logps, number)
         # from here on nothing is asked of the device: what is told is told once
         self.no_signal.look(
             step + 1, scores.by_name, scores.total, advantages, self._learned(sampled)
@@ -253,7 +266,7 @@ class GRPOFeed:
             **times.numbers(),
             "groups": self.log.append(step + 1, groups),
         }
-        if not updates.completions:
+        if not (updates.completions or self._beside):
             numbers |= NOTHING_LEARNED
         return StepPlan(
             updates.cuts,
@@ -324,9 +337,10 @@ class GRPOFeed:
         sampled: Sequence[Sampled],
         advantages: Floats,
         logps: Mapping[str, Sequence[Floats]],
+        number: int = 0,
     ) -> Updates:
         """The step's updates, which all learn from the same completions: from those that add to the
-        gradient. `logps`: `_logps`'.
+        gradient. `logps`: `_logps`'; `number`: the step's, which says what is learned beside them.
         """
         cfg = self.cfg
         rows = rows_of(sampled)
@@ -353,7 +367,30 @@ class GRPOFeed:
 
         everything = range(len(sampled))
         taught = [i for i in everything if learned[i] and (advantages[i] or cfg.beta)]
-        return Updates([partial(cut, taught)] * cfg.updates, partial(cut, everything), len(taught))
+        # what is learned beside needs a batch to lie in: one completion that adds nothing
+        chosen = taught or ([0] if self._beside else [])
+        cuts = []
+        for n in range(cfg.updates):
+            cuts.append(self._with_beside(partial(cut, chosen), number * cfg.updates + n))
+        return Updates(cuts, self._with_beside(partial(cut, everything), number), len(taught))
+
+    @property
+    def _beside(self) -> bool:
+        """Whether anything is learned beside the rewards."""
+        return bool(self.chats.coef or self.pairs.coef)
+
+    def _with_beside(self, cut: Cut, number: int) -> Cut:
+        """The update of this number with its chats and pairs."""
+        if not self._beside:
+            return cut
+
+        def both(micro_batch: int | None) -> list[Batch]:
+            batches = cut(micro_batch)
+            self.chats.add(batches, number)
+            self.pairs.add(batches, number)
+            return batches
+
+        return both
 
     def _learned(self, sampled: Sequence[Sampled]) -> Floats:
         """(N,) 0 for a completion that is left out, 1 for every other."""

@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.config.preference import PPOConfig
-from ondevice.data.batches import ChatSource
 from ondevice.data.completion_batches import Row, prompt_and_completion
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import completion_row
 from ondevice.data.shared_prompts import NO_SHARING
-from ondevice.datasets import text_and_chats
+from ondevice.datasets.chats_beside import ChatsBeside
 from ondevice.datasets.prompts import Prompt, prompts, thought_opening
 from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import held_questions, sampler
@@ -59,6 +58,7 @@ from ondevice.stages.settled import prompt_facts, settle
 from ondevice.stages.tuning import load_start, reference_params, shares_reference, with_adapter
 from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
+from ondevice.training.losses_beside import with_losses_beside
 from ondevice.training.policy_losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import Cut, StepPlan, count_targets
@@ -78,15 +78,17 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "prompts", cfg.data), ctx)
     names = list(policy.params)
-    loss = partial(
+    ppo = partial(
         ppo_loss,
         model=policy.network,
         clip=cfg.clip,
         value_clip=cfg.value_clip,
         value_coef=cfg.value_coef,
-        sft_coef=cfg.sft_coef,
         temperature=cfg.temperature,
         checkpoint=cfg.checkpointing,
+    )
+    loss = with_losses_beside(
+        ppo, model=policy.network, sft_coef=feed.chats.coef, checkpoint=cfg.checkpointing
     )
     params = fit(
         policy,
@@ -198,7 +200,7 @@ class PPOFeed:
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
         self.critic = Scorer(value, ctx.backend)
         self.marker = Scorer(judge, ctx.backend)
-        self.chats = self._chats(policy)
+        self.chats = ChatsBeside(cfg, policy, ctx)
         self.log = GroupLog(ctx.folder.groups)
         self.leash = KLController(cfg)
         self.no_signal = NoSignal(ctx.warn)
@@ -312,8 +314,7 @@ class PPOFeed:
         total = np.asarray(count_targets(batches), np.float32)
         for batch in batches:
             batch["denominator"] = total
-        if self.chats is not None:
-            self._add_chats(batches, number)
+        self.chats.add(batches, number)
         return batches
 
     def watch(self, params: Params) -> dict[str, float]:
@@ -352,32 +353,6 @@ class PPOFeed:
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         self.leash.coef = float(kept["kl_coef"])
-
-    def _chats(self, policy: Model) -> ChatSource | None:
-        if not self.cfg.sft_coef:
-            return None
-        found = text_and_chats.chats(
-            DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx.data
-        )
-        width = min(128, policy.cfg.max_position_embeddings)
-        return ChatSource(
-            found.train,
-            sequence_length=width,
-            batch_size=self.cfg.sft_batch,
-            seed=self.cfg.seed,
-        )
-
-    def _add_chats(self, batches: list[Batch], number: int) -> None:
-        """Some of the update's chats beside each micro-batch; beside those that are more than there
-        are chats, some that count nothing.
-        """
-        assert self.chats is not None
-        chats = self.chats.batch(number, -(-self.cfg.sft_batch // len(batches)))
-        nothing = {**chats[0], "weights": np.zeros_like(chats[0]["weights"])}
-        chats += [nothing] * (len(batches) - len(chats))
-        for batch, beside in zip(batches, chats, strict=True):
-            for name, values in beside.items():
-                batch[f"sft.{name}"] = values
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ondevice.models.network import Network
 from ondevice.models.score_head import scalar_head
 from ondevice.seam.ops import Array, Metrics, Ops, Params, sub
 from ondevice.training.logprobs import token_logprobs
-from ondevice.training.losses import Batch, causal_lm_loss, row_sums
+from ondevice.training.losses import Batch, row_sums
 
 
 def grpo_loss(
@@ -75,17 +75,14 @@ def ppo_loss(
     clip: float,
     value_clip: float,
     value_coef: float,
-    sft_coef: float = 0.0,
     temperature: float = 1.0,
     checkpoint: bool = False,
 ) -> tuple[Array, Metrics]:
     """Clipped policy gradient, clipped value loss with its ½ (Schulman 2017; Huang 2024), both
-    means over the tokens of the update, and `sft_coef` times the loss on chats (Ouyang 2022,
-    PPO-ptx).
+    means over the tokens of the update.
 
     The value model's tensors are `value.…`; it has the policy's shape. `batch`: ids, positions,
-    targets, index, weights, member, advantages, returns, old_logps, old_values (K,), denominator;
-    `sft.…` a batch of chats.
+    targets, index, weights, member, advantages, returns, old_logps, old_values (K,), denominator.
     """
     hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
     logp, entropy = token_logprobs(
@@ -100,12 +97,6 @@ def ppo_loss(
         ops, logp, values, batch, clip=clip, value_clip=value_clip, value_coef=value_coef
     )
     metrics |= _of_tokens(ops, batch["weights"], entropy=entropy)
-    if sft_coef:
-        chats, chat_metrics = causal_lm_loss(
-            ops, params, sub(batch, "sft."), model=model, checkpoint=checkpoint
-        )
-        loss = loss + sft_coef * chats
-        metrics["sft_loss"] = chat_metrics["loss"]
     return loss, metrics
 
 
@@ -119,7 +110,7 @@ def ppo_objective(
     value_clip: float,
     value_coef: float,
 ) -> tuple[Array, Metrics]:
-    """`ppo_loss` without the chats, from the log-probabilities (K,) of the targets and the values
+    """`ppo_loss` from the log-probabilities (K,) of the targets and the values
     (K,) before them.
     """
     each, metrics = clipped_objective(ops, logp, batch, clip, clip, False)

@@ -10,8 +10,9 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.auto import AUTO
+from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.finetuning import SFTConfig
-from ondevice.config.preference import GRPOConfig, PPOConfig, RaterConfig, SampleConfig
+from ondevice.config.preference import GRPOConfig, RaterConfig, SampleConfig
 from ondevice.config.recipe import WAYS, Recipe
 from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
 from ondevice.planning.model_facts import ModelFacts
@@ -166,13 +167,12 @@ def _on_own_data(cfg: StageConfig, given: Inputs) -> dict[str, Any]:
         if not given.text:
             changes["replay_share"] = SFTConfig.replay_share
         return changes
+    beside: dict[str, Any] = {}
+    if isinstance(cfg, ChatsBesideConfig) and not given.chats:
+        beside = {"sft_coef": 0.0, "sft_data": "", "sft_batch": ChatsBesideConfig.sft_batch}
     if isinstance(cfg, GRPOConfig):
-        return {"data": given.problems, "validation": "", "max_new_tokens": _THOUGHT}
-    if isinstance(cfg, PPOConfig) and cfg.sft_coef:
-        if given.chats:
-            return {"sft_data": given.chats}
-        return {"sft_coef": 0.0, "sft_data": PPOConfig.sft_data, "sft_batch": PPOConfig.sft_batch}
-    return {}
+        return {**beside, "data": given.problems, "validation": "", "max_new_tokens": _THOUGHT}
+    return beside
 
 
 def _changed(cfg: StageConfig, **changes: Any) -> StageConfig:
