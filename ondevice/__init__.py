@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         SampleConfig,
     )
     from ondevice.config.ratings import RateConfig, RatingsConfig
+    from ondevice.config.rounds import RoundsConfig
     from ondevice.config.runs import RunConfig
     from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig
     from ondevice.config.use import (
@@ -79,6 +80,7 @@ __all__ = [
     "rename_run",
     "restore_run",
     "reward",
+    "rounds",
     "run",
     "sample",
     "serve",
@@ -358,6 +360,21 @@ def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
     return function(_made(RateConfig, fields, cfg))
 
 
+def rounds(
+    run: str | Path = "",
+    *,
+    cfg: RoundsConfig | None = None,
+    tell: Callable[[str], None] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Rating while the model learns (fields of `RoundsConfig`): in the terminal, or with `headless`
+    the loop behind other raters. Returns how the versions stand. See `ondevice.rounds.command`."""
+    from ondevice.config.rounds import RoundsConfig
+    from ondevice.rounds.command import rounds as function
+
+    return function(_made(RoundsConfig, {"run": str(run), **fields}, cfg), tell)
+
+
 def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[str, Any]:
     """Statistics of votes, their export and import (fields of `RatingsConfig`): the command
     `ratings`, which cannot give its name to a function beside the module
@@ -524,6 +541,7 @@ def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]
 
 _UNSAID: dict[str, tuple[Any, ...]] = {
     "recipe": ("minute",),
+    "run": ("",),
     "what": ("minute",),
     "model": ("",),
     "reward_model": ("",),

@@ -32,6 +32,7 @@ _PREFERENCE = "ondevice.config.preference"
 _USE = "ondevice.config.use"
 _EVALUATION = "ondevice.config.evaluation"
 _RATINGS = "ondevice.config.ratings"
+_ROUNDS = "ondevice.config.rounds"
 _DATA = "ondevice.config.data"
 _BENCHMARK = "ondevice.config.benchmark"
 _HUB = "ondevice.config.hub"
@@ -191,6 +192,16 @@ _TABLE = (
         "rate",
         json=False,
         render="ondevice.preferences.terminal:render",
+    ),
+    Verb(
+        "rounds",
+        "Prefer",
+        "rate while the model learns: a new version after every so many votes",
+        f"{_ROUNDS}:RoundsConfig",
+        ("run",),
+        "rounds",
+        sets=False,
+        render="ondevice.rounds.standing:render",
     ),
     Verb(
         "ratings",

@@ -122,6 +122,49 @@ def bradley_terry(
     return _strengths(sources, fitted, np.array(again or [fitted]), len(said), prompts)
 
 
+@dataclass(frozen=True)
+class Preferred:
+    """The probability that a source is preferred to another one, by Bradley–Terry over all that was
+    compared, with the middle 95 % of bootstraps over prompts."""
+
+    source: str
+    share: float
+    low: float
+    high: float
+
+
+def preferred_to(
+    compared: Sequence[Comparison], base: str, *, bootstraps: int = 200, seed: int = 0
+) -> list[Preferred]:
+    """Every other source against `base`, in the order of their names; none where it was never
+    compared. As in `bradley_terry`, where a source stands left counts for itself."""
+    said = _between_sources(compared)
+    sources = sorted({c.left for c in said} | {c.right for c in said})
+    if base not in sources:
+        return []
+    design = _design(said, sources)
+    score = np.array([c.score for c in said])
+    _, prompt = np.unique([c.prompt_sha for c in said], return_inverse=True)
+    prompts = int(prompt.max()) + 1
+    fitted = _fit(design, score, np.ones(len(said)))
+    again = []
+    for number in range(bootstraps):
+        drawn = generator(seed, "bootstrap", number).integers(0, prompts, prompts)
+        again.append(
+            _fit(design, score, np.bincount(drawn, minlength=prompts)[prompt].astype(float))
+        )
+    draws = np.array(again or [fitted])
+    at = sources.index(base)
+    found = []
+    for k, source in enumerate(sources):
+        if k != at:
+            low, high = np.percentile(draws[:, k] - draws[:, at], [2.5, 97.5])
+            found.append(
+                Preferred(source, _sigmoid(fitted[k] - fitted[at]), _sigmoid(low), _sigmoid(high))
+            )
+    return found
+
+
 def _design(said: Sequence[Comparison], sources: Sequence[str]) -> Floats:
     """(comparisons, sources + 1): 1 for the left source, -1 for the right one, and 1 for the
     side."""

@@ -76,7 +76,7 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
         stop,
         corpus=recipe.corpus,
         prompts=recipe.prompts,
-        exam=_recipe_exam(recipe),
+        exam=recipe_exam(recipe),
         exam_settings=recipe.exam,
         pause=pause,
         time=timed.time if timed is not None else lambda: None,
@@ -134,7 +134,7 @@ def _run_folder(recipe: Recipe, cfg: RunConfig) -> RunFolder:
     return folder
 
 
-def _recipe_exam(recipe: Recipe) -> Exam | None:
+def recipe_exam(recipe: Recipe) -> Exam | None:
     """The exam on data of its own, or that of the built-in corpus, where a stage reads it."""
     if recipe.exam.data:
         return OrderedExam(recipe.exam)
