@@ -368,9 +368,9 @@ def rounds(
     **fields: Any,
 ) -> dict[str, Any]:
     """Rating while the model learns (fields of `RoundsConfig`): in the terminal, or with `headless`
-    the loop behind other raters. Returns how the versions stand. See `ondevice.rounds.command`."""
+    the loop behind other raters. Returns how the versions stand. See `ondevice.rating_rounds.command`."""
     from ondevice.config.rounds import RoundsConfig
-    from ondevice.rounds.command import rounds as function
+    from ondevice.rating_rounds.command import rounds as function
 
     return function(_made(RoundsConfig, {"run": str(run), **fields}, cfg), tell)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ondevice.common.errors import UserError
-from ondevice.config.auto import AUTO, AutoFloat
+from ondevice.config.auto import AutoFloat, auto, is_auto
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only, refuse_idle
 
@@ -28,9 +28,9 @@ class RoundsConfig:
     """Usable votes after which a new version is trained, on all votes so far."""
     method: Literal["dpo", "ppo"] = "dpo"
     """How a version learns: dpo, from the pairs directly; ppo, by a reward model."""
-    epochs: float = 6.0
+    epochs: float = 4.0
     """Times that a version goes through all votes (dpo, and the reward model of ppo)."""
-    learning_rate: AutoFloat = AUTO
+    learning_rate: AutoFloat = auto()
     """Peak rate of a version's training. auto: the recipe's, else what is published for the model's
     size."""
     data: str = "builtin"
@@ -95,9 +95,10 @@ class RoundsConfig:
                     f"{getattr(self, name)} is too small", where=name, hint=f"give {low} or more"
                 )
         for name in ("epochs", "learning_rate"):
-            value = getattr(self, name)
-            if value != AUTO and value <= 0:
-                raise UserError(f"{value:g} is too small", where=name, hint="give more than 0")
+            if not is_auto(self, name) and getattr(self, name) <= 0:
+                raise UserError(
+                    f"{getattr(self, name):g} is too small", where=name, hint="give more than 0"
+                )
         for name in ("random_share", "measure_share", "repeat_share"):
             high = 0.5 if name != "random_share" else 1.0
             if not 0 <= getattr(self, name) <= high:

@@ -201,7 +201,7 @@ _TABLE = (
         ("run",),
         "rounds",
         sets=False,
-        render="ondevice.rounds.standing:render",
+        render="ondevice.rating_rounds.standing:render",
     ),
     Verb(
         "ratings",

@@ -1,7 +1,7 @@
 """The loop behind a person who rates: it keeps pairs waiting, has a version trained after every so
 many votes, and takes the next pairs from what that made.
 
-    python -P launch.py ondevice.rounds.loop RUN      in the background, until who started it is gone
+    python -P launch.py ondevice.rating_rounds.loop RUN      in the background, until who started it is gone
 
 `Loop.turn` looks at the disk and the votes and does the next thing; nothing between two turns is
 remembered but the models in memory. So the person never waits for it, and a loop that is killed, or
@@ -33,11 +33,11 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.terminal import login
-from ondevice.rounds.choice import TAUGHT, kind_of_place
-from ondevice.rounds.places import RoundsFolder, Version, start_model
-from ondevice.rounds.standing import Rounds, standing
-from ondevice.rounds.trainer import corpus_of_run
-from ondevice.rounds.writer import Writer, Written
+from ondevice.rating_rounds.choice import TAUGHT, kind_of_place
+from ondevice.rating_rounds.places import RoundsFolder, Version, start_model
+from ondevice.rating_rounds.standing import Rounds, standing
+from ondevice.rating_rounds.trainer import corpus_of_run
+from ondevice.rating_rounds.writer import Writer, Written
 from ondevice.runs.folder import StopRequest
 from ondevice.runs.logs import log_tail
 from ondevice.seam.select import load_backend
@@ -58,7 +58,7 @@ class Training(Protocol):
 
 def start_process(folder: RoundsFolder, version: Version) -> subprocess.Popen[bytes]:
     """Trains the version in a process that outlives this one."""
-    words = ("ondevice.rounds.trainer", str(folder.run.path.absolute()), str(version.number))
+    words = ("ondevice.rating_rounds.trainer", str(folder.run.path.absolute()), str(version.number))
     with (version.path / "train.log").open("ab") as out:
         return processes.start(
             processes.command(*words),

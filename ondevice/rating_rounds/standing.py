@@ -23,7 +23,7 @@ from ondevice.common.json_files import json_lines, read_json
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.strengths import Comparison, comparisons, preferred_to
-from ondevice.rounds.places import RoundsFolder, Version, name_of
+from ondevice.rating_rounds.places import RoundsFolder, Version, name_of
 
 DUEL = "measure"
 """What an item's `why` says where a version meets the start in it."""

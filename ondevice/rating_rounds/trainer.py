@@ -1,6 +1,6 @@
 """Trains one version of a run's rounds: a process of its own, behind the person who rates.
 
-    python -P launch.py ondevice.rounds.trainer RUN NUMBER
+    python -P launch.py ondevice.rating_rounds.trainer RUN NUMBER
 
 It is the usual stages with the usual exam, in `RUN/rounds/v001`: locks, checkpoints, a full disk, the
 planner and a resume after a kill are theirs. A version begins from the start's weights and learns
@@ -20,7 +20,7 @@ from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.files import write_file
 from ondevice.common.json_files import read_json
 from ondevice.common.sanitize import to_stderr
-from ondevice.config.auto import AUTO
+from ondevice.config.auto import AUTO, is_auto
 from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PPOConfig, RewardConfig
@@ -28,7 +28,7 @@ from ondevice.config.recipe import WAYS, Recipe, load_recipe, recipe_names
 from ondevice.config.rounds import RoundsConfig
 from ondevice.config.stages import StageConfig
 from ondevice.models.load import load_generative
-from ondevice.rounds.places import STAGES, RoundsFolder, Version, start_model
+from ondevice.rating_rounds.places import STAGES, RoundsFolder, Version, start_model
 from ondevice.runs.context import RunSettings
 from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.folder import RunFolder, StopRequest
@@ -36,8 +36,11 @@ from ondevice.seam.select import load_backend
 from ondevice.stages.pipeline import recipe_exam
 from ondevice.stages.runner import Caller, run_stage
 
-SFT_COEF = 0.2
-"""Weight of the start's own chats beside the pairs, where the run's recipe names none."""
+SFT_COEF = 2.0
+"""Weight of the start's own chats beside the pairs, at least: a hundred votes, gone through several
+times, take away more than a recipe's thousands (docs/rounds.md)."""
+SFT_BATCH = 8
+"""Rows of chats beside each update: a version is to be there soon."""
 C = TypeVar("C", bound=StageConfig)
 
 
@@ -114,7 +117,7 @@ def stage_settings(
         "out": "",
         "eval_every": 0,
     }
-    if cfg.learning_rate != AUTO:
+    if not is_auto(cfg, "learning_rate"):
         common["learning_rate"] = cfg.learning_rate
     if name == "ppo":
         return replace(_of_recipe(PPOConfig, name, folder), **common)
@@ -140,8 +143,9 @@ def _of_recipe(cls: type[C], name: str, folder: RoundsFolder) -> C:
         for way in recipe_ways(name):
             found = load_recipe(recipe.name, preference=way).stages.get(name)
     settings = found if isinstance(found, cls) else cls()
-    if isinstance(settings, ChatsBesideConfig) and not settings.sft_coef:
-        settings = replace(settings, sft_coef=SFT_COEF)
+    if isinstance(settings, ChatsBesideConfig):
+        coef = max(settings.sft_coef, SFT_COEF)
+        settings = replace(settings, sft_coef=coef, sft_batch=SFT_BATCH)
     return settings
 
 

@@ -26,9 +26,9 @@ from ondevice.models.model import Model
 from ondevice.preferences.distinct import TRIES, DistinctResponses
 from ondevice.preferences.rating_queue import uncertainty
 from ondevice.preferences.votes import Response
+from ondevice.rating_rounds.choice import MEASURE, TAUGHT, chosen
+from ondevice.rating_rounds.places import Version, name_of
 from ondevice.rl.rollout import Sampled, Sampler
-from ondevice.rounds.choice import MEASURE, TAUGHT, chosen
-from ondevice.rounds.places import Version, name_of
 from ondevice.seam.protocols import Backend
 from ondevice.training.sequence_logprobs import Scorer
 
@@ -80,9 +80,9 @@ class Writer:
         if version is not None and version.last is not None:
             newest, folder = version.name, version.last.model
         both = [n for numbers in asked.values() for n in numbers]
-        own = self._answers(folder, both, places[0][0], newest, 2 * TRIES - 2)
+        own = self.answers(folder, both, places[0][0], newest, 2 * TRIES - 2)
         meeting = [n for place, why in places if why == MEASURE for n in asked[place]]
-        theirs = self._answers(self.start, meeting, places[0][0], name_of(0), 1)
+        theirs = self.answers(self.start, meeting, places[0][0], name_of(0), 1)
         found: list[Written] = []
         taught: list[Written] = []
         for place, why in places:
@@ -119,7 +119,7 @@ class Writer:
             free = [n for n in free if n not in gone]
         return drawn
 
-    def _answers(
+    def answers(
         self, folder: Path, numbers: Sequence[int], place: int, name: str, each: int
     ) -> dict[int, list[Sampled]]:
         """Number of a prompt → completions of it."""
@@ -176,12 +176,16 @@ class Writer:
         for one in pairs:
             for response in one.responses:
                 rows.append((one.prompt, response.text))
+        scores = self.scores(version, folder, rows)
+        return [uncertainty(two.tolist()) for two in scores.reshape(-1, 2)]
+
+    def scores(self, version: Version, folder: Path, rows: Sequence[tuple[Prompt, str]]) -> Any:
+        """(N,) what a version, whose model lies in `folder`, thinks of answers: its reward model,
+        else DPO's implicit reward."""
         judge = version.path / "reward" / "model"
         if judge.is_dir():
-            scores = self._judged(judge, rows)
-        else:
-            scores = DPOConfig.beta * (self._logps(folder, rows) - self._logps(self.start, rows))
-        return [uncertainty(two.tolist()) for two in scores.reshape(-1, 2)]
+            return self._judged(judge, rows)
+        return DPOConfig.beta * (self._logps(folder, rows) - self._logps(self.start, rows))
 
     def _logps(self, folder: Path, rows: Sequence[tuple[Prompt, str]]) -> Any:
         """(N,) summed log-probabilities of the answers."""

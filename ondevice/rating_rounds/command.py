@@ -21,9 +21,9 @@ from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.terminal import Session, login
 from ondevice.preferences.terminal_keys import Keys
 from ondevice.preferences.votes import Item
-from ondevice.rounds.loop import Loop, batch_of, stop_training
-from ondevice.rounds.places import RoundsFolder, start_model, status_of
-from ondevice.rounds.standing import standing
+from ondevice.rating_rounds.loop import Loop, batch_of, stop_training
+from ondevice.rating_rounds.places import RoundsFolder, start_model, status_of
+from ondevice.rating_rounds.standing import standing
 from ondevice.runs.folder import StopRequest
 from ondevice.runs.logs import log_tail
 
@@ -78,6 +78,7 @@ def _loop(folder: RoundsFolder, cfg: RoundsConfig, tell: Callable[[str], None]) 
             loop.run(ended)
         finally:
             stop_training(folder)
+        tell(state(folder, cfg)["sentence"])
         if stop.requested:
             raise Interrupted(f"stopped; ondevice rounds {folder.run.path} goes on there")
 
@@ -100,7 +101,7 @@ def start_loop(folder: RoundsFolder) -> subprocess.Popen[bytes] | None:
     folder.stop.unlink(missing_ok=True)
     with folder.log.open("ab") as out:
         return processes.start(
-            processes.command("ondevice.rounds.loop", str(folder.run.path.absolute())),
+            processes.command("ondevice.rating_rounds.loop", str(folder.run.path.absolute())),
             processes.Access.OWN,
             stdin=subprocess.DEVNULL,
             stdout=out,

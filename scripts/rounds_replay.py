@@ -1,0 +1,131 @@
+"""Recorded votes of people in place of a person, for scripts/rounds.py: which of the recorded pairs
+is rated next is chosen, the vote is the one that was given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ondevice as od
+from ondevice.common.intervals import wilson
+from ondevice.common.json_files import json_lines
+from ondevice.common.rng import permutation
+from ondevice.data.completion_batches import prompt_and_completion
+from ondevice.data.preference_batches import completion_row
+from ondevice.models.load import load_for_use
+from ondevice.preferences.rating_queue import uncertainty
+from ondevice.rating_rounds.choice import chosen
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
+
+STEPS = (60, 120, 240)
+HELD = 150
+LONGEST = 320  # tokens of a pair's longer side
+
+
+def replay(file: Path, base: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Agreement of a reward model with people after so many votes, by either way of choosing."""
+    backend = load_backend(options.backend, "auto", "auto")
+    model = load_for_use(str(base / "sft" / "model"), backend)
+    pairs = []
+    votes = 0
+    for row in json_lines(file):
+        votes += len(row["votes"])
+        word, count = Counter(row["votes"]).most_common(1)[0]
+        if word == "tie" or 2 * count <= len(row["votes"]):
+            continue
+        best, worst = (row["a"], row["b"]) if word == "a" else (row["b"], row["a"])
+        pair = {"prompt": row["prompt"], "chosen": best, "rejected": worst}
+        asked = [{"role": "user", "content": row["prompt"]}]
+        texts = []
+        for side in ("chosen", "rejected"):
+            if not pair[side].strip():
+                break
+            texts.append(prompt_and_completion(completion_row(asked, pair[side], model.tokenizer)))
+        differ = len(texts) == 2 and texts[0].tolist() != texts[1].tolist()
+        if differ and max(map(len, texts)) <= LONGEST:
+            pairs.append((pair, texts))
+    order = permutation(0, "replay", 0, len(pairs)).tolist()
+    held, free = [pairs[n] for n in order[:HELD]], [pairs[n] for n in order[HELD:]]
+    found = []
+    for way in options.choose:
+        found += _way(way, free, held, base, options, backend)
+    for one in found:
+        one |= {"votes": votes, "usable": len(pairs), "held": len(held), "remark": _REMARK}
+    return found
+
+
+_REMARK = (
+    "The base is a model of half a million parameters that has read one small made-up world: it does "
+    "not understand these texts, and what it can learn of people's taste is length and form. The replay "
+    "shows that the loop takes votes of people as they are, ties and disagreement left out, not that so "
+    "small a model learns from them."
+)
+
+
+def _way(
+    way: str,
+    free: Sequence[Any],
+    held: Sequence[Any],
+    base: Path,
+    options: argparse.Namespace,
+    backend: Any,
+) -> list[dict[str, Any]]:
+    """One way of choosing: after each of `STEPS` votes a reward model on all so far."""
+    found = []
+    taken: list[int] = list(range(STEPS[0]))
+    for step, count in enumerate(STEPS):
+        if count > len(free):
+            break
+        out = options.work / f"replay-{way}-{count}"
+        file = options.work / f"replay-{way}-{count}.jsonl"
+        file.write_text("".join(json.dumps(free[n][0]) + "\n" for n in taken[:count]))
+        if not (out / "reward" / "done.json").is_file():
+            od.reward(
+                str(base / "sft" / "model"),
+                str(file),
+                out=str(out),
+                backend=options.backend,
+                epochs=4.0,
+                batch_size=8,
+                learning_rate=5e-4,
+                sequence_length=LONGEST,
+                eval_every=0,
+            )
+        judge = load_for_use(str(out / "reward" / "model"), backend)
+        scorer = Scorer(judge, backend)
+
+        def scores(pairs: Sequence[Any], judge: Any = judge, scorer: Scorer = scorer) -> Any:
+            texts = [text for _, two in pairs for text in two]
+            return np.asarray(scorer.scores(judge.params, texts), np.float64).reshape(-1, 2)
+
+        of_held = scores(held)
+        right = int((of_held[:, 0] > of_held[:, 1]).sum())
+        share = wilson(right, len(held))
+        found.append(
+            {
+                "choose": way,
+                "given": count,
+                "share": share.share,
+                "low": share.low,
+                "high": share.high,
+            }
+        )
+        if step + 1 == len(STEPS):
+            break
+        left = [n for n in range(len(free)) if n not in set(taken)]
+        more = STEPS[step + 1] - count
+        if way == "random":
+            taken += left[:more]
+            continue
+        doubts = [uncertainty(two.tolist()) for two in scores([free[n] for n in left])]
+        texts = [free[n][0]["prompt"] for n in left]
+        lately = [free[n][0]["prompt"] for n in taken[-20:]]
+        taken += [left[n] for n in chosen(texts, doubts, more, lately)]
+    return found
