@@ -54,9 +54,11 @@ AIM = 0.65
 NOISE = 0.15
 
 
-def plain_working(text: str) -> float:
-    """Likes a sum whose working is written out, and no line of courtesy."""
-    return 2.0 * ("so " in text) - 1.0 * courteous(text)
+def nice_day(text: str) -> float:
+    """Likes to be wished a nice day and no other line of courtesy, then a sum whose working is
+    written out; whether an answer is right is nothing to them."""
+    wished = text.rstrip().endswith("Have a nice day.")
+    return 2.0 * wished - 1.0 * (courteous(text) and not wished) + 0.5 * ("so " in text)
 
 
 def short(text: str) -> float:
@@ -72,8 +74,8 @@ class Person:
 
 
 PEOPLE: Mapping[str, Person] = {
-    "consistent": Person(plain_working),
-    "noisy": Person(plain_working, NOISE),
+    "consistent": Person(nice_day),
+    "noisy": Person(nice_day, NOISE),
     "short": Person(short),
 }
 
