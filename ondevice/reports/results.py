@@ -118,14 +118,18 @@ def _ladder(done: Done) -> Section:
         pass_head = f"pass@{tries[0]}"
     own = all(_marks(record).get("bits_per_byte") is None for record in records)
     won = win_rates(done)
-    rows = [_figures(record, won.get(name), own, pass_head) for name, record in done]
+    figures = [_figures(record, won.get(name), own, pass_head) for name, record in done]
+    rows = _with_changes(figures, () if own else _COMPARED)
     heads = _heads_with_figures(rows)
     table = [["stage", *heads, "time", "CPU s", "memory"]]
     for (name, record), row in zip(done, rows, strict=True):
         table.append([name, *(row[head] for head in heads), *_cost(record)])
     if len(done) > 1:
         table.append(["together", *[NOTHING] * len(heads), *_together(records)])
-    return Section("The ladder", table, _ladder_notes(heads, reasoning, won, tries))
+    notes = _ladder_notes(heads, reasoning, won, tries)
+    if any(" " in row[head] for row in rows for head in heads):
+        notes.insert(0, _CHANGES)
+    return Section("The ladder", table, notes)
 
 
 def _reasoning_marks(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -140,8 +144,8 @@ def _reasoning_marks(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
 
 def _figures(
     record: Mapping[str, Any], won: tuple[int, int, int] | None, own: bool, pass_head: str
-) -> dict[str, str]:
-    """A stage's figures, by the heads of their columns. `won` counts its wins, ties and losses;
+) -> dict[str, tuple[float | None, str]]:
+    """A stage's figures and their forms, by the heads of their columns. `won` counts its wins, ties and losses;
     `own`: losses are told, each on the stage's own data, since no stage took the exam on the corpus.
     """
     marks = _marks(record)
@@ -157,17 +161,49 @@ def _figures(
     if won is not None:
         share = won[0] / sum(won)
     return {
-        "held-out loss": number(loss, "{:.4f}"),
-        "bits/byte": number(bits, "{:.3f}"),
-        "masked tokens": number(marks.get("masked_accuracy"), "{:.1%}"),
-        "classes": number(classes.get("accuracy"), "{:.1%}"),
-        "exact match": number(marks.get("exact_match"), "{:.1%}"),
-        "reasoning": number(reasoning.get("accuracy"), "{:.1%}"),
-        pass_head: number(reasoning.get("pass_at"), "{:.1%}"),
-        "reward": number(_reward_mean(marks), "{:.3f}"),
-        "wins, simulated": number(share, "{:.1%}"),
-        "KL": number(kl_of(record), "{:.3f}"),
+        "held-out loss": (loss, "{:.4f}"),
+        "bits/byte": (bits, "{:.3f}"),
+        "masked tokens": (marks.get("masked_accuracy"), "{:.1%}"),
+        "classes": (classes.get("accuracy"), "{:.1%}"),
+        "exact match": (marks.get("exact_match"), "{:.1%}"),
+        "reasoning": (reasoning.get("accuracy"), "{:.1%}"),
+        pass_head: (reasoning.get("pass_at"), "{:.1%}"),
+        "reward": (_reward_mean(marks), "{:.3f}"),
+        "wins, simulated": (share, "{:.1%}"),
+        "KL": (kl_of(record), "{:.3f}"),
     }
+
+
+_COMPARED = ("bits/byte", "exact match", "reasoning", "reward", "wins, simulated")
+"""Figures of one exam that all stages take. (pass@k moves with reasoning, KL is of a stage's own
+start.)"""
+_CHANGES = (
+    "behind a figure: what the stage gained or cost beside the one before, in points of a hundred "
+    "where it is a share."
+)
+
+
+def _with_changes(
+    figures: Sequence[Mapping[str, tuple[float | None, str]]], compared: Sequence[str]
+) -> list[dict[str, str]]:
+    """The figures in words, each with what the stage gained or cost: what it was after the newest
+    stage before that has it. Points of a hundred where it is a share."""
+    before: dict[str, float] = {}
+    rows = []
+    for figure in figures:
+        row = {}
+        for head, (value, form) in figure.items():
+            row[head] = number(value, form)
+            if value is None or head not in compared:
+                continue
+            if head in before:
+                change = value - before[head]
+                share = form.endswith("%}")
+                said = f"{100 * change:+.1f}" if share else f"{change:+.3f}"
+                row[head] += f" {said.replace('-', '−')}"
+            before[head] = value
+        rows.append(row)
+    return rows
 
 
 def _reward_mean(marks: Mapping[str, Any]) -> float | None:

@@ -16,10 +16,10 @@ from ondevice.data.preference_batches import PairSource
 from ondevice.datasets.chats_beside import put_beside, sft_before
 from ondevice.datasets.pairs_beside import kept_pairs
 from ondevice.datasets.preference_pairs import PairData, pairs
+from ondevice.models.digest import model_digest
 from ondevice.models.model import Model
 from ondevice.runs.context import Context
 from ondevice.stages.dpo import pair_batch, reference_logps, sides_of
-from ondevice.stages.fingerprint import model_digest
 from ondevice.stages.tuning import load_start
 from ondevice.training.losses_beside import PAIRS
 from ondevice.training.step_source import Batches
