@@ -26,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 for folder in ("tests", "backends", "tui", "."):
     sys.path.insert(0, str(ROOT / folder))
 
-from fuzz_readers import READERS_OF, Fault, spoil, try_case  # noqa: E402
+from fuzz_cases import Fault, spoil, try_case  # noqa: E402
+from fuzz_readers import READERS_OF  # noqa: E402
 
 
 def main() -> int:

@@ -247,7 +247,8 @@ def train(files: Path, out: Path, stage: str = "sft", **changes: Any) -> None:
     own: dict[str, Any] = {"sft": {"data": files / "chats.jsonl"}}.get(stage, {})
     if not own:
         own = small_stages.settings(files, stage, out, "torch")
-        own = {name: own[name] for name in ("data", "reward_model", "sft_data") if name in own}
+        names = ["data", "reward_model", *(["sft_data"] if stage == "ppo" else [])]
+        own = {name: own[name] for name in names if name in own}
     given = {"model": files / "policy", "out": out, "backend": "torch", "device": "cpu", **own}
     fields = {name: str(value) for name, value in given.items()}
     getattr(od, stage)(**{**fields, **changes})

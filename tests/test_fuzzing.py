@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz_readers import READERS_OF, Fault, Reader, spoil, try_case
+from fuzz_cases import Fault, Reader, spoil, try_case
+from fuzz_readers import READERS_OF
 from ondevice.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent

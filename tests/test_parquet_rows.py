@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fuzz_readers import READERS_OF, spoil
+from fuzz_cases import spoil
+from fuzz_readers import READERS_OF
 from ondevice.common import processes
 from ondevice.common.errors import UserError
 from ondevice.data import parquet_rows as module
