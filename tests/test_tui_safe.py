@@ -21,6 +21,9 @@ from ondevice.common.intervals import wilson
 from ondevice.inference.pair_sampling import Judge
 from ondevice.preferences.agreement import cohen_kappa
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.history import history
+from ondevice.preferences.project import Project
+from ondevice.preferences.rating_queue import Wanted
 from ondevice.preferences.votes import Response
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import RunFolder
@@ -29,11 +32,14 @@ from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.confirm import Details
 from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen
-from ondevice_tui.screens.rate_cards import Ask, why_this
+from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
+from ondevice_tui.screens.rate_history import History
+from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.sample_pairs import MorePairs
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.screens.vote_statistics import told_of
+from ondevice_tui.widgets.markdown import drawn
 from ondevice_tui.widgets.safe import SafeArea
 from test_inert import HOSTILE, acts
 from test_tui import ROAD, no_plans, play  # noqa: F401
@@ -238,6 +244,15 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
         (Response(whole, whole), Response("b", whole)),
     )
     item: Any = SimpleNamespace(id=1, kind="normal")
+    project = Project(guidelines=whole[:9000], reasons=tuple(names[:9]))
+    with Ratings.open(run.path, create=True) as ratings:
+        ratings.add("b", whole, [Response(whole), Response("b")], seed=0)
+        votes = [
+            ratings.vote(1, name, "s", ranking=[n % 2], reason=name) for n, name in enumerate(names)
+        ]
+        ratings.note(1, names[0], "s", whole)
+        entries = history(ratings, names[0])
+    assert len(entries) == 1 and len(entries[0].others) > 10 and len(votes) == count
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         pairing: Any = SimpleNamespace(
@@ -250,6 +265,12 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
             MorePairs(app, None),
             Ask(whole, whole),
             Details("why", why_this(item, pairing, [1])),
+            History(entries, names[0], "disagreements"),
+            Guidelines(project),
+            ChangeProject(project),
+            AskOnly(Asked(Wanted(), 0), names, names),
+            Reasons([], names[:9]),
+            Conversation(drawn(whole, 70)),
         ):
             app.push_screen(card)
             await pilot.pause()

@@ -13,7 +13,7 @@ from ondevice.preferences.history import Marks, gold_hit
 from ondevice.preferences.votes import Item, Progress, Vote, brief, said
 from ondevice_tui.widgets.safe import content, line
 
-BAR = 10  # cells of the way to WANTED
+BAR, SHORT_BAR = 10, 8  # cells of the way to WANTED
 NARROW, ROOMY = 80, 90  # cells of the top line
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 USUAL_PACE_S = 8.0  # per pair, before this rater has voted
@@ -39,9 +39,11 @@ def top_parts(
         usable = f" · {progress.usable}/{WANTED} usable"
     elif progress.usable < WANTED:
         usable += f" of {WANTED} "
-        full = progress.usable * BAR // WANTED
-        bar = "▓" * full + "░" * (BAR - full)
-    now = f" · {'' if narrow else 'this '}session {votes_now}"
+        cells = BAR if width > ROOMY else SHORT_BAR
+        full = progress.usable * cells // WANTED
+        bar = "▓" * full + "░" * (cells - full)
+    short = narrow or (goal and width <= ROOMY)
+    now = f" · {'' if short else 'this '}session {votes_now}"
     if goal:
         now += f" of {goal}"
     parts: list[str | tuple[str, str]] = [

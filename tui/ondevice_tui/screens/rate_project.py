@@ -228,10 +228,13 @@ class AskOnly(_Form):
         )
 
     def _choice(self, names: list[str], chosen: str) -> Select[str]:
-        options = [(content("all", "$muted"), ALL)]
-        options += [(content(cell(name, 40).rstrip()), name) for name in names]
-        value = chosen if chosen in names else ALL
-        return Select(options, value=value, allow_blank=False, compact=True)
+        named = [(content(cell(name, 40).rstrip()), name) for name in names]
+        return Select(
+            [(content("all", "$muted"), ALL), *named],
+            value=chosen if chosen in names else ALL,
+            allow_blank=False,
+            compact=True,
+        )
 
     def taken(self) -> Asked:
         kind = ""

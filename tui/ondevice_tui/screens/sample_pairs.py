@@ -5,7 +5,7 @@ checkpoints, or a file.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
 
 SAME = ""
+KEPT, SAMPLING = (
+    "pair_sampling",
+    ("temperatures", "answers", "longest"),
+)  # from one time to the next
 N = TypeVar("N", int, float)
 Found = Plan | Literal["stop", "imported"] | None
 _HELP = {
@@ -72,13 +76,9 @@ class MorePairs(Card[Found]):
         prompts = "builtin"
         if self._ui.chosen is not None and (self._ui.chosen / FILE).is_file():
             prompts = ""
-        return {
-            "temperatures": "0.7, 1.1",
-            "answers": "2",
-            "longest": "64",
-            "prompts": prompts,
-            "file": "",
-        }
+        usual = {"temperatures": "0.7, 1.1", "answers": "2", "longest": "64"}
+        before = self._ui.remembered.get(KEPT, _is_sampling) or {}
+        return {**usual, **before, "prompts": prompts, "file": ""}
 
     def compose(self) -> ComposeResult:
         writers: tuple[Writer, ...] = ()
@@ -151,9 +151,12 @@ class MorePairs(Card[Found]):
             self.run_worker(self._import(file), group="import")
             return
         try:
-            self.dismiss(self._plan_asked())
+            plan = self._plan_asked()
         except UserError as problem:
             self._say_wrong(problem, problem.where)
+            return
+        self._ui.keep(KEPT, {name: self._text(name) for name in SAMPLING})
+        self.dismiss(plan)
 
     async def _import(self, file: str) -> None:
         """`ondevice ratings import`, in a thread."""
@@ -218,6 +221,13 @@ class MorePairs(Card[Found]):
 
     def _say(self, text: str) -> None:
         self.query_one("#more-verdict", SafeText).show(text, "$error")
+
+
+def _is_sampling(value: Any) -> bool:
+    """Whether a value is what this card has remembered."""
+    if not isinstance(value, dict) or set(value) != set(SAMPLING):
+        return False
+    return all(isinstance(text, str) and len(text) < 40 for text in value.values())
 
 
 def _number(text: str, where: str, kind: type[N]) -> N:

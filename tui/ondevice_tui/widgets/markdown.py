@@ -108,7 +108,9 @@ def _mark(mark: re.Match[str], style: str, depth: int) -> Content:
 
 
 def _code(source: Sequence[str], at: int, fence: re.Match[str], rows: list[Content]) -> int:
-    """A block of code, up to its closing fence or the end; returns the line after it."""
+    """A block of code, up to its closing fence or the end; returns the line after it. One without
+    code is shown as it is written: an answer is never drawn as nothing."""
+    opening, before = source[at], len(rows)
     if fence[2].strip():
         rows.append(content(f"▏ {fence[2].strip()}", MUTED))
     at += 1
@@ -116,6 +118,8 @@ def _code(source: Sequence[str], at: int, fence: re.Match[str], rows: list[Conte
     while at < len(source) and not closing.match(source[at]):
         rows.append(line(("▏", MUTED), content(source[at], CODE, limit=None)))
         at += 1
+    if len(rows) == before:
+        rows.append(content(opening, limit=None))
     return at + 1
 
 
