@@ -85,7 +85,7 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
         await until_shown(pilot, "who rates?")
         app.screen.query_one(Input).value = "Ada"
         await pilot.press("enter")
-        await until_shown(pilot, "  Ada")
+        await until_shown(pilot, "· Ada")
         await pilot.press("2", "escape", "2")
         await until(pilot, lambda: app.current_mode == "train")
         await until_shown(pilot, "smooth 0.6")
@@ -100,7 +100,7 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
     async def second(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         assert app.theme == LIGHT.name
         await pilot.press("r")
-        await until_shown(pilot, "  Ada", "1 ← left")
+        await until_shown(pilot, "· Ada", "1 ← above")
         assert isinstance(app.screen, RateScreen) and app.screen.rater == "Ada"
         await pilot.press("escape", "2")
         await until(pilot, lambda: app.current_mode == "train")
@@ -112,7 +112,7 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
     play(tmp_path, first)
     play(tmp_path, second)
     kept = json.loads(settings_file().read_text())
-    assert kept["rater"] == "Ada" and kept["answers_beside"] is True and kept["theme"] == LIGHT.name
+    assert kept["rater"] == "Ada" and kept["answers_beside"] is False and kept["theme"] == LIGHT.name
 
 
 @pytest.mark.slow
