@@ -27,6 +27,7 @@ from ondevice.preferences.repair import repair_if_damaged
 from ondevice.preferences.schema import VERSION
 from ondevice.preferences.vote_statistics import statistics
 from ondevice.preferences.votes import Response
+from ondevice.publishing.dataset_card import _raters_in_words
 
 
 def queue(ratings: Ratings, count: int, **given: Any) -> list[int]:
@@ -266,6 +267,7 @@ def test_a_settlement_decides_and_is_no_opinion(ratings: Ratings) -> None:
     assert (
         found["settled"] == 1 and found["votes"] == 4 and sorted(found["raters"]) == ["Ada", "Bob"]
     )
+    assert _raters_in_words(pairs_of(ratings)) == "1 person, 0 programs"
     newest = history.newest_of(ratings, "Eve")
     assert newest is not None and newest.rater == "settled:Eve"
     ratings.undo(newest.rater, "s")

@@ -112,7 +112,9 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
     play(tmp_path, first)
     play(tmp_path, second)
     kept = json.loads(settings_file().read_text())
-    assert kept["rater"] == "Ada" and kept["answers_beside"] is False and kept["theme"] == LIGHT.name
+    assert (
+        kept["rater"] == "Ada" and kept["answers_beside"] is False and kept["theme"] == LIGHT.name
+    )
 
 
 @pytest.mark.slow

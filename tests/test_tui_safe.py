@@ -218,6 +218,7 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
     found = {
         "votes": 1,
         "simulated_votes": 0,
+        "settled": 2,
         "outcomes": dict.fromkeys(names, 1),
         "raters": dict.fromkeys(names, rater),
         "agreement": {

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import labels
-from ondevice.preferences.votes import SETTLED, Item, Vote, is_settled, is_simulated
+from ondevice.preferences.votes import SETTLED, Item, Vote, is_settled
 
 Filter = Literal["all", "mine", "flagged", "noted", "ties", "disagreements"]
 FILTERS: tuple[Filter, ...] = ("mine", "flagged", "noted", "ties", "disagreements", "all")
@@ -225,9 +225,3 @@ def _with_questions(ratings: Ratings, entries: Sequence[Entry]) -> list[Entry]:
 
 def _beginning(message: Mapping[str, Any]) -> str:
     return str(message.get("content", ""))[:QUESTION]
-
-
-def people(votes: Sequence[Vote]) -> list[str]:
-    """Names of those who voted, without programs and settlements."""
-    names = {vote.rater for vote in votes}
-    return sorted(name for name in names if not is_settled(name) and not is_simulated(name))

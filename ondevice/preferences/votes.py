@@ -145,6 +145,11 @@ def is_settled(rater: str) -> bool:
     return rater.startswith(SETTLED)
 
 
+def person_of(rater: str) -> str:
+    """Who votes under this name: a settlement is its settler's."""
+    return rater.removeprefix(SETTLED)
+
+
 class Unreadable(ValueError):
     """A row says what no version of ours has written."""
 

@@ -13,7 +13,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.json_files import to_json
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import Pairs, pairs_of
-from ondevice.preferences.votes import is_simulated
+from ondevice.preferences.votes import is_simulated, person_of
 from ondevice.publishing.model_card import metadata
 from ondevice.publishing.public_names import plain_values
 from ondevice.reports.report import cell, markdown
@@ -93,7 +93,7 @@ def _raters_in_words(pairs: Pairs) -> str:
     """How many people and programs have rated, and no name of theirs."""
     names: set[str] = set()
     for row in pairs:
-        names.update(row.raters)
+        names.update(map(person_of, row.raters))
     programs = sum(map(is_simulated, names))
     people = len(names) - programs
     persons = "person" if people == 1 else "people"

@@ -30,7 +30,7 @@ from ondevice.hub.snapshot import is_name
 from ondevice.models import peft
 from ondevice.models.model_folder import is_adapter_folder, weight_files
 from ondevice.models.tensor_files import shapes_in
-from ondevice.preferences.votes import is_simulated
+from ondevice.preferences.votes import is_simulated, person_of
 from ondevice.publishing.public_names import CORPUS, parts, short_name, source_name, without_places
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
@@ -297,7 +297,7 @@ def raters(past: StageRecord) -> tuple[int, int, int] | None:
             count += 1
             who = _mapping(row).get("raters")
             if isinstance(who, list):
-                names |= set(map(str, who))
+                names |= {person_of(str(name)) for name in who}
     programs = sum(map(is_simulated, names))
     if names:
         return (count, len(names) - programs, programs)

@@ -62,6 +62,8 @@ def told_of(found: Mapping[str, Any], judged: Mapping[str, Any]) -> Content:
     for word, count in found["outcomes"].items():
         if count:
             counts.append(f"{count} {word.replace('_', ' ')}")
+    if found["settled"]:
+        counts.append(f"{found['settled']} disagreements settled")
     rows = [line(", ".join(counts)), content("")]
     rows += _raters(found["raters"])
     rows += _agreement(found["agreement"])
