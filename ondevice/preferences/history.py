@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import labels
-from ondevice.preferences.votes import SETTLED, Item, Vote, is_settled
+from ondevice.preferences.votes import SETTLED, Item, Vote, is_settled, is_simulated
 
 Filter = Literal["all", "mine", "flagged", "noted", "ties", "disagreements"]
 FILTERS: tuple[Filter, ...] = ("mine", "flagged", "noted", "ties", "disagreements", "all")
@@ -48,7 +48,7 @@ class Entry:
             return bool(self.note)
         if wanted == "ties":
             votes = [self.vote, *self.others]
-            return any(vote is not None and vote.outcome in ("tie", "all_bad") for vote in votes)
+            return any(vote is not None and vote.outcome == "tie" for vote in votes)
         if wanted == "disagreements":
             return self.disagreed
         return True
@@ -124,6 +124,18 @@ def disagreements(ratings: Ratings, *, settled: bool = False) -> list[int]:
     return sorted(
         item for item, said in votes.items() if disagree(said) and (settled or item not in decided)
     )
+
+
+def votes_on(ratings: Ratings, item: int) -> list[Vote]:
+    """What people say of an item, without settlements."""
+    rows = ratings.rows("SELECT DISTINCT rater FROM live WHERE item = ? ORDER BY rater", (item,))
+    names = [row["rater"] for row in rows]
+    found = []
+    for name in names:
+        vote = ratings.voted(item, name)
+        if vote is not None and not is_settled(name) and not is_simulated(name):
+            found.append(vote)
+    return found
 
 
 def disagree(votes: Sequence[Vote]) -> bool:

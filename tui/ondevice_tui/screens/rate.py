@@ -24,7 +24,6 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import queue_repeat
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_settled, said
 from ondevice_tui.run_status import ago
-from ondevice_tui.screens.rate_history import Jump
 from ondevice_tui.screens.rate_keys import AT_THE_END, KEYS, SEVERAL
 from ondevice_tui.screens.rate_messages import (
     all_rated,
@@ -35,7 +34,7 @@ from ondevice_tui.screens.rate_messages import (
     top_parts,
 )
 from ondevice_tui.screens.rate_queue import REPEAT_SHARE
-from ondevice_tui.screens.rate_sharing import SharingPage
+from ondevice_tui.screens.rate_sharing import Earlier, SharingPage
 from ondevice_tui.widgets.answers import Answers, Question
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
@@ -97,13 +96,13 @@ disagree on, to be settled."""
         self._jumped = self._voter = ""
         self._shown_at = ticks()
 
-    def _show_jump(self, item: Item, vote: Vote | None, jump: Jump) -> None:
-        self.item = item
+    def show_chosen(self, earlier: Earlier) -> None:
+        vote = earlier.vote
+        self.item = earlier.item
         self._begin_vote()
-        if jump.settle:
+        if earlier.settle:
             self._voter = history.settler(self.rater)
-            others = [jump.entry.vote, *jump.entry.others]
-            told = ", ".join(f"{v.rater}: {said(v)}" for v in others if v is not None)
+            told = ", ".join(f"{other.rater}: {said(other)}" for other in earlier.others)
             self._jumped = f"your vote settles it ({told})"
         elif vote is not None:
             self._jumped = f"you said {ago(vote.at)}: {said(vote)}. A vote replaces it"
@@ -220,7 +219,10 @@ disagree on, to be settled."""
         """The item that a key is for; None where there is none, or the key came too soon or before
         the end was read.
         """
-        if self.item is None or self.ratings is None or self.busy:
+        if self.item is None or self.ratings is None:
+            return None
+        if self.busy:
+            self._show_told("that key was not taken: the one before is still being stored")
             return None
         if ticks() - self._shown_at < self.GUARD_S:
             self._show_told("too soon: that key was not taken for this pair")
@@ -315,9 +317,12 @@ disagree on, to be settled."""
         """A vote is on disk: the next one."""
         if not self._jumped:
             self._paces = [*self._paces[-20:], seconds]
-        if self._voter:
-            self.count_marks()
         self.counted(1)
+        if self._voter:
+            self.newest = vote
+            self.count_marks()
+            self.settle_next()
+            return
         if self.project.reveal and item.kind == "normal":
             told = revealed(item, vote, self._wins)
         if self.goal and self.votes_now == self.goal:

@@ -82,10 +82,10 @@ class History(Card[Jump | None]):
             self._tell(self._details(shown[at]))
 
     def _row(self, entry: Entry) -> Content:
-        told = "–"
+        told, cells = "–", 9
         if self.wanted == "disagreements":
             votes = [vote for vote in (entry.vote, *entry.others) if vote is not None]
-            told = " / ".join(dict.fromkeys(map(brief, votes)))
+            told, cells = " / ".join(dict.fromkeys(map(brief, votes))), 15
         elif entry.vote is not None and self._may_see(entry):
             told = brief(entry.vote)
         marks = "".join(
@@ -98,7 +98,7 @@ class History(Card[Jump | None]):
             )
         )
         return line(
-            (cell(told, 12), "bold"),
+            (cell(told, cells), "bold"),
             (f"{marks} ", "$warning"),
             cell(entry.question, QUESTION).rstrip(),
         )

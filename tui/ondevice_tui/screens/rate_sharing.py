@@ -4,10 +4,12 @@ is asked only, where pairs come from, what the votes are worth, and the stages t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ondevice.config.recipe import STAGES
 from ondevice.preferences import history
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.project import Project, change_project, read_project
 from ondevice.preferences.rating_queue import choices
 from ondevice.preferences.votes import Item, Vote
@@ -20,6 +22,17 @@ from ondevice_tui.screens.rate_reading import ReadingPage
 
 if TYPE_CHECKING:
     from ondevice_tui.screens.sample_pairs import Found
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An item that was rated before: the vote that the next one replaces, and, where it is to be
+    settled, what each rater says."""
+
+    item: Item
+    vote: Vote | None
+    others: list[Vote]
+    settle: bool
 
 
 class SharingPage(ReadingPage):
@@ -47,19 +60,31 @@ class SharingPage(ReadingPage):
         self.app.push_screen(History(entries, self.rater, wanted), self._jump)
 
     def _jump(self, jump: Jump | None) -> None:
+        if jump is not None:
+            self._go_to(jump.entry.item, jump.settle)
+
+    def _go_to(self, item: int, settle: bool) -> None:
         """To an item that was rated before: to change the own vote, or to settle a disagreement."""
-        if jump is None:
-            return
-        entry = jump.entry
-        name = history.settler(self.rater) if jump.settle else self.rater
+        name = history.settler(self.rater) if settle else self.rater
 
-        def work(ratings: history.Ratings) -> tuple[Item, Vote | None]:
-            return ratings.item(entry.item), ratings.voted(entry.item, name)
+        def work(ratings: Ratings) -> Earlier:
+            others = history.votes_on(ratings, item) if settle else []
+            return Earlier(ratings.item(item), ratings.voted(item, name), others, settle)
 
-        self._do(work, lambda found: self._show_jump(*found, jump))
+        self._do(work, self.show_chosen)
 
-    def _show_jump(self, item: Item, vote: Vote | None, jump: Jump) -> None:
+    def show_chosen(self, earlier: Earlier) -> None:
         raise NotImplementedError
+
+    def settle_next(self) -> None:
+        """The next disagreement that nobody has settled; the queue where none is left."""
+        self._do(history.disagreements, self._settle_first)
+
+    def _settle_first(self, left: list[int]) -> None:
+        if left:
+            self._go_to(left[0], settle=True)
+        else:
+            self.next("nothing is left to settle")
 
     # what raters share
 
