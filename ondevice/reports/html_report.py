@@ -112,11 +112,12 @@ def _table(table: Table) -> str:
 
 
 def _bar(cell: str) -> str:
-    """A share as a bar under its number."""
-    if not cell.endswith("%"):
+    """A share as a bar under its number; what a stage gained or cost may stand behind it."""
+    figure = cell.split(" ")[0]
+    if not figure.endswith("%"):
         return ""
     try:
-        share = float(cell.removesuffix("%"))
+        share = float(figure.removesuffix("%"))
     except ValueError:
         return ""
     if 0 <= share <= 100:
