@@ -184,6 +184,7 @@ class Trial:
             max_new_tokens=40,
             seed=case["seed"],
             backend=options.backend,
+            data="builtin",
         )
         self.folder = RoundsFolder(run)
         self.folder.keep_settings(self.cfg)

@@ -123,10 +123,24 @@ def test_columns_are_there_where_a_stage_has_them(made: Made) -> None:
     made.stage("grpo", {"bits_per_byte": 0.75, "reasoning": REASONING})
     assert made.rows()[1:] == [
         ["sft", "0.500", "12.5%", "–", "–", "0:10", "7", "1.00 GB"],
-        ["grpo", "0.750", "–", "25.0%", "50.0%", "0:10", "7", "2.00 GB"],
+        ["grpo", "0.750 +0.25", "–", "25.0%", "50.0%", "0:10", "7", "2.00 GB"],
         ["together", "–", "–", "–", "–", "0:20", "14", "2.00 GB"],
     ]
     assert made.rows()[0][3:5] == ["reasoning", "pass@8"]
+
+
+def test_what_a_stage_gained_and_cost_stands_behind_its_figures(made: Made) -> None:
+    """Beside the newest stage before that has the figure; in points of a hundred for shares."""
+    made.stage("sft", {"bits_per_byte": 0.5, "exact_match": 0.5, "reasoning": REASONING})
+    made.stage("sample", {"queued": 5})
+    worse = {**REASONING, "accuracy": 0.2}
+    made.stage("dpo", {"bits_per_byte": 0.52, "exact_match": 0.75, "reasoning": worse})
+    rows = {row[0]: row[1:4] for row in made.rows()}
+    assert rows["sft"] == ["0.500", "50.0%", "25.0%"]
+    assert rows["dpo"] == ["0.520 +0.02", "75.0% +25", "20.0% −5.0"]
+    assert "behind a figure" in ladder(made.run)
+    write_report(made.run)
+    assert "width:75.0%" in html_of(made.run).read_text()  # a bar all the same
 
 
 def test_nothing_is_said_of_a_run_without_stages(made: Made) -> None:

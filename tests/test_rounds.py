@@ -24,9 +24,10 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.strengths import Comparison, preferred_to
 from ondevice.preferences.votes import Response
 from ondevice.rating_rounds.choice import MEASURE, RANDOM, TAUGHT, chosen, kind_of_place
-from ondevice.rating_rounds.command import rounds, start_loop
-from ondevice.rating_rounds.loop import Loop, batch_of, write_votes
-from ondevice.rating_rounds.places import RoundsFolder, Version
+from ondevice.rating_rounds.command import rounds
+from ondevice.rating_rounds.loop import Loop, write_votes
+from ondevice.rating_rounds.places import RoundsFolder, Version, batch_of
+from ondevice.rating_rounds.process import start_loop
 from ondevice.rating_rounds.standing import (
     DUEL,
     Standing,
@@ -362,6 +363,8 @@ def test_bad_settings_are_one_clear_line(material: Path, tmp_path: Path) -> None
         with pytest.raises(UserError) as refused:
             od.rounds(**fields)
         assert refused.value.where == where
+    with pytest.raises(UserError, match="nothing says what is to be asked"):
+        Loop(RoundsConfig(run=str(material / "run"), backend="torch", rater="me"))
     with pytest.raises(UserError, match="no tuned model"):
         od.rounds(tmp_path)
     with pytest.raises(UserError, match="has no rounds yet"):

@@ -18,6 +18,7 @@ from textual.app import App
 from textual.pilot import Pilot
 
 from ondevice.common.intervals import wilson
+from ondevice.config.rounds import RoundsConfig
 from ondevice.inference.pair_sampling import Judge
 from ondevice.preferences.agreement import cohen_kappa
 from ondevice.preferences.database import Ratings
@@ -25,10 +26,12 @@ from ondevice.preferences.history import history
 from ondevice.preferences.project import Project
 from ondevice.preferences.rating_queue import Wanted
 from ondevice.preferences.votes import Response
+from ondevice.rating_rounds.standing import Rounds, Standing
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens import rounds
 from ondevice_tui.screens.confirm import Details
 from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen
@@ -254,6 +257,9 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
         ratings.note(1, names[0], "s", whole)
         entries = history(ratings, names[0])
     assert len(entries) == 1 and len(entries[0].others) > 10 and len(votes) == count
+    cfg = RoundsConfig(run=whole)
+    version = Standing(1, "failed", 1, wilson(0, 0), None, refused=whole)
+    versions = Rounds([version], 0, 1, 1, whole)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         pairing: Any = SimpleNamespace(
@@ -272,6 +278,7 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
             AskOnly(Asked(Wanted(), 0), names, names),
             Reasons([], names[:9]),
             Conversation(drawn(whole, 70)),
+            Details("rounds", rounds.told_of(versions, cfg, {"now": whole}, True, whole)),
         ):
             app.push_screen(card)
             await pilot.pause()

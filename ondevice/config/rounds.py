@@ -33,8 +33,9 @@ class RoundsConfig:
     learning_rate: AutoFloat = auto()
     """Peak rate of a version's training. auto: the recipe's, else what is published for the model's
     size."""
-    data: str = "builtin"
-    """Prompts to answer: a file, a folder, builtin[:RECIPE], or several with their shares."""
+    data: str = ""
+    """Prompts to answer: a file, a folder, builtin[:RECIPE], or several with their shares. Empty:
+    those of the recipe's stage sample."""
     temperature: float = 1.0
     """Of the answers: higher is more varied."""
     max_new_tokens: int = 64

@@ -7,28 +7,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from ondevice.common import processes
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.json_files import read_json
 from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.ratings import RateConfig
 from ondevice.config.rounds import RoundsConfig
+from ondevice.preferences import assignment
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.terminal import Session, login
 from ondevice.preferences.terminal_keys import Keys
 from ondevice.preferences.votes import Item
-from ondevice.rating_rounds.loop import Loop, batch_of, stop_training
-from ondevice.rating_rounds.places import RoundsFolder, start_model, status_of
+from ondevice.rating_rounds.loop import Loop
+from ondevice.rating_rounds.places import RoundsFolder, batch_of, start_model, status_of
+from ondevice.rating_rounds.process import end_loop, start_loop, stop_training
 from ondevice.rating_rounds.standing import standing
 from ondevice.runs.folder import StopRequest
 from ondevice.runs.logs import log_tail
 
 LOOK_S = 0.2  # between two looks for pairs
-END_S = 20.0  # that the loop gets to end by itself
 
 
 def rounds(cfg: RoundsConfig, tell: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -94,35 +95,6 @@ def _enough(loop: Loop) -> bool:
 # ---- a person at a keyboard ----------------------------------------------------------------------
 
 
-def start_loop(folder: RoundsFolder) -> subprocess.Popen[bytes] | None:
-    """The loop as a process that ends with this one; None where one is at work already."""
-    if folder.busy:
-        return None
-    folder.stop.unlink(missing_ok=True)
-    with folder.log.open("ab") as out:
-        return processes.start(
-            processes.command("ondevice.rating_rounds.loop", str(folder.run.path.absolute())),
-            processes.Access.OWN,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-
-
-def end_loop(folder: RoundsFolder, process: subprocess.Popen[bytes] | None) -> None:
-    """Ends the loop that was started here, and has what is trained save and leave."""
-    if process is None:
-        return
-    process.terminate()
-    stop_training(folder)
-    try:
-        process.wait(END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # it remembers nothing that is not on the disk
-        process.wait()
-
-
 class RoundsSession(Session):
     """Rating in front of the loop: when a version has come, or more is known of it, that is said
     before the next pair."""
@@ -163,7 +135,11 @@ def _rate(folder: RoundsFolder, cfg: RoundsConfig) -> None:
 
             while _wait_for_pairs(folder, process, ratings, rate):
                 session = RoundsSession(ratings, keys, rate, look)
-                session.run()
+                try:
+                    session.run()
+                finally:
+                    with suppress(UserError):  # held by another program: the claim ends by itself
+                        assignment.release(ratings, session.name)
                 if _waiting(ratings, rate):
                     break  # the rater left
     except KeyboardInterrupt:

@@ -34,9 +34,9 @@ from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.terminal import login
 from ondevice.rating_rounds.choice import TAUGHT, kind_of_place
-from ondevice.rating_rounds.places import RoundsFolder, Version, start_model
+from ondevice.rating_rounds.places import RoundsFolder, Version, batch_of, start_model
 from ondevice.rating_rounds.standing import Rounds, standing
-from ondevice.rating_rounds.trainer import corpus_of_run
+from ondevice.rating_rounds.trainer import corpus_of_run, prompts_of
 from ondevice.rating_rounds.writer import Writer, Written
 from ondevice.runs.folder import StopRequest
 from ondevice.runs.logs import log_tail
@@ -98,10 +98,10 @@ class Loop:
     def _read_prompts(self) -> Sequence[Prompt]:
         model = load_generative(self.start, self._backend)
         data = DataContext(self.folder.path / "prompts", corpus_of_run(self.folder))
-        spec = DataSpec(self.cfg.data, seed=self.cfg.seed)
+        spec = DataSpec(prompts_of(self.cfg, self.folder), seed=self.cfg.seed)
         found = prompts(spec, "all", model, self.cfg.max_new_tokens, data)
         if not len(found):
-            raise UserError("holds no prompt", where=self.cfg.data, hint="give a file of prompts")
+            raise UserError("holds no prompt", where=spec.data, hint="give a file of prompts")
         return found
 
     def turn(self) -> bool:
@@ -237,11 +237,6 @@ class Loop:
                 _sleep(IDLE_S, ended)
 
 
-def batch_of(cfg: RoundsConfig) -> str:
-    """What the pairs of the rounds are queued under."""
-    return f"rounds-{cfg.seed}"
-
-
 def write_votes(version: Version, ratings: Ratings, *, simulated: bool) -> None:
     """The pairs that a version learns from: all that are usable now. From here on there is such a
     version, whatever happens to this process."""
@@ -258,14 +253,6 @@ def write_votes(version: Version, ratings: Ratings, *, simulated: bool) -> None:
         lines.append(json.dumps(row, ensure_ascii=True))
     disk.until_written(version.path, lambda: version.path.mkdir(parents=True, exist_ok=True))
     write_file(version.votes, "\n".join(lines) + "\n")
-
-
-def stop_training(folder: RoundsFolder) -> None:
-    """Asks what is being trained to save and leave; the next loop goes on with it."""
-    for version in folder.versions():
-        for stage in version.stages:
-            if stage.holder() is not None:
-                stage.stop.touch()
 
 
 def _sleep(seconds: float, ended: Callable[[], bool]) -> None:

@@ -35,7 +35,7 @@ from ondevice.runs.folder import RunFolder, StageFolder
 FOLDER = "rounds"
 STAGES: Mapping[str, tuple[str, ...]] = {"dpo": ("dpo",), "ppo": ("reward", "ppo")}
 """Method → the stages of a version, the last of which makes its model."""
-_OF_A_CALL = ("show", "headless", "until", "rater", "repeat_share")
+_OF_A_CALL = ("show", "headless", "until", "repeat_share")
 """Settings that are of one call and say nothing of the loop."""
 
 
@@ -164,6 +164,11 @@ class RoundsFolder:
 def name_of(number: int) -> str:
     """What a version's answers are called as a source; 0 is the start."""
     return "start" if not number else f"version {number}"
+
+
+def batch_of(cfg: RoundsConfig) -> str:
+    """What the pairs of the rounds are queued under."""
+    return f"rounds-{cfg.seed}"
 
 
 def start_model(cfg: RoundsConfig) -> Path:

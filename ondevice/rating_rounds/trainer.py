@@ -23,7 +23,7 @@ from ondevice.common.sanitize import to_stderr
 from ondevice.config.auto import AUTO, is_auto
 from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.preference import DPOConfig, PPOConfig, RewardConfig
+from ondevice.config.preference import DPOConfig, PPOConfig, RewardConfig, SampleConfig
 from ondevice.config.recipe import WAYS, Recipe, load_recipe, recipe_names
 from ondevice.config.rounds import RoundsConfig
 from ondevice.config.stages import StageConfig
@@ -101,6 +101,22 @@ def corpus_of_run(folder: RoundsFolder) -> CorpusConfig:
     """What `builtin` means in the run."""
     recipe = recipe_of(folder)
     return CorpusConfig() if recipe is None else recipe.corpus
+
+
+def prompts_of(cfg: RoundsConfig, folder: RoundsFolder) -> str:
+    """What is asked. Raises UserError where neither the settings nor the run's recipe say it: the
+    built-in prompts are for models of the built-in corpus alone."""
+    recipe = recipe_of(folder)
+    sample = None if recipe is None else recipe.stages.get("sample")
+    data = cfg.data or (sample.data if isinstance(sample, SampleConfig) else "")
+    if not data and recipe is not None and recipe.stages.get("sft") is not None:
+        tuned = str(getattr(recipe.stages["sft"], "data", ""))
+        data = tuned if tuned.startswith("builtin") else ""
+    if not data:
+        raise UserError(
+            "nothing says what is to be asked", where="data", hint="give --data, a file of prompts"
+        )
+    return data
 
 
 def stage_settings(

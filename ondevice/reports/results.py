@@ -183,6 +183,15 @@ _CHANGES = (
 )
 
 
+def _change(change: float, form: str) -> str:
+    """Points of a hundred of a share, whole ones from ten on; two digits of another figure."""
+    if form.endswith("%}"):
+        said = f"{100 * change:+.0f}" if abs(change) >= 0.0995 else f"{100 * change:+.1f}"
+    else:
+        said = f"{change:+.2f}"
+    return said.replace("-", "−")
+
+
 def _with_changes(
     figures: Sequence[Mapping[str, tuple[float | None, str]]], compared: Sequence[str]
 ) -> list[dict[str, str]]:
@@ -197,10 +206,7 @@ def _with_changes(
             if value is None or head not in compared:
                 continue
             if head in before:
-                change = value - before[head]
-                share = form.endswith("%}")
-                said = f"{100 * change:+.1f}" if share else f"{change:+.3f}"
-                row[head] += f" {said.replace('-', '−')}"
+                row[head] += f" {_change(value - before[head], form)}"
             before[head] = value
         rows.append(row)
     return rows

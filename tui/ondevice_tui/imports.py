@@ -60,6 +60,9 @@ AHEAD = (
     "ondevice.preferences.import_rows",
     "ondevice.preferences.exported_votes",
     "ondevice.preferences.import_export",
+    "ondevice.rating_rounds.standing",
+    "ondevice.rating_rounds.process",
+    "ondevice_tui.screens.rounds",
     "ondevice.reports.results",
     "ondevice.reports.report",
 )

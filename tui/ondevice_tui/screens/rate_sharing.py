@@ -4,7 +4,7 @@ is asked only, where pairs come from, what the votes are worth, and the stages t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ondevice.config.recipe import STAGES
@@ -133,6 +133,12 @@ class SharingPage(ReadingPage):
 
         self.app.push_screen(AskOnly(Asked(self.wanted, self.goal), *found), take)
 
+    def ask_only(self, batch: str) -> None:
+        """What was queued under this name, from now on; / asks others again."""
+        self.wanted = replace(self.wanted, batch=batch)
+        self._open(create=True)
+        self.next()
+
     def action_rater(self) -> None:
         def take(name: str | None) -> None:
             if not name or not name.strip():
@@ -179,6 +185,11 @@ class SharingPage(ReadingPage):
             self.pairing.begin(found)
         if self.item is None:
             self.next()
+
+    def action_rounds(self) -> None:
+        from ondevice_tui.screens.rounds import open_rounds
+
+        open_rounds(self)
 
     def action_generate(self) -> None:
         self._open_form("sample")
