@@ -63,6 +63,8 @@ RUN_BY = {
     "bench/update_memory.py": "bench/memory.py",
     "plan_cases.py": "plan_accuracy.py",
     "plan_measure.py": "plan_accuracy.py",
+    "rounds_document.py": "rounds.py",
+    "rounds_replay.py": "rounds.py",
 }
 RECIPE = """
 corpus: {document_bytes: 20000, chat_count: 200, prompt_count: 40, problem_count: 40}
@@ -302,6 +304,40 @@ def fuzz(place: Place) -> None:
     assert "index of weights: 30 cases" in told
 
 
+def simulated_rounds(place: Place) -> None:
+    """One person, one seed: a version is trained, measured, and written down; votes are replayed."""
+    recipe, human = place.here / "rounds.yaml", place.here / "votes.jsonl"
+    recipe.write_text(RECIPE.replace("  sft:", "  pretrain: {steps: 1, batch_size: 2}\n  sft:"))
+    rows = []
+    for n in range(400):
+        two = {"a": "yes" * (1 + n % 3), "b": "no" * (1 + n % 4), "votes": ["a", "a", "b"]}
+        rows.append(json.dumps({"prompt": f"What is {n}?", **two}) + "\n")
+    human.write_text("".join(rows))
+    results = place.here / "rounds"
+    results.mkdir()
+    place.script(
+        *("rounds.py", "--recipe", recipe, "--seeds", 0, "--people", "short", "--choose", "random"),
+        *("--every", 4, "--votes", 20, "--judged", 4, "--backend", "torch", "--results", results),
+        *("--human", human),
+    )
+    (run,) = json.loads((results / "rounds.json").read_text())["runs"]
+    assert run["person"] == "short" and run["points"][0]["learned"] >= 4
+    told = (results / "rounds.md").read_text()
+    assert "likes short answers | drawn | 0 |" in told and "replayed" in told
+    assert "<polyline" in (results / "rounds.svg").read_text()
+
+
+def kept_skills(place: Place) -> None:
+    results = place.here / "kept"
+    results.mkdir()
+    place.script(
+        *("kept_skills.py", place.run, "--questions", 3, "--backend", "torch"),
+        *("--results", results),
+    )
+    told = (results / "kept.md").read_text()
+    assert "| grpo | reasoning | 3 |" in told and "| grpo | " in told.split("wins over")[1]
+
+
 def same_results(place: Place) -> None:
     drawn = place.script("same_results.py", place.runs / "small", place.runs / "small")
     assert drawn.count("the same to the bit") == len(drawn.splitlines()) > 1
@@ -418,6 +454,8 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "real/beside_trl.py": beside_trl,
     "real/smollm2.py": smollm2,
     "real/unseen_sums.py": unseen_sums,
+    "rounds.py": simulated_rounds,
+    "kept_skills.py": kept_skills,
     "same_results.py": same_results,
     "screenshots.py": screenshots,
     "soak.py": soak,

@@ -28,7 +28,7 @@ class RoundsConfig:
     """Usable votes after which a new version is trained, on all votes so far."""
     method: Literal["dpo", "ppo"] = "dpo"
     """How a version learns: dpo, from the pairs directly; ppo, by a reward model."""
-    epochs: float = 4.0
+    epochs: float = 5.0
     """Times that a version goes through all votes (dpo, and the reward model of ppo)."""
     learning_rate: AutoFloat = auto()
     """Peak rate of a version's training. auto: the recipe's, else what is published for the model's

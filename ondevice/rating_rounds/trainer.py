@@ -36,7 +36,7 @@ from ondevice.seam.select import load_backend
 from ondevice.stages.pipeline import recipe_exam
 from ondevice.stages.runner import Caller, run_stage
 
-SFT_COEF = 2.0
+SFT_COEF = 1.0
 """Weight of the start's own chats beside the pairs, at least: a hundred votes, gone through several
 times, take away more than a recipe's thousands (docs/rounds.md)."""
 SFT_BATCH = 8
