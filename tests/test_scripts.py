@@ -238,6 +238,14 @@ def golden_ppo(place: Place) -> None:
     )
 
 
+def many_runs(place: Place) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("it reads CPU of another process from Linux's /proc")
+    words = ("--runs", 5, "--seconds", 0.5, "--settle", 0.5, "--training", 1)
+    told = json.loads(place.script("bench/many_runs.py", *words))
+    assert told["runs"] == 5 and told["cpu_share"] >= 0
+
+
 def tui(place: Place) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("it reads CPU and memory of another process from Linux's /proc")
@@ -442,6 +450,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "bench/bench.py": bench,
     "bench/peer_trl_ppo.py": peer_trl_ppo,
     "bench/peer_mlx_lm_lora.py": peer_mlx_lm_lora,
+    "bench/many_runs.py": many_runs,
     "bench/tui.py": tui,
     "control.py": control,
     "dial.py": dial,

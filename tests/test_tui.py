@@ -94,16 +94,16 @@ def test_home_shows_the_road_and_the_runs(tmp_path: Path, size: tuple[int, int])
         text = await until_shown(pilot, "process gone after step 40")
         assert fits(text, size)
         rows = [row for row in text.splitlines() if "│" in row]
-        assert any("0 init" in row and "✓ done" in row for row in rows)
+        assert any("init " in row and "✓ done" in row for row in rows)
         assert any(
-            "1 pretrain" in row and "✓ done" in row and "held-out" in row and "0:50" in row
+            "pretrain " in row and "✓ done" in row and "held-out" in row and "0:50" in row
             for row in rows
         )
-        assert any("2 sft" in row and "✗ died" in row for row in rows)
-        for i, stage in enumerate(ROAD):
-            assert f"{i} {stage}" in text
+        assert any("sft " in row and "✗ died" in row for row in rows)
+        for stage in ROAD:
+            assert f"│ {stage} " in text
         assert "classify" not in text
-        assert "▸ first" in text and "other" in text and "✗ pretrain" in text
+        assert "▸ first" in text and "other" in text and "✗ pretrain" in text and "exact" in text
         assert "R resumes" in text and "? help" in text.replace("?help", "? help")
         assert ("the same prompt, after each stage" in text) == (size[0] >= 110)
         if size[0] >= 110:
@@ -116,7 +116,7 @@ def test_home_shows_the_road_and_the_runs(tmp_path: Path, size: tuple[int, int])
 @pytest.mark.parametrize("size", SIZES)
 def test_an_empty_folder_says_what_to_do(tmp_path: Path, size: tuple[int, int]) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        text = await until_shown(pilot, "No run yet. n begins one")
+        text = await until_shown(pilot, "no run yet in", "starts the recipe minute")
         assert fits(text, size)
         for key, says in (
             ("2", "Nothing to watch yet"),
@@ -125,8 +125,8 @@ def test_an_empty_folder_says_what_to_do(tmp_path: Path, size: tuple[int, int]) 
             await pilot.press(key)
             await until_shown(pilot, says)
             await pilot.press("escape")
-        await until_shown(pilot, "No run yet")
-        await pilot.press("enter")
+        await until_shown(pilot, "no run yet in")
+        await pilot.press("n")
         await until_shown(pilot, "begin a run")
 
     play(tmp_path, script, size)
@@ -156,7 +156,10 @@ def test_a_click_chooses_and_opens(tmp_path: Path) -> None:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "pretrain")
-        await pilot.click("#stages", offset=(10, 2))
+        stages = app.screen.query_one("#stages", Rows)
+        await pilot.click("#stages", offset=(10, 1))
+        assert stages.highlighted == 0 and app.current_mode == "road", "one click highlights"
+        await pilot.click("#stages", offset=(10, 2), times=2)
         await until(pilot, lambda: app.current_mode == "train")
         assert app.stage == "pretrain"
 

@@ -76,7 +76,7 @@ def test_a_stage_outlives_the_app_and_is_found_again(
             pilot, lambda: stage.done.is_file(), "the stage goes on without the app that began it"
         )
         app.look()
-        await until_shown(pilot, "1 pretrain   ✓ done")
+        await until_shown(pilot, "pretrain   ✓ done")
         await pilot.press("w" if app.screen.highlighted.stage == "pretrain" else "2")  # type: ignore[attr-defined]
         text = await until_shown(pilot, "mine · pretrain", "step 60/60 100%", "o held-out")
         assert "✓ done" in text
@@ -139,7 +139,7 @@ def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(
         await pilot.press("escape", "R")
         await until(pilot, lambda: stage.done.is_file(), "it goes on and ends")
         app.look()
-        await until_shown(pilot, "1 pretrain   ✓ done")
+        await until_shown(pilot, "pretrain   ✓ done")
 
     play(Path("runs"), script)
     resumed = [event for event in read(stage.events) if event["event"] == "resume"]
@@ -159,7 +159,7 @@ def test_without_arguments_the_command_opens_the_app_on_a_terminal_and_prints_he
         os.chdir(tmp_path)
         os.execve(sys.executable, command, {**os.environ, "TERM": "xterm-256color"})
     seen = b""
-    while b"No run yet" not in seen:
+    while b"no run yet" not in seen:
         seen += os.read(master, 1 << 16)
     os.write(master, b"q")
     while True:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ondevice.common.clock import clock
 from ondevice.common.errors import UserError, nearest
-from ondevice.common.progress import duration, size
+from ondevice.common.progress import duration
 
 Run = Mapping[str, Any]
 STATES = ("training", "done", "stopped", "failed", "died", "open", "unreadable")
@@ -189,7 +189,7 @@ def shown(name: str, value: Any, *, unread: str = "…") -> str:
         "name": str,
         "exact": "{:.0%}".format,
         "accuracy": "{:.0%}".format,
-        "size": size,
+        "size": short_size,
         "time": duration,
         "age": short_age,
         "step": "{:,}".format,
@@ -198,6 +198,15 @@ def shown(name: str, value: Any, *, unread: str = "…") -> str:
     if name in forms:
         return forms[name](value)
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def short_size(count: float) -> str:
+    """Bytes in at most five characters: 950, 131k, 12M, 1.4G."""
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit * 0.9995:
+            value = count / unit
+            return f"{value:.1f}{letter}" if value < 9.95 else f"{value:.0f}{letter}"
+    return f"{count:.0f}"
 
 
 def short_age(began: float) -> str:

@@ -27,7 +27,7 @@ from ondevice_tui import imports, stage_processes
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.remembered import Remembered
 from ondevice_tui.run_reader import RunsReader
-from ondevice_tui.screens.page import Page, of_textual
+from ondevice_tui.screens.page import Page, is_ours, of_textual
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.themes import DARK, LIGHT
 from ondevice_tui.trouble import Steady, write_trouble
@@ -116,15 +116,19 @@ class OndeviceApp(Steady, App[str]):
         self.runs_folder = Path(runs)
         self.reader = RunsReader(self.runs_folder)
         self.runs: list[dict[str, Any]] | None = None  # None: not read yet
+        self.unread = 0  # runs that are there and not read yet
+        self._proposed = False  # the chosen run is not a person's choice, and others are unread
         self.runs_trouble = ""  # why the folder of runs cannot be read
         self._troubles: list[str] = []  # errors that were told
         self.chosen: Path | None = None
+        # ticked in the list of runs, in that order: what is laid over each other, compared, moved
+        self.ticked_runs: tuple[Path, ...] = ()
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
         # the stage whose model was asked for (empty: the run's newest), and how many times
         self.talk_with = ("", 0)
         self.machine = "looking at this machine …"
         self.started: list[stage_processes.Child] = []
-        self._look_at_machine = look_at_machine
+        self.looks_at_machine = look_at_machine
         self._reading = False
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
@@ -142,7 +146,7 @@ class OndeviceApp(Steady, App[str]):
         self.call_after_refresh(self.look)
         self.set_interval(LOOK_S, self.look)
         self.set_timer(SOON_S, self._import_ahead)
-        if self._look_at_machine:
+        if self.looks_at_machine:
             self.run_worker(self._ask_doctor(), group="machine")
 
     def _import_ahead(self) -> None:
@@ -170,7 +174,8 @@ class OndeviceApp(Steady, App[str]):
 
     def _read_runs(self, chosen: Path | None) -> None:
         try:
-            self.post_message(RunsRead(self.reader.read(chosen)))
+            runs = self.reader.read(chosen)
+            self.post_message(RunsRead(runs, unread=self.reader.unread))
         except UserError as problem:
             self.post_message(RunsRead([], f"the folder of runs {problem.message}"))
         finally:
@@ -179,10 +184,17 @@ class OndeviceApp(Steady, App[str]):
     def on_runs_read(self, message: RunsRead) -> None:
         self.runs = message.runs
         self.runs_trouble = message.trouble
+        self.unread = message.unread
         for child in self.started:
-            child.look(self._state_of(child.run))
-        if self.chosen is None or not self.chosen.is_dir():
+            child.look(self.state_of(child.run))
+        if self.chosen is None or self._proposed or not self.chosen.is_dir():
             self.chosen = _first_choice(message.runs)
+            self._proposed = bool(message.unread)
+        if message.unread:
+            self.call_after_refresh(self.look)
+        if self.ticked_runs:
+            there = {run["path"] for run in message.runs}
+            self.ticked_runs = tuple(path for path in self.ticked_runs if str(path) in there)
         self.tell_page()
 
     def tell_page(self) -> None:
@@ -198,12 +210,13 @@ class OndeviceApp(Steady, App[str]):
     def run_state(self) -> dict[str, Any] | None:
         """The chosen run, as it was last read."""
         if self.chosen is not None:
-            return self._state_of(self.chosen)
+            return self.state_of(self.chosen)
         return None
 
-    def _state_of(self, path: Path) -> dict[str, Any] | None:
+    def state_of(self, path: Path) -> dict[str, Any] | None:
+        """This run, as it was last read; None where there is none."""
         for run in self.runs or ():
-            if Path(run["path"]) == path:
+            if run["path"] == str(path):
                 return run
         return None
 
@@ -226,6 +239,7 @@ class OndeviceApp(Steady, App[str]):
     def choose(self, run: Path, stage: str = "") -> None:
         self.chosen = run
         self.stage = stage
+        self._proposed = False
 
     def training(self) -> list[tuple[str, str]]:
         """(run, stage) of whatever trains now."""
@@ -387,13 +401,13 @@ def _first_choice(runs: Sequence[dict[str, Any]]) -> Path | None:
 
 
 def own_bindings(screen: Screen[Any]) -> list[tuple[Binding, Any]]:
-    """The keys of a screen and of the app, one for each action; what widgets bind for themselves is
-    left out.
+    """The keys of a screen, of its panel with the focus and of the app, one for each action; what
+    other widgets bind for themselves is left out.
     """
     found: dict[str, tuple[Binding, Any]] = {}
     for active in screen.active_bindings.values():
         told = active.binding.description and active.binding.action != "command_palette"
-        if told and active.node in (screen, screen.app) and not of_textual(active.binding):
+        if told and is_ours(active.node, screen) and not of_textual(active.binding):
             found.setdefault(active.binding.action, (active.binding, active.node))
     return list(found.values())
 

@@ -20,6 +20,8 @@ FOR_READING_RUNS = (
     "ondevice.config.recipe",
     "ondevice.preferences.database",
     "ondevice.runs.trash",
+    "ondevice.runs.rename",
+    "ondevice.runs.differences",
 )
 # In the order in which a person may want them. Each is imported between two keys: none takes long
 # by itself.
@@ -30,6 +32,7 @@ AHEAD = (
     "ondevice_tui.screens.new_run",
     "ondevice_tui.screens.start",
     "ondevice_tui.screens.confirm",
+    "ondevice_tui.screens.run_cards",
     "ondevice_tui.screens.help",
     "numpy",
     "numpy.random",

@@ -40,12 +40,13 @@ class GroupFound(Message):
 
 @dataclass
 class RunsRead(Message):
-    """What stands in the folder of runs now (`road.RunsReader`); `trouble` says why it cannot be
-    read.
+    """What stands in the folder of runs now (`run_reader.RunsReader`); `trouble` says why it cannot
+    be read, `unread` how many of its runs no look has come to yet.
     """
 
     runs: list[dict[str, Any]]
     trouble: str = ""
+    unread: int = 0
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, RunsRead)

@@ -3,6 +3,7 @@ again, and a run in which nothing goes on is looked at every ten seconds only.""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -18,6 +19,7 @@ from ondevice_tui.trouble import write_trouble
 T = TypeVar("T")
 SPACE_S = 60.0  # between two looks at the space that a run takes
 SPACE_LOOK_S = 0.05  # that one look at the runs may take for that, beyond the first run
+FIRST_S = 0.5  # that one look may take for runs that were never read: they come bit by bit
 REST_S = 10.0  # between two looks at a run that is not chosen and in which nothing trains
 
 
@@ -40,6 +42,7 @@ class RunsReader:
         self._wrong: dict[Path, str] = {}  # what was told of runs that cannot be read
         self._looks: dict[Path, Look] = {}  # of each run the newest
         self._space: dict[Path, tuple[float, int | None]] = {}  # (when in ticks, bytes)
+        self.unread = 0  # runs that are there and that no look has come to yet
 
     def read(self, chosen: Path | None = None) -> list[dict[str, Any]]:
         """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": people's, "pending":
@@ -49,23 +52,37 @@ class RunsReader:
         readable, "stages": [state …]}], the newest first.
 
         The chosen run, those in which something trains and those whose folder has changed are
-        looked at each time, of the others some, so that each has its turn within REST_S. A run that
+        looked at each time, of the others some, so that each has its turn within REST_S. What was
+        never read comes in several looks, the newest first; `unread` counts what is left. A run that
         cannot be read has no stages, says why under "wrong", and hides no other. Raises UserError
         where the folder of runs itself cannot be read.
         """
         paths = run_paths(self.folder)
         there = set(paths)
         self._looks = {path: look for path, look in self._looks.items() if path in there}
+        began = ticks()
+        fresh = 0
         for path in self._due(paths, chosen):
+            if path not in self._looks:
+                if fresh and ticks() - began > FIRST_S:
+                    break  # they come last
+                fresh += 1
             stamp = _stamp(path)  # before the look: what changes meanwhile is looked at again
-            self._looks[path] = Look(ticks(), stamp, self._run(path))
-        self._look_at_space()
-        found = []
-        for path in paths:
-            run = self._looks[path].run
-            if run is not None:
-                found.append(run)
+            self._looks[path] = Look(ticks(), stamp, self._same(path, self._run(path)))
+        self.unread = len(paths) - len(self._looks)
+        if not self.unread:
+            self._look_at_space()
+        found = [look.run for look in self._looks.values() if look.run is not None]
         return sorted(found, key=itemgetter("began", "run"), reverse=True)
+
+    def _same(self, path: Path, run: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The record of the look before, where nothing has changed: who has drawn it need not draw
+        it again."""
+        before = self._looks.get(path)
+        if run is None or before is None or before.run is None:
+            return run
+        known = {**run, "bytes": before.run.get("bytes")}
+        return before.run if known == before.run else known
 
     def _look_at_space(self) -> None:
         """Of the runs whose space was not looked at for long, or never, as many as there is time
@@ -103,6 +120,10 @@ class RunsReader:
             seconds = rested.get(path, REST_S)
             if seconds >= REST_S or (path in ahead and seconds >= REST_S / 2):
                 due.append(path)
+        never = [path for path in due if path not in self._looks]
+        if len(never) > 1:
+            never.sort(key=_newest_change, reverse=True)
+            due = [path for path in due if path in self._looks] + never
         return due
 
     def _rests(self, path: Path) -> bool:
@@ -179,6 +200,17 @@ class RunsReader:
         if stamp[0]:
             return self._once("votes", run, stamp, lambda: votes_of_people(run))
         return Votes(0, 0, "")
+
+
+def _newest_change(path: Path) -> float:
+    """When something was last added to a run's folder or to one of its stages'."""
+    try:
+        newest = path.stat().st_mtime
+        for one in os.scandir(path):
+            newest = max(newest, one.stat(follow_symlinks=False).st_mtime)
+    except OSError:
+        return 0.0
+    return newest
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

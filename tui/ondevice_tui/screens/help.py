@@ -11,7 +11,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 
-from ondevice_tui.screens.page import Card, of_textual
+from ondevice_tui.screens.page import Card, is_ours, of_textual
 from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
 
 
@@ -42,7 +42,7 @@ class HelpScreen(Card[None]):
         found: dict[str, tuple[str, list[str]]] = {}
         for active in self._of.active_bindings.values():
             binding = active.binding
-            if not binding.description or active.node not in (self._of, self.app):
+            if not binding.description or not is_ours(active.node, self._of):
                 continue
             if of_textual(binding):
                 continue

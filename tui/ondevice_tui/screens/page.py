@@ -13,6 +13,7 @@ from textual.widget import Widget
 
 from ondevice_tui.trouble import Steady
 from ondevice_tui.widgets.key_footer import Keys
+from ondevice_tui.widgets.panel import Panel
 from ondevice_tui.widgets.safe import SafeText, line
 from ondevice_tui.widgets.safe import titled as titled
 
@@ -31,6 +32,11 @@ def of_textual(binding: Binding) -> bool:
     """Whether a key is one that Textual gives to every screen, and says nothing of this one."""
     given = ("app.focus_next", "app.focus_previous", "screen.copy_text", "app.help_quit")
     return not binding.tooltip and binding.action in given
+
+
+def is_ours(node: object, screen: Screen[Any]) -> bool:
+    """Whether keys that are bound there are the screen's, its panel's or the app's."""
+    return node in (screen, screen.app) or isinstance(node, Panel)
 
 
 class Card(Steady, ModalScreen[T]):

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textual.content import Content
+from textual.events import Click
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 
 class Rows(OptionList):
-    """`show` [(id, line)]: rows that are the same stay, the highlight stays where it was."""
+    """`show` [(id, line)]: rows that are the same stay, the highlight stays where it was. A click
+    highlights a row, a double click opens it."""
+
+    async def _on_click(self, event: Click) -> None:
+        """In place of Textual's, which opens at once."""
+        event.prevent_default()
+        at = event.style.meta.get("option")
+        if at is None:
+            return
+        self.highlighted = at
+        if event.chain >= 2:
+            self.action_select()
 
     def show(self, rows: Sequence[tuple[str, Content]]) -> None:
         ids = [key for key, _ in rows]

@@ -25,6 +25,7 @@ from textual.widgets import Checkbox, Input, Static, TextArea
 
 from ondevice.common.sanitize import LIMIT, sanitize
 
+_TITLES = "_ondevice_titles"  # of a widget: what `titled` wrote last
 _MARK = 400  # characters: combining marks beyond this in a row say nothing, and cost every repaint
 
 
@@ -71,7 +72,11 @@ def cell(text: str, width: int, *, right: bool = False) -> str:
 
 
 def titled(widget: Widget, title: str, subtitle: str = "") -> None:
-    """A box's title and subtitle, as plain text."""
+    """A box's title and subtitle, as plain text. Equal ones cost nothing: Textual would draw the
+    whole box again."""
+    if getattr(widget, _TITLES, None) == (title, subtitle):
+        return
+    setattr(widget, _TITLES, (title, subtitle))
     widget.border_title = content(title, newlines=False, limit=200)  # type: ignore[assignment]
     widget.border_subtitle = content(subtitle, newlines=False, limit=200)  # type: ignore[assignment]
 
