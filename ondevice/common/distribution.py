@@ -29,6 +29,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "transformers": ("transformers",),
     "rewards": ("math-verify", "reasoning-gym", "jsonschema"),
     "export": ("gguf",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
 
 

@@ -141,7 +141,7 @@ def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **sha
     """A recipe by its name or by the path of a YAML file, with `--set` changes applied in turn.
 
     A change names a key from the top (corpus.people=9, stages.sft.steps=5) or from a stage
-    (sft.steps=5). `shared` (seed, backend, device, dtype, memory, anyway, keep_awake; None and
+    (sft.steps=5). `shared` (seed, backend, device, dtype, memory, anyway, keep_awake, track; None and
     "auto" are no change) goes over what the recipe says at the top and in its stages; `preference`
     over its way through stage 3. Raises UserError: unknown recipe, key or stage (naming the
     nearest), wrong types, values out of

@@ -63,6 +63,9 @@ class RunConfig:
     keep_awake: bool = True
     """Keep the machine from falling asleep while its stages work (caffeinate on macOS, systemd-inhibit on
     Linux)."""
+    track: Literal["", "none", "tensorboard", "trackio", "wandb"] = ""
+    """Write the figures of all stages with another program's writer too, as training goes on. On this
+    machine alone: wandb is offline unless WANDB_MODE says otherwise. Unset: the recipe's."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""

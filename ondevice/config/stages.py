@@ -48,6 +48,9 @@ class StageConfig:
     keep_awake: bool = True
     """Keep the machine from falling asleep while the stage works (caffeinate on macOS, systemd-inhibit on
     Linux)."""
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Write the figures with another program's writer too, as training goes on. On this machine alone:
+    wandb is offline unless WANDB_MODE says otherwise."""
 
     gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
     without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why

@@ -55,6 +55,7 @@ _LEFT_OUT = {
     "sample_prompts",
     "push_every",
     "push_to",
+    "track",
     "ratings",
 }
 _SOURCES = {"data", "validation", "replay", "sft_data"}

@@ -6,7 +6,8 @@ two are here: the others have no user. Where a callback fails, it says so itself
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from ondevice.models.model import Model
 from ondevice.runs.checkpoint import Checkpoint
@@ -23,4 +24,12 @@ class Callback(Protocol):
 
     def on_save(self, saved: Checkpoint, *, last: bool) -> None:
         """A checkpoint is whole on the disk; `last`: no step follows. Does not raise."""
+        ...
+
+
+class EventListener(Protocol):
+    """Hears each event of a stage, also of one that does not train, once it is written."""
+
+    def on_log(self, event: Mapping[str, Any]) -> None:
+        """In the thread that trains. Does not raise, and is quick."""
         ...

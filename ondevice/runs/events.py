@@ -115,6 +115,8 @@ class EventWriter:
         self._file = LineFile(path)
         self._now = now
         self._flushed = ticks()
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
+        self._unheard: list[Mapping[str, Any]] = []  # for the listeners, once it is written
 
     def emit(self, event: str, step: int | None = None, **fields: Any) -> None:
         """Adds {"t", "event", "step", …fields}; numbers that are not finite become null. numpy
@@ -123,20 +125,37 @@ class EventWriter:
         head = {"t": round(self._now(), 3), "event": event}
         if step is not None:
             head["step"] = int(step)
-        self._file.append({**head, **fields})
+        self._append({**head, **fields})
         if event != "step" or ticks() - self._flushed >= FLUSH_S:
             self.flush()
 
     def note(self, event: str, **fields: Any) -> None:
         """Adds an event that is written with the next one."""
-        self._file.append({"t": round(self._now(), 3), "event": event, **fields})
+        self._append({"t": round(self._now(), 3), "event": event, **fields})
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Hands each event over once it is written."""
+        self._listeners.append(listener)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self._file.append(record)
+        if self._listeners:
+            self._unheard.append(record)
 
     def flush(self, *, sync: bool = False) -> None:
         self._file.flush(sync=sync)
         self._flushed = ticks()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        heard, self._unheard = self._unheard, []  # a listener may emit an event of its own
+        for record in heard:
+            for listener in self._listeners:
+                listener(record)
 
     def close(self) -> None:
         self._file.close()
+        self._hand_over()
 
     def __enter__(self) -> EventWriter:
         return self
@@ -155,7 +174,7 @@ def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
     long file. Raises OSError where the file cannot be read.
     """
     kept: list[dict[str, Any]] = []
-    for event in _lines(path, tail):
+    for event in lines(path, tail=tail):
         if event.get("event") == "resume":
             last = _step(event)
             kept = [old for old in kept if _step(old) <= last]
@@ -211,7 +230,9 @@ def read_at(path: Path, offset: int) -> dict[str, Any]:
     return value
 
 
-def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
+def lines(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
+    """Every event that was ever written, in that order, also what a resume has undone; else as
+    `read`."""
     if not path.exists():
         return
     with bounded.open_plain(path) as file:

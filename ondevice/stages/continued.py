@@ -29,6 +29,7 @@ _OF_ITS_OWN = {
     "save_every",
     "push_every",
     "push_to",
+    "track",
     "backend",
     "device",
     "dtype",

@@ -38,6 +38,7 @@ _NO_MATTER = {
     "memory",
     "anyway",
     "keep_awake",
+    "track",
     "backend",
     "device",
     "dtype",

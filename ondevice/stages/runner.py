@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,9 @@ from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.publishing.background import FOLDER as PUSH
 from ondevice.publishing.background import BackgroundPusher
 from ondevice.publishing.model_card import model_card
+from ondevice.reports.tracker_writers import refuse_missing
+from ondevice.reports.trackers import FOLDER as TRACKERS
+from ondevice.reports.trackers import Tracker
 from ondevice.rewards.scorer import refuse_what_cannot_judge
 from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
@@ -88,6 +91,7 @@ def run_stage(
     saved.
     """
     cfg.check()
+    refuse_missing(cfg.track)
     folder = run.stage(name)
     redo = redo or folder.redo.is_file()
 
@@ -195,8 +199,24 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
         )
         if isinstance(cfg, TrainingConfig) and cfg.push_every:
             ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-        with kept_awake(ctx.tell) if cfg.keep_awake else nullcontext():
+        with kept_awake(ctx.tell) if cfg.keep_awake else nullcontext(), _tracked(ctx, cfg):
             return _guarded(ctx, cfg, caller, plan, notes)
+
+
+@contextmanager
+def _tracked(ctx: Context, cfg: StageConfig) -> Iterator[None]:
+    """Inside, another program's writer hears the stage's events, where one is asked for."""
+    if cfg.track == "none":
+        yield
+        return
+    tracker = Tracker(cfg.track, ctx.folder, ctx.warn, ctx.tell)
+    ctx.events.listen(tracker.on_log)
+    try:
+        yield
+    except BaseException:
+        tracker.close(failed=True)
+        raise
+    tracker.close(failed=False)
 
 
 def _look_at_place(folder: StageFolder, shared: RunSettings) -> list[str]:
@@ -247,7 +267,7 @@ def _clear(folder: StageFolder, say: Callable[[str], None]) -> None:
                 )
     try:
         checkpoint.clear(folder.checkpoints, say)
-        for path in (*models, folder.path / PUSH, folder.path / RUINED):
+        for path in (*models, folder.path / PUSH, folder.path / RUINED, folder.path / TRACKERS):
             atomic.remove(path, say)
         for path in (
             folder.done,

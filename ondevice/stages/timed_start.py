@@ -34,6 +34,7 @@ def loaded(name: str, cfg: RunConfig, sets: Sequence[str]) -> Recipe:
         memory=cfg.memory or None,
         anyway=cfg.anyway or None,
         keep_awake=None if cfg.keep_awake else False,
+        track=cfg.track or None,
     )
 
 
