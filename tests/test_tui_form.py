@@ -17,12 +17,15 @@ from textual.widgets import Input, OptionList
 
 import ondevice as od
 from ondevice.config.recipe import STAGES, load_recipe
+from ondevice.config.runs import RunConfig
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import plan_process
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.field_groups import in_groups
+from ondevice_tui.fields import fields_of
 from ondevice_tui.screens.confirm import Question
 from ondevice_tui.screens.start import StartScreen
-from ondevice_tui.screens.start_fields import Field, best_field
+from ondevice_tui.screens.start_fields import Field, GroupHead, best_field
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import YesNo
 from test_tui import fits, no_plans, play, started  # noqa: F401
@@ -77,7 +80,8 @@ def test_what_is_looked_for_is_found_and_every_field_is_shown_again(tmp_path: Pa
         await pilot.press("ctrl+f", *"out", "enter", *"other")
         await until(pilot, lambda: entries(app)["out"] == "other")
         assert entries(app)["reward_timeout"] != "other"
-        assert all(field.display for field in app.screen.query(Field))
+        shown_again = {field.spec.name for field in app.screen.query(Field) if field.display}
+        assert {"model", "steps", "out"} <= shown_again and "reward_timeout" not in shown_again
 
     play(tmp_path, script)
 
@@ -201,7 +205,7 @@ def test_the_form_shows_what_the_command_takes_and_renews_it(
         await app.push_screen(StartScreen("sft", {"out": str(tmp_path / "x"), "model": model}))
         await until_shown(pilot, "✓ ready", "1000 steps, 0.6 GB")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
-        assert "1000 steps" in fields["steps"].about.plain
+        assert "1000 steps" in fields["steps"].told.plain
         fields["steps"].put("4")
         await until_shown(pilot, "4 steps, 0.6 GB")
         measured.set()
@@ -209,7 +213,7 @@ def test_the_form_shows_what_the_command_takes_and_renews_it(
         assert sum(measure for _, measure in asked) == 1, "this machine is measured once"
         fields["model"].put("nowhere")
         await until_shown(pilot, "✗")
-        assert "steps," not in fields["steps"].about.plain
+        assert "steps," not in fields["steps"].told.plain
 
     play(tmp_path, script)
 
@@ -236,6 +240,7 @@ def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> N
         model.mkdir()
         app.push_screen(StartScreen("sft", {"model": str(model), "out": out, "steps": 5}))
         await until_shown(pilot, "ready: ctrl+g starts it")
+        await pilot.press("ctrl+o")  # all of them
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         last = list(fields.values())[-1]
 
@@ -275,6 +280,7 @@ def test_every_stage_has_a_form_with_its_help(tmp_path: Path) -> None:
             assert all(field.spec.help for field in fields), [
                 f.spec.name for f in fields if not f.spec.help
             ]
+            assert fields[0].display, "the basics come first"
             text = await until_shown(pilot, f"start {stage}", f"$ ondevice {stage}")
             assert fits(text, (80, 24))
             await app.pop_screen()
@@ -397,6 +403,62 @@ def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
+def test_every_setting_stands_under_one_heading_and_the_basics_come_first() -> None:
+    for verb, cls in {**STAGES, "run": RunConfig}.items():
+        specs = fields_of(cls)
+        groups = in_groups(verb, cls, specs)
+        named = [spec.name for group in groups.values() for spec in group]
+        assert sorted(named) == sorted(spec.name for spec in specs)
+        assert next(iter(groups)) == "basics" and len(groups["basics"]) <= 13, verb
+        assert "out" in [spec.name for spec in groups["basics"]]
+    grpo = in_groups("grpo", STAGES["grpo"], fields_of(STAGES["grpo"]))
+    names = {name: [spec.name for spec in group] for name, group in grpo.items()}
+    assert names["basics"][:2] == ["model", "data"] and "group_size" in names["grpo"]
+    assert "weight_decay" in names["optimizer"] and "lora_rank" in names["adapter"]
+    assert "sample_prompts" in names["measuring and saving"] and "seed" in names["machine"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(60, 20), (120, 36)])
+def test_groups_fold_and_what_is_changed_stays_in_view(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        model = str(run.stage("pretrain").model)
+        await app.push_screen(StartScreen("sft", {"out": str(tmp_path / "x"), "model": model}))
+        await until_shown(pilot, "✓ ready")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+
+        def visible() -> set[str]:
+            return {name for name, field in fields.items() if field.display}
+
+        assert {"model", "steps", "out"} <= visible() and "seed" not in visible()
+        head = next(one for one in app.screen.query(GroupHead) if one.group == "machine")
+        head.focus()
+        await pilot.press("enter")
+        await until(pilot, lambda: "seed" in visible())
+        fields["seed"].put("7")
+        await until(pilot, lambda: "1 changed" in head.plain)
+        await pilot.press("space")
+        await until(pilot, lambda: "device" not in visible())
+        assert "seed" in visible(), "a changed field is always in view"
+        fields["beta1"].put("7")
+        await until_shown(pilot, "✗ beta1")
+        assert "beta1" in visible() and "beta2" not in visible()
+        fields["steps"].control.focus()
+        await until_shown(pilot, "steps  Optimizer steps")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.focused is fields["beta1"].control)
+        text = shown(app)
+        assert fits(text, size) and "q quit" in text
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: visible() == set(fields))
+
+    play(tmp_path, script, size)
+
+
 @pytest.mark.slow
 def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]]) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
@@ -433,6 +495,7 @@ def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(
         await until_shown(pilot, "start sft")
         await until(pilot, lambda: not app.screen._coming)  # type: ignore[attr-defined]
         flag = next(field for field in app.screen.query(Field) if field.spec.name == "packing")
+        await pilot.press("ctrl+o")
         flag.control.focus()
         row = await until_shown(pilot, "[x] yes" if flag.entry else "[ ] no")
         assert "X" not in row.replace("XDG", "")

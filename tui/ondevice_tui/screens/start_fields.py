@@ -4,9 +4,13 @@ person means who types a part of a name."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Select
 
@@ -14,12 +18,48 @@ from ondevice_tui.fields import FieldSpec
 from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line
 
 
-class Field(Vertical):
-    """A name, its control, its help; a mark where the value is not the default."""
+class GroupHead(SafeText, can_focus=True):
+    """The heading of a group of fields: Enter or space folds it, or shows its fields."""
 
-    def __init__(self, spec: FieldSpec, value: Any, default: Any) -> None:
-        super().__init__(classes="field")
+    @dataclass
+    class Toggled(Message):
+        """Enter, space or a click."""
+
+        head: GroupHead
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,space", "fold", show=False)]
+
+    def __init__(self, group: str, count: int) -> None:
+        super().__init__(classes="group-head")
+        self.group = group
+        self.count = count
+        self.open = False
+
+    def tell(self, changed: int) -> None:
+        """`▸ optimizer  12 settings, 2 changed`."""
+        mark = "▾" if self.open else "▸"
+        told = f"{self.count} settings" if self.count > 1 else "1 setting"
+        if changed:
+            told += f", {changed} changed"
+        self.show(line((f"{mark} {self.group}", "bold $primary"), (f"  {told}", "$muted")))
+
+    def action_fold(self) -> None:
+        self.post_message(self.Toggled(self))
+
+    def on_click(self) -> None:
+        self.action_fold()
+
+
+class Field(Vertical):
+    """A name and its control; a mark where the value is not the default. Its help is `told` where
+    the form shows it."""
+
+    def __init__(self, spec: FieldSpec, value: Any, default: Any, group: str = "") -> None:
+        super().__init__(classes="form-field")
         self.spec = spec
+        self.group = group
+        self.wrong = False
+        self.follows = ""  # what follows from the values
         self.default = default
         self.control: Input | Checkbox | Select[str]
         if spec.flag:
@@ -34,7 +74,6 @@ class Field(Vertical):
         else:
             self.control = SafeInput(spec.text(value), compact=True)
         self.label = SafeText(spec.name, classes="field-name")
-        self.about = SafeText(spec.help, "$muted", classes="field-help")
         # what it holds before anybody changes it; a choice knows its own only once it is mounted
         self.begun: str | bool = spec.text(value)
         if spec.flag:
@@ -46,14 +85,14 @@ class Field(Vertical):
         with Horizontal(classes="field-row"):
             yield self.label
             yield self.control
-        yield self.about
 
-    def add(self, text: str) -> None:
-        """Something that follows from the values, behind the help."""
-        if text:
-            self.about.show(line((f"{self.spec.help} ", "$muted"), (text, "$warning")))
-        else:
-            self.about.show(content(self.spec.help, "$muted"))
+    @property
+    def told(self) -> Content:
+        """The help, and what follows from the values."""
+        parts: list[str | tuple[str, str]] = [(f"{self.spec.name}  ", "bold"), self.spec.help]
+        if self.follows:
+            parts.append((f" {self.follows}", "$warning"))
+        return line(*parts)
 
     @property
     def entry(self) -> str | bool:
@@ -75,6 +114,7 @@ class Field(Vertical):
         return self.entry != self.spec.text(self.default)
 
     def mark(self, wrong: bool) -> None:
+        self.wrong = wrong
         mark: str | tuple[str, str] = "  "
         style = ""
         if wrong:
