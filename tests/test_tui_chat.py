@@ -81,6 +81,53 @@ def test_a_conversation(tmp_path: Path, size: tuple[int, int]) -> None:
     play(tmp_path, script, size)
 
 
+def test_another_answer_an_edit_a_system_prompt_and_a_copy(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · pretrain", "Enter sends")
+        pane = app.screen.query_one("#pane-a", Pane)
+        area = app.screen.query_one("#say", SafeArea)
+        await pilot.press("ctrl+r", "f2", "ctrl+y")
+        await until_shown(pilot, "nothing to copy yet")
+        await say(pilot, "Question one")
+        await until_shown(pilot, "answer 1 at 0.8", "first · pretrain · 8/64 tokens")
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: pane.file is not None)
+        saved = pane.file
+        await pilot.press("ctrl+r")
+        await until_shown(pilot, "answer 2001 at 0.8")
+        assert len(pane.turns) == 2 and pane.file is None, "the saved one stays as it is"
+        await pilot.press("ctrl+y")
+        assert app.clipboard == pane.turns[-1]["content"]
+        await pilot.press("f2")
+        await until(pilot, lambda: area.text == "Question one" and pane.turns == [])
+        await pilot.press("f3", *"be kind", "enter")
+        await until_shown(pilot, "system", "be kind", "holds from here on")
+        await pilot.press("enter")
+        await until_shown(pilot, "answer 2 at 0.8")
+        assert [turn["role"] for turn in pane.turns] == ["system", "user", "assistant"]
+        before = list(pane.turns)
+        await say(pilot, "crash later")
+        await until_shown(pilot, "The model's process ended", "It had begun: half an answer")
+        assert pane.turns == before and area.text == "crash later"
+        await pilot.press("up", "up")
+        await until(pilot, lambda: area.text == "Question one")
+        await pilot.press("down", "down")
+        await until(pilot, lambda: area.text == "crash later")
+        area.text = ""
+        pane.turns[-2]["content"] = "crash"  # it cannot be answered anew: the old answer stays
+        await pilot.press("ctrl+r")
+        await until_shown(pilot, "out of memory")
+        assert [turn["role"] for turn in pane.turns] == ["system", "user", "assistant"]
+        assert pane.turns[-1] == before[-1] and area.text == ""
+        assert saved is not None and len(conversations.load(saved).messages) == 2
+
+    play(tmp_path, script, (100, 30))
+    assert (run.path / "chats").is_dir()
+
+
 def test_stop_and_a_second_message_meanwhile(tmp_path: Path) -> None:
     a_run(tmp_path)
 

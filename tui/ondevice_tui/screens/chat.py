@@ -17,11 +17,12 @@ from textual.widget import Widget
 
 from ondevice.common.errors import UserError
 from ondevice.config.template_kwargs import parse_template_kwargs
-from ondevice_tui.screens.chat_keeping import BUSY, KeepingPage
+from ondevice_tui.screens.chat_keeping import ANOTHER, BUSY, KeepingPage
 from ondevice_tui.screens.chat_pane import KWARGS, Pane, ending, pace
 from ondevice_tui.screens.chat_settings import Settings, is_sampling
 from ondevice_tui.screens.choose_model import ChooseModel
 from ondevice_tui.widgets.safe import SafeArea
+from ondevice_tui.widgets.say_area import SayArea
 from ondevice_tui.worker_client import ModelProcess, WorkerGone, memory_warning, models_in
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
@@ -39,6 +40,10 @@ stands there; ctrl+n begins anew. With a second model beside it, both get the sa
 
 A chat template is told what it was told when the model was trained (a switch for thinking, for example): the box \
 shows it beside the model's name, and ctrl+e changes it.
+
+ctrl+r asks for another answer in place of the newest one, F2 takes your last message back to change it, ↑ brings back \
+earlier ones, F3 sets a system prompt, ctrl+y copies the newest answer. The box's title says how much of the model's \
+context is used (412/512 tokens).
 
 ctrl+s saves the conversation into the run's folder chats/, with the model's name and the settings, as a row that sft \
 reads; saved again, it goes on in the same file. ctrl+l takes up a saved one.
@@ -65,6 +70,17 @@ second model's is taken), and you say which is better."""
             priority=True,
             tooltip="Temperature, top-p, length, seed, what the chat template is told",
         ),
+        Binding(
+            "ctrl+r", "again", "again", priority=True, tooltip="Another answer to the same message"
+        ),
+        Binding(
+            "f2",
+            "edit",
+            "edit",
+            tooltip="Take the last message back, to send another in its place (↑: earlier ones)",
+        ),
+        Binding("f3", "system", "system", tooltip="The system prompt, from here on"),
+        Binding("ctrl+y", "copy", "copy", priority=True, tooltip="Copy the newest answer"),
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
         Binding(
             "ctrl+s",
@@ -113,7 +129,9 @@ second model's is taken), and you say which is better."""
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="panes"):
             yield from self.all_panes
-        yield SafeArea(placeholder="say something: Enter sends, ctrl+j begins a line", id="say")
+        yield SayArea(
+            placeholder="say something: Enter sends, ctrl+j a line, ↑ brings back", id="say"
+        )
 
     def on_mount(self) -> None:
         self.all_panes[1].display = False
@@ -176,29 +194,56 @@ second model's is taken), and you say which is better."""
             self.ui.say(NO_MODEL)
             return
         event.area.text = ""
+        if isinstance(event.area, SayArea):
+            event.area.remember(said)
         self.busy = True
         self.run_worker(self._answer(said), group="chat")
 
     async def _answer(self, said: str) -> None:
         try:
+            for pane in self.panes:
+                pane.add("user", said)
+                pane.again = 0
             await asyncio.gather(*(self._answer_in(pane, said) for pane in self.panes))
         finally:
             self.busy = False
 
-    async def _answer_in(self, pane: Pane, said: str) -> None:
-        pane.add("user", said)
+    async def _answer_anew(self) -> None:
+        """Another answer in each pane; where none comes, the one before stands there again."""
+        try:
+            await asyncio.gather(*(self._anew_in(pane) for pane in self.panes))
+        finally:
+            self.busy = False
+
+    async def _anew_in(self, pane: Pane) -> None:
+        said = pane.last_said
+        if said is None:
+            return
+        before, speaker = pane.turns[-1], pane.speakers[-1]
+        pane.take_back()
+        pane.again += 1
+        await self._answer_in(pane, said, anew=True)
+        if pane.turns[-1]["role"] == "user":
+            pane.turns.append(before)
+            pane.speakers.append(speaker)
+            pane.show()
+
+    async def _answer_in(self, pane: Pane, said: str, *, anew: bool = False) -> None:
+        """The answer to the last turn. `anew`: where none comes, the turn stays."""
         pane.told = ""
         pane.writing = ""
         pane.pace = ""
         try:
             await self._open(pane)
-            await self._listen(pane, said)
+            await self._listen(pane, said, anew)
         except WorkerGone as gone:
-            pane.take_back()
+            if not anew:
+                pane.take_back()
             pane.told = f"The model's process ended: {gone}"
             if pane.writing.strip():
                 pane.told += f"\nIt had begun: {pane.writing.strip()}"
-            self._give_back(said)
+            if not anew:
+                self._give_back(said)
             await pane.let_go()
         pane.writing = ""
         pane.show()
@@ -222,7 +267,7 @@ second model's is taken), and you say which is better."""
             pane.told = "This model has no chat format: it continues your text."
         pane.show()
 
-    async def _listen(self, pane: Pane, said: str) -> None:
+    async def _listen(self, pane: Pane, said: str, anew: bool) -> None:
         process = pane.process
         if process is None:
             return
@@ -231,7 +276,8 @@ second model's is taken), and you say which is better."""
             asked = {"messages": pane.turns}
         shown = time.monotonic()
         sampling = {**self.sampling, KWARGS: self._setting_of(pane)}
-        async for event in process.ask(sampling, number=len(pane.turns), **asked):
+        number = len(pane.turns) + 2 * ANOTHER * pane.again
+        async for event in process.ask(sampling, number=number, **asked):
             kind = event.get("event")
             if kind == "token":
                 pane.writing += str(event.get("text", ""))
@@ -239,13 +285,15 @@ second model's is taken), and you say which is better."""
                     shown = time.monotonic()
                     pane.show()
             elif kind == "error":
-                pane.take_back()
                 pane.told = f"✗ {_refusal(event)}"
-                self._give_back(said)
+                if not anew:
+                    pane.take_back()
+                    self._give_back(said)
             elif kind == "done":
                 pane.add("assistant", str(event.get("text", "")))
                 pane.told = ending(event, sampling, process.ready.get("context"))
                 pane.pace = pace(event)
+                pane.used = int(event.get("prompt_tokens") or 0) + int(event.get("tokens") or 0)
 
     def _setting_of(self, pane: Pane) -> str:
         """What a person has set for the chat template. A name that only the other model's template
@@ -275,6 +323,64 @@ second model's is taken), and you say which is better."""
         for pane in self.panes:
             if pane.process is not None and self.busy:
                 pane.process.cancel()
+
+    def action_again(self) -> None:
+        if self.busy:
+            self.ui.say(BUSY)
+        elif all(pane.last_said is None for pane in self.panes):
+            self.ui.say("no answer yet that could be written again")
+        else:
+            self.busy = True
+            self.run_worker(self._answer_anew(), group="chat")
+
+    def action_edit(self) -> None:
+        """The last message and its answer are taken back; the message stands in the input."""
+        if self.busy:
+            self.ui.say(BUSY)
+            return
+        said = self.panes[0].last_said
+        if said is None:
+            self.ui.say("no message yet that could be changed")
+            return
+        for pane in self.panes:
+            if pane.last_said == said:
+                pane.take_back()
+                pane.take_back()
+                pane.told = pane.pace = ""
+                pane.used = 0
+                pane.show()
+        self._give_back(said)
+
+    def action_system(self) -> None:
+        from ondevice_tui.screens.rate_cards import Note
+
+        def take(text: str | None) -> None:
+            if text is None:
+                return
+            for pane in self.panes:
+                if text.strip() != pane.system:
+                    pane.set_system(text.strip())
+                    pane.told = "The system prompt holds from here on."
+                    pane.show()
+
+        if self.busy:
+            self.ui.say(BUSY)
+        elif self.panes[0].ready and not self.panes[0].ready.get("chat"):
+            self.ui.say("this model has no chat format: it reads no system prompt")
+        else:
+            self.app.push_screen(Note("system prompt; empty: none", self.panes[0].system), take)
+
+    def action_copy(self) -> None:
+        """The newest answer; what is selected, where something is."""
+        text = self.screen.get_selected_text()
+        if not text:
+            answers = [turn for turn in self.panes[0].turns if turn["role"] == "assistant"]
+            text = answers[-1]["content"] if answers else ""
+        if text:
+            self.app.copy_to_clipboard(text.encode("utf-8", "replace").decode())
+            self.ui.say("copied")
+        else:
+            self.ui.say("nothing to copy yet: ask something first")
 
     def action_anew(self) -> None:
         if self.busy:

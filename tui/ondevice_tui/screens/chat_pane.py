@@ -34,6 +34,8 @@ class Pane(Vertical):
         self.writing = ""
         self.told = ""
         self.pace = ""
+        self.used = 0  # tokens of the model's context, up to the end of the newest answer
+        self.again = 0  # how often the newest answer was asked for anew
         # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
         self.setting = ""
         # that this conversation is kept in, once somebody has saved it
@@ -71,6 +73,36 @@ class Pane(Vertical):
             return trained
         return {}
 
+    @property
+    def system(self) -> str:
+        """The system prompt; empty where there is none."""
+        if self.turns and self.turns[0]["role"] == "system":
+            return self.turns[0]["content"]
+        return ""
+
+    def set_system(self, text: str) -> None:
+        """For what is said from here on; the conversation goes on in another file."""
+        if self.system:
+            self.turns.pop(0)
+            self.speakers.pop(0)
+        if text:
+            self.turns.insert(0, {"role": "system", "content": text})
+            self.speakers.insert(0, self.name_shown)
+        self.leave_file()
+
+    def leave_file(self) -> None:
+        """What is said is not any more the beginning of what was saved."""
+        self.file = None
+        self.saved = 0
+
+    @property
+    def last_said(self) -> str | None:
+        """The newest message of a person that has an answer; None where there is none."""
+        roles = [turn["role"] for turn in self.turns[-2:]]
+        if roles == ["user", "assistant"]:
+            return self.turns[-2]["content"]
+        return None
+
     def add(self, role: str, text: str) -> None:
         self.turns.append({"role": role, "content": text})
         self.speakers.append(self.name_shown)
@@ -88,11 +120,15 @@ class Pane(Vertical):
         self.saved = len(turns)
         self.told = ""
         self.pace = ""
+        self.used = 0
+        self.again = 0
 
     def take_back(self) -> None:
-        """The last turn: no answer came to it."""
+        """The last turn: no answer came to it, or another one is wanted."""
         self.turns.pop()
         self.speakers.pop()
+        if len(self.turns) < self.saved:
+            self.leave_file()
 
     def show(self) -> None:
         rows = self._rows()
@@ -105,6 +141,9 @@ class Pane(Vertical):
             ]
         self.query_one(SafeText).show(lines(rows))
         told = [f"{name} {json.dumps(value)}" for name, value in self.kwargs.items()]
+        context = self.ready.get("context")
+        if isinstance(context, int) and self.used:
+            told.append(f"{self.used}/{context} tokens")
         titled(self, " · ".join([self.name_shown, *told]), self.pace)
         self.query_one(VerticalScroll).scroll_end(animate=False)
 
