@@ -79,6 +79,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "code_seconds": (2.0, {"rewards": ("code",)}),
     "code_memory": (256, {"rewards": ("code",)}),
     "sample_every": (5, None),
+    "sample_prompts": ("Who?", None),
     "batch_size": (2, None),
     "partition": (32, {"loss_type": "bnpo"}),
     "sft_batch": (8, {"sft_coef": 1.0}),

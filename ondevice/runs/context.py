@@ -181,6 +181,10 @@ class Context:
         self.events.emit("warning", step, message=message, **fields)
         self.tell(message)
 
+    def warn_sick(self, message: str, step: int | None = None, **fields: Any) -> None:
+        """Warns that the training itself is not well: whoever watches is called."""
+        self.warn(message, step, sick=True, **fields)
+
     def keep_samples(self, step: int, answers: list[dict[str, str]]) -> None:
         """Long texts go to samples.jsonl; the event says where."""
         with LineFile(self.folder.samples) as file:

@@ -182,16 +182,17 @@ def unreadable(path: Path, problem: Exception) -> dict[str, Any]:
 def stage_state(stage: StageFolder) -> dict[str, Any]:
     """A stage's state, its newest step and headline numbers.
 
-    The state is done, training, stopped (a person asked for it), failed (its `message` says why) or
-    died (its process is gone and left no word). `holder` names the process that trains, `last` is
-    the time of the newest event. `since` (time, step): where it began or went on last, or the first
-    step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
-    those resumes that are in that part; `idle`: seconds after `since` in which nothing was done
-    (the disk was full, the machine slept, the process was suspended). `waiting`: why the
-    process that trains it does nothing now, as on a full disk; empty where it works. `planned`:
-    seconds that its plan said, where it had a time. `time`: how much of the run's time was used
-    as it began (fields of `RunTime`), where the
-    run has one.
+    The state is done, training, stopped (a person asked for it), failed (its `message` says
+    why) or died (its process is gone and left no word). `holder` names the process that trains,
+    `last` is the time of the newest event. `since` (time, step): where it began or went on
+    last, or the first step in the part of the file that is read; `paused`: seconds between a
+    stop and its resume, of those resumes that are in that part; `idle`: seconds after `since`
+    in which nothing was done (the disk was full, the machine slept, the process was suspended);
+    `sick` {"t", "step", "message"}: what was last said of a training that is not well, None
+    where nothing was. `waiting`: why the process that trains it does nothing now, as on a full
+    disk; empty where it works. `planned`: seconds that its plan said, where it had a time.
+    `time`: how much of the run's time was used as it began (fields of `RunTime`), where the run
+    has one.
     """
     first = events.first_event(stage.events)
     seen = _Events()
@@ -219,6 +220,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "since": seen.since,
         "paused": seen.paused,
         "idle": seen.idle,
+        "sick": seen.sick,
         "holder": holder,
         "waiting": str((holder or {}).get("paused") or ""),
         "message": str(ended.get("message", "")),
@@ -240,6 +242,8 @@ def _planned(first: Mapping[str, Any]) -> float | None:
 
 
 _USUAL = 64  # steps by which one is unusual
+FAR = 2.0  # nats per token: the policy writes what its reference would not
+_FAR_STEPS = 3
 _NOTICED_S = 30.0  # in which nothing is done: less may be a checkpoint, or a busy machine
 
 
@@ -255,6 +259,8 @@ class _Events:
         self.since: tuple[float, int] | None = None
         self.paused = 0.0
         self.idle = 0.0  # since `since`
+        self.sick: dict[str, Any] | None = None
+        self._far = 0  # steps in a row that are FAR from the reference
         self._step_seconds: deque[float] = deque(maxlen=_USUAL)
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -272,6 +278,7 @@ class _Events:
         self.newest[str(event.get("event", ""))] = event
         if isinstance(event.get("step"), int):
             self.step = event["step"]
+        self._look_for_sickness(event)
         if at is None:
             return
         if resumed and before is not None:
@@ -279,6 +286,16 @@ class _Events:
         if self.step is not None and (resumed or self.since is None):
             self.since = (at, self.step)
             self.idle = 0.0
+
+    def _look_for_sickness(self, event: Mapping[str, Any]) -> None:
+        message = str(event.get("message", "")) if event.get("sick") is True else ""
+        if event.get("event") == "step" and "kl_coef" not in event:  # PPO looks to it by itself
+            kl = _number(event.get("kl"))
+            self._far = self._far + 1 if kl is not None and kl > FAR else 0
+            if self._far == _FAR_STEPS:
+                message = f"the policy is {kl:.1f} nats per token away from its reference"
+        if message:
+            self.sick = {"t": _number(event.get("t")), "step": self.step, "message": message}
 
     def _idle_before(self, step: Mapping[str, Any], gap: float) -> float:
         """Seconds of the `gap` before a step's event in which nothing was done: what is beyond the

@@ -186,7 +186,7 @@ class GRPOFeed:
         self.asked, self.held, columns = ProblemPrompts(cfg, ctx.data, policy, rewards).parts()
         rewards.check(columns)
         self._check_answers()
-        self.no_signal = NoSignal(ctx.warn)
+        self.no_signal = NoSignal(ctx.warn_sick)
         self.prompt_rows = least_prompt_rows(policy, ctx)
         self.sampler = self._sampler(policy, cfg.temperature)
         self.greedy = self._sampler(policy, 0.0)

@@ -203,7 +203,7 @@ class PPOFeed:
         self.chats = ChatsBeside(cfg, policy, ctx)
         self.log = GroupLog(ctx.folder.groups)
         self.leash = KLController(cfg)
-        self.no_signal = NoSignal(ctx.warn)
+        self.no_signal = NoSignal(ctx.warn_sick)
 
     def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         now = params()

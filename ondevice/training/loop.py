@@ -117,7 +117,8 @@ class _Fit:
         self.backend: Backend = ctx.backend
         self.models = JoinedModels(model, beside, _checked(restart, ctx), ctx.backend)
         self.suspects = Suspects()
-        self.no_progress = NoProgress(ctx.warn, cfg.steps)
+        self._sick_end = False  # whether the stage's own source ended it
+        self.no_progress = NoProgress(ctx.warn_sick, cfg.steps)
         self.found = ctx.newest_checkpoint()
         self.rows = RowsAtOnce(ctx, cfg, model)
         self.rows.load(self.found.record if self.found is not None else {}, self._events())
@@ -198,6 +199,7 @@ class _Fit:
                     self._go_back(ruined)
                     continue
                 self.state.ended = self.feed.finished(self.state.step)
+                self._sick_end = bool(self.state.ended)
                 bar.update(self.state.step, shown)
                 self._after_step(bar.note)
         return self._result()
@@ -308,7 +310,7 @@ class _Fit:
             numbers["update_seconds"] = now - planned
         self.ctx.events.emit("step", state.step, **numbers)
         if skipped:
-            self.ctx.warn("the gradient is not finite: this step changed nothing", state.step)
+            self.ctx.warn_sick("the gradient is not finite: this step changed nothing", state.step)
         # a stage that learns from its own text says by itself why it does not
         if isinstance(self.feed, Prefetcher):
             self.no_progress.look_at_step(state.step, tokens, numbers.get("grad_norm"))
@@ -400,7 +402,7 @@ class _Fit:
         self.state.rolled_back = {"at": left.step, "to": step, "tensor": tensor, "batch": number}
         self.suspects = Suspects()
         ctx.events.emit("resume", step, checkpoint=target.path.name if target is not None else None)
-        ctx.warn(
+        ctx.warn_sick(
             f"step {left.step}: {what}. Back to {where}, once, with "
             f"{self.state.rate_factor:g} times the learning rate and without that batch",
             step,
@@ -457,7 +459,8 @@ class _Fit:
             )
             self._save()
         if state.ended:
-            self.ctx.warn(state.ended, state.step)
+            warn = self.ctx.warn_sick if self._sick_end else self.ctx.warn
+            warn(state.ended, state.step)
         elif stopping and not last:
             raise Interrupted(f"stopped after step {state.step}, saved")
 

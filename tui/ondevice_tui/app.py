@@ -24,6 +24,7 @@ from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import imports, stage_processes
+from ondevice_tui.alerts import Alert, Alerts, is_terminal, sequence
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.remembered import Remembered
 from ondevice_tui.run_reader import RunsReader
@@ -126,6 +127,8 @@ class OndeviceApp(Steady, App[str]):
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
         # the stage whose model was asked for (empty: the run's newest), and how many times
         self.talk_with = ("", 0)
+        self.ticked_runs: tuple[Path, ...] = ()  # to be laid over the curves of the chosen one
+        self.alerts = Alerts()
         self.machine = "looking at this machine …"
         self.started: list[stage_processes.Child] = []
         self.looks_at_machine = look_at_machine
@@ -143,6 +146,8 @@ class OndeviceApp(Steady, App[str]):
             self.watch(self, "theme", lambda name: self.keep("theme", name), init=False)
         if self.remembered.trouble:
             self.say(self.remembered.trouble, bad=True)
+        # `fg` after ctrl+z finds an empty terminal
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         self.call_after_refresh(self.look)
         self.set_interval(LOOK_S, self.look)
         self.set_timer(SOON_S, self._import_ahead)
@@ -185,6 +190,7 @@ class OndeviceApp(Steady, App[str]):
         self.runs = message.runs
         self.runs_trouble = message.trouble
         self.unread = message.unread
+        self.alert(self.alerts.look(message.runs))
         for child in self.started:
             child.look(self.state_of(child.run))
         if self.chosen is None or self._proposed or not self.chosen.is_dir():
@@ -317,6 +323,30 @@ class OndeviceApp(Steady, App[str]):
         trouble = self.remembered.keep(name, value)
         if trouble:
             self.say(f"{name.replace('_', ' ')} is not remembered: {trouble}", bad=True)
+
+    # calling a person back
+
+    @property
+    def rings(self) -> bool:
+        """Whether an alert rings; a person may have turned it off."""
+        return self.remembered.get("alerts", lambda value: isinstance(value, bool)) is not False
+
+    def alert(self, found: Sequence[Alert]) -> None:
+        """Shows what is sick, and rings where a terminal hears it."""
+        for alert in found:
+            if alert.sick:
+                self.say(alert.text, bad=True)
+        if self.rings and is_terminal() and not self.is_headless and self._driver is not None:
+            written = sequence(found)
+            if written:
+                self._driver.write(written)
+
+    def action_ring(self) -> None:
+        self.keep("alerts", not self.rings)
+        if self.rings:
+            self.say("a bell rings when a stage ends, or turns sick")
+        else:
+            self.say("no bell rings any more")
 
     # errors that nobody foresaw
 

@@ -27,7 +27,7 @@ from ondevice.common.progress import duration
 from ondevice.runs.events import ONCE, read_at
 from ondevice_tui.group_places import GroupPlaces
 from ondevice_tui.messages import StageNews
-from ondevice_tui.series import Series
+from ondevice_tui.series import BUCKETS, Series
 
 EVERY_S = 0.25  # between two looks at the file
 NEWS_S = 0.5  # between two messages to the screen: drawing costs more than reading
@@ -46,8 +46,9 @@ LONGEST = 64 << 20  # bytes of a line
 class History:
     """What a stage's events come to. Hold `lock` while reading more than one thing of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: int = BUCKETS) -> None:
         self.lock = threading.Lock()
+        self.buckets = buckets  # of each curve
         self.clear()
 
     def clear(self) -> None:
@@ -140,7 +141,7 @@ class History:
             if series is None:
                 if len(curves) >= FIELDS:
                     continue
-                series = curves[name] = Series()
+                series = curves[name] = Series(self.buckets)
             series.add(step, value)
 
     def _note(self, kind: str, event: dict[str, Any], step: int | None) -> None:
@@ -178,8 +179,8 @@ def _held_out(event: dict[str, Any]) -> str:
 class Follower:
     """Reads a file of events from where it stopped, whole lines only. One thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.history = path, History()
+    def __init__(self, path: Path, history: History | None = None) -> None:
+        self.path, self.history = path, history or History()
         self._offset = 0
         self._inode: int | None = None
         self._cuts: list[tuple[int, int]] = []  # (byte where a resume stands, its step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +14,10 @@ from textual.widget import Widget
 
 from ondevice.common.progress import duration, number
 from ondevice.config.recipe import gives
-from ondevice.runs.folder import StageFolder
 from ondevice_tui import stage_processes
-from ondevice_tui.event_reader import Follower, History, follow, texts_at
+from ondevice_tui.event_reader import History, texts_at
 from ondevice_tui.messages import StageNews
+from ondevice_tui.screens.overlays import Overlays, TickRuns
 from ondevice_tui.screens.stage_page import SHORT, StagePage
 from ondevice_tui.series import Columns, Series, smooth, spark
 from ondevice_tui.widgets.curve import SCALES, SMOOTHINGS, Curve, Trace
@@ -45,8 +44,10 @@ EMPTY = "no step yet: the stage prepares its data"
 class TrainScreen(StagePage):
     ABOUT = """\
 One stage's curves. The bright line is the moving average of the training values, the dim band their minimum and \
-maximum in each column (no spike is hidden), o marks held-out measurements, · another run laid over it, ✗ a value that \
-is not a number. Below: the newest numbers with their course, and what the model answers to the fixed prompts."""
+maximum in each column (no spike is hidden), o marks held-out measurements, letters name the lines of runs laid over \
+it (o), ✗ a value that is not a number. Below: the newest numbers with their course, and what the model answers to \
+the fixed prompts. b rings a bell when a stage ends or turns sick (a loss that is not a number, rewards that teach \
+nothing, a policy far from its reference), or does not."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "metric(1)", "curve", tooltip="Next curve (shift+tab: the one before)"),
         Binding("shift+tab", "metric(-1)", "curve back", show=False),
@@ -75,7 +76,7 @@ is not a number. Below: the newest numbers with their course, and what the model
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
         Binding("s", "prompt", "prompt", tooltip="The next prompt among the samples"),
         Binding(
-            "o", "overlay", "overlay", tooltip="Lay the same stage of another run over the curve"
+            "o", "overlay", "overlay", tooltip="Tick runs whose same stage is laid over the curve"
         ),
         Binding("L", "details", "log", tooltip="The end of the log"),
         Binding("d", "details", "details", tooltip="The end of the log, messages, settings"),
@@ -88,6 +89,7 @@ is not a number. Below: the newest numbers with their course, and what the model
         ),
         Binding("full_stop", "other_stage(1)", "next stage", show=False, key_display="."),
         Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
+        Binding("b", "app.ring", "bell", tooltip="Ring when a stage ends or turns sick, or do not"),
         Binding(
             "C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"
         ),
@@ -102,13 +104,13 @@ is not a number. Below: the newest numbers with their course, and what the model
         self._halvings = 0  # of the steps that are shown, by zooming in
         self._back = 0  # samples before the newest
         self._prompt = 0
-        self._overlay: Follower | None = None
-        self._overlay_name = ""
+        self._overlays = Overlays(self)
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="train"):
             with Vertical(id="train-left"):
                 yield Curve(EMPTY, id="curve", classes="box")
+                yield SafeText(id="overlays")
                 yield SafeText(id="tiles")
                 with VerticalScroll(id="sample", classes="box"):
                     yield SafeText(id="sample-text")
@@ -134,7 +136,11 @@ is not a number. Below: the newest numbers with their course, and what the model
         self._back = 0
         self._halvings = 0
         self._prompt = 0
-        self._drop_overlay()
+        self._overlays.follow(self.folder, self.ui.ticked_runs)
+
+    def runs_changed(self) -> None:
+        self._overlays.follow(self.folder, self.ui.ticked_runs)  # others may be ticked elsewhere
+        super().runs_changed()
 
     # what is shown
 
@@ -153,8 +159,12 @@ is not a number. Below: the newest numbers with their course, and what the model
                 second = _second_metric(names, metric)
                 self._show_curve(self.query_one("#second", Curve), second)
             self.query_one("#tiles", SafeText).show(self._tiles(metric), layout=False)
+            legend = self._overlays.legend(metric)
             notes = list(self.history.notes)[-60:]
             samples = list(self.history.samples)
+        laid_over = self.query_one("#overlays", SafeText)
+        laid_over.display = legend is not None
+        laid_over.show(legend or "")
         self._show_sample(samples)
         if self.query_one("#train-right").display:
             self._show_notes(notes)
@@ -173,18 +183,18 @@ is not a number. Below: the newest numbers with their course, and what the model
             curve.show((), (0, 1), self._why_empty())
             titled(curve, "curves")
             return
-        first, last = self._shown_steps(*series.span)
+        held = self.history.evals.get(metric)
+        first, newest = series.span
+        if held is not None and held.span is not None:
+            first = min(first, held.span[0])  # it is measured before the first step
+        first, last = self._shown_steps(first, newest)
         to_axis = self._to_axis(self.history)
         traces = [Trace(to_axis(series.columns(curve.places, first, last)))]
         title = f"{metric} {number(series.last)}"
         # of a count that grows, an average is one that was
         if curve.smoothing and not series.whole:
             title += f"  average {number(_average(traces[0].columns, curve.smoothing))}"
-        overlay = self._overlay_trace(curve, metric, series, first, last)
-        if overlay is not None:
-            traces.append(overlay)
-            title += f"  · {self._overlay_name}"
-        held = self.history.evals.get(metric)
+        traces += self._overlays.traces(metric, curve.places, (first, last), self._to_axis)
         if held is not None and len(held):
             points = held.columns(curve.places // 2, first, last)
             traces.append(Trace(to_axis(points), "o", "second"))
@@ -213,25 +223,6 @@ is not a number. Below: the newest numbers with their course, and what the model
         if self.state is not None and self.state["state"] == "training":
             return first, float(max(self.history.total, newest))
         return first, float(newest)
-
-    def _overlay_trace(
-        self, curve: Curve, metric: str, series: Series, first: float, last: float
-    ) -> Trace | None:
-        """The same metric of the run that is laid over this one; None where there is none."""
-        overlay = self._overlay
-        if overlay is None:
-            return None
-        other = overlay.history.steps.get(metric)
-        if other is None:
-            return None
-        smoothing = curve.smoothing
-        if series.whole:
-            smoothing = 0
-        with overlay.history.lock:
-            found = other.columns(curve.places, first, last)
-            mean = smooth(found.mean, smoothing)
-            columns = Columns(found.x, found.low, found.high, mean, [])
-            return Trace(self._to_axis(overlay.history)(columns), "·", "third")
 
     def _view_told(self, curve: Curve, series: Series) -> str:
         """How the curve is drawn: scale, axis, smoothing, zoom."""
@@ -416,51 +407,43 @@ is not a number. Below: the newest numbers with their course, and what the model
             self.ui.say("nothing to save: this stage does not train now")
 
     def action_overlay(self) -> None:
-        """The next run that has this stage; after the last one, none."""
+        """Which runs are laid over this one."""
         if self.folder is None:
             return
         others = self._others_with(self.folder.name)
-        names = [run["run"] for run in others]
-        at = 0
-        if self._overlay_name in names:
-            at = names.index(self._overlay_name) + 1
-        self._drop_overlay()
-        if at < len(names):
-            self._overlay_name = names[at]
-            events = StageFolder(Path(others[at]["path"]) / self.folder.name).events
-            self._overlay = Follower(events)
-            self.run_worker(partial(follow, self, self._overlay), thread=True, group="overlay")
-            return
-        if names:
-            self.ui.say("overlay off")
-        else:
+        if not others:
             self.ui.say("no other run has this stage")
-        self.show_history()
+            return
+        shown = {Path(run["path"]) for run in others}
+        ticked = [path for path in self.ui.ticked_runs if path in shown]
+
+        def take(chosen: tuple[Path, ...] | None) -> None:
+            if chosen is not None:
+                # those that have no such stage stay ticked
+                rest = [path for path in self.ui.ticked_runs if path not in shown]
+                self.ui.ticked_runs = (*chosen, *rest)
+                self.runs_changed()
+
+        self.app.push_screen(TickRuns(self.folder.name, others, ticked), take)
 
     def _others_with(self, stage: str) -> list[dict[str, Any]]:
         """The runs other than this one that have a stage."""
         assert self.folder is not None
-        here = self.folder.path.parent.name
+        here = self.folder.path.parent
         found = []
         for run in self.ui.runs or ():
-            if run["run"] != here and stage in [known["stage"] for known in run["stages"]]:
+            if Path(run["path"]) != here and stage in [known["stage"] for known in run["stages"]]:
                 found.append(run)
         return found
 
     def on_stage_news(self, message: StageNews) -> None:
         super().on_stage_news(message)
-        overlay = self._overlay
-        if overlay is not None and message.history is overlay.history and not self.frozen:
+        if self._overlays.has(message.history) and not self.frozen:
             self.show_history()
-
-    def _drop_overlay(self) -> None:
-        self.workers.cancel_group(self, "overlay")
-        self._overlay = None
-        self._overlay_name = ""
 
     def left(self) -> None:
         super().left()
-        self._drop_overlay()
+        self._overlays.follow(None, ())
 
 
 def _second_metric(names: list[str], metric: str) -> str:

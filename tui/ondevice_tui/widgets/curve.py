@@ -26,6 +26,8 @@ from ondevice_tui.series import Columns, smooth
 
 SCALES = ("fit", "full", "log")
 SMOOTHINGS = (0.0, 0.6, 0.9, 0.97)
+HUES = ("other-a", "other-b", "other-c", "other-d", "other-e")  # of other runs' averages
+NAMED_EVERY = 24  # sub-columns between two places where a line bears its name
 LABEL = 8  # cells of the y axis
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a braille cell
 
@@ -33,12 +35,14 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column
 @dataclass(frozen=True)
 class Trace:
     """One thing to draw. `glyph` empty: band and average in braille; else this character at each
-    point.
+    point. `name`: one letter; the average alone, in a hue of its own (`style`), with its name on it
+    here and there.
     """
 
     columns: Columns
     glyph: str = ""
     style: str = "second"
+    name: str = ""
 
 
 @dataclass
@@ -50,6 +54,8 @@ class _Canvas:
     dots: dict[tuple[int, int], int] = field(default_factory=dict)  # the band
     line: dict[tuple[int, int], int] = field(default_factory=dict)  # the average, over the band
     marks: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
+    # (style, the average of another run), the first one on top
+    others: list[tuple[str, dict[tuple[int, int], int]]] = field(default_factory=list)
 
     def set(self, target: dict[tuple[int, int], int], x: int, low: int, high: int) -> None:
         """Dots of sub-column x from sub-row low to high, counted from the top."""
@@ -70,8 +76,8 @@ class Curve(Widget):
         "curve--band",
         "curve--line",
         "curve--second",
-        "curve--third",
         "curve--gap",
+        *(f"curve--{hue}" for hue in HUES),
     }
     DEFAULT_CSS = """
     Curve {
@@ -80,7 +86,11 @@ class Curve(Widget):
         & > .curve--band { color: $primary 45%; }
         & > .curve--line { color: $primary; text-style: bold; }
         & > .curve--second { color: $warning; text-style: bold; }
-        & > .curve--third { color: $success; }
+        & > .curve--other-a { color: $success; }
+        & > .curve--other-b { color: $error; }
+        & > .curve--other-c { color: $secondary; }
+        & > .curve--other-d { color: $foreground; }
+        & > .curve--other-e { color: $accent; }
         & > .curve--gap { color: $error; text-style: bold; }
     }
     """
@@ -133,7 +143,7 @@ class Curve(Widget):
         base = self.rich_style
         styles = {
             name: self.get_component_rich_style(f"curve--{name}")
-            for name in ("axis", "band", "line", "second", "third", "gap")
+            for name in ("axis", "band", "line", "second", "gap", *HUES)
         }
         segments = [Segment(text, styles.get(style, base)) for text, style in self._rows[y]]
         return Strip(segments).adjust_cell_length(self.size.width, base)
@@ -225,7 +235,9 @@ class Curve(Widget):
         return 0
 
     def _draw_trace(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
-        if trace.glyph:
+        if trace.name:
+            self._draw_other(canvas, trace, low, high)
+        elif trace.glyph:
             self._draw_points(canvas, trace, low, high)
         else:
             self._draw_band(canvas, trace.columns, low, high)
@@ -245,6 +257,28 @@ class Curve(Widget):
             if row is not None:
                 canvas.marks[row, place // 2] = (trace.glyph, trace.style)
 
+    def _draw_other(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
+        """Another run's average, with its name on it."""
+        drawn: dict[tuple[int, int], int] = {}
+        canvas.others.append((trace.style, drawn))
+        smoothing = 0.0 if self._whole else self.smoothing
+        averages = smooth(trace.columns.mean, smoothing)
+        before: tuple[int, int] | None = None
+        shift = len(canvas.others) * NAMED_EVERY // len(HUES)  # so that names do not meet
+        named = -NAMED_EVERY + shift
+        for i, x in enumerate(trace.columns.x):
+            place = self._column(x, canvas.width * 2)
+            if place is None or math.isnan(trace.columns.mean[i]):
+                continue
+            row = self._row(averages[i], low, high, canvas.height * 4)
+            if row is None:
+                continue
+            _join(canvas, drawn, before, (place, row))
+            before = (place, row)
+            if place - named >= NAMED_EVERY:
+                canvas.marks[row // 4, place // 2] = (trace.name, trace.style)
+                named = place
+
     def _draw_band(self, canvas: _Canvas, columns: Columns, low: float, high: float) -> None:
         """The band from lowest to highest, where it is smoothed, and the average over it."""
         fine = canvas.height * 4
@@ -263,7 +297,7 @@ class Curve(Widget):
                 canvas.set(canvas.dots, place, top, foot)
             row = self._row(averages[i], low, high, fine)
             if row is not None:
-                _join(canvas, before, (place, row))
+                _join(canvas, canvas.line, before, (place, row))
                 before = (place, row)
 
     def _with_axes(self, canvas: _Canvas, low: float, high: float) -> list[list[tuple[str, str]]]:
@@ -302,16 +336,21 @@ class Curve(Widget):
         return first + " " * max(room, 1) + last
 
 
-def _join(canvas: _Canvas, before: tuple[int, int] | None, at: tuple[int, int]) -> None:
+def _join(
+    canvas: _Canvas,
+    target: dict[tuple[int, int], int],
+    before: tuple[int, int] | None,
+    at: tuple[int, int],
+) -> None:
     """A line of dots from one place to the next; what lies between two far columns is filled in."""
     place, row = at
     if before is None or before[0] >= place:
-        canvas.set(canvas.line, place, row, row)
+        canvas.set(target, place, row, row)
         return
     then = before[1]
     for x in range(before[0] + 1, place + 1):
         now = round(before[1] + (row - before[1]) * (x - before[0]) / (place - before[0]))
-        canvas.set(canvas.line, x, min(then, now), max(then, now))
+        canvas.set(target, x, min(then, now), max(then, now))
         then = now
 
 
@@ -320,6 +359,9 @@ def _cell(canvas: _Canvas, key: tuple[int, int], plain: bool) -> tuple[str, str]
         return canvas.marks[key]
     if key in canvas.line:
         return _braille(canvas.line[key], "*", plain), "line"
+    for style, drawn in canvas.others:
+        if key in drawn:
+            return _braille(drawn[key], "-", plain), style
     if key in canvas.dots:
         return _braille(canvas.dots[key], ":", plain), "band"
     return " ", ""
@@ -345,7 +387,7 @@ def _packed(cells: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def _values(trace: Trace) -> list[float]:
     """The finite values that the y axis has to span."""
     values = trace.columns.mean
-    if not trace.glyph:
+    if not trace.glyph and not trace.name:
         values = [*trace.columns.low, *trace.columns.high]
     return [value for value in values if math.isfinite(value)]
 
