@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -169,3 +174,51 @@ def test_without_arguments_the_command_opens_the_app_on_a_terminal_and_prints_he
         except OSError:
             break
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def read_until(terminal: int, text: str, read: bytearray) -> None:
+    """Reads what the app draws until this text stands in it; gives up after a time that no machine
+    needs."""
+    end = time.monotonic() + 120
+    while text.encode() not in read:
+        ready, _, _ = select.select([terminal], [], [], max(end - time.monotonic(), 0))
+        assert ready, f"never drawn: {text}\n{bytes(read[-2000:])!r}"
+        read += os.read(terminal, 1 << 16)
+
+
+def test_ctrl_z_leaves_to_the_shell_and_fg_draws_everything_anew(tmp_path: Path) -> None:
+    """In a screen with an input field too; ctrl+c there says how to leave."""
+    own, terminal_of_app = pty.openpty()
+    fcntl.ioctl(terminal_of_app, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color", "XDG_CONFIG_HOME": str(tmp_path / "c")}
+    app = subprocess.Popen(
+        [sys.executable, "-m", "ondevice"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=terminal_of_app,
+        stdout=terminal_of_app,
+        stderr=terminal_of_app,
+        start_new_session=True,
+    )
+    os.close(terminal_of_app)
+    try:
+        read = bytearray()
+        read_until(own, "No run yet", read)
+        os.write(own, b"6")
+        read_until(own, "say something", read)
+        os.write(own, b"\x03")
+        read_until(own, "ctrl+q closes the app", read)
+        os.write(own, b"\x1a")
+        stopped, status = os.waitpid(app.pid, os.WUNTRACED)
+        assert stopped == app.pid and os.WIFSTOPPED(status)
+        read.clear()
+        os.kill(app.pid, signal.SIGCONT)
+        read_until(own, "say something", read)
+        read_until(own, "temperature", read)
+        os.write(own, b"\x11")  # ctrl+q
+        assert app.wait(60) == 0
+    finally:
+        if app.poll() is None:
+            app.kill()
+            app.wait()
+        os.close(own)

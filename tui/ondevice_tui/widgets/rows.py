@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.segment import Segment
 from textual.content import Content
 from textual.events import Click
+from textual.strip import Strip
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+MARK = "›"
+
 
 class Rows(OptionList):
-    """`show` [(id, line)]: rows that are the same stay, the highlight stays where it was. A click
-    highlights a row, a double click opens it."""
+    """`show` [(id, line)]: rows that are the same stay, the highlight stays where it was. The
+    highlighted row begins with ›, so that no colour is needed to find it. A click highlights a row, a
+    double click opens it."""
 
     async def _on_click(self, event: Click) -> None:
         """In place of Textual's, which opens at once."""
@@ -23,6 +28,16 @@ class Rows(OptionList):
         self.highlighted = at
         if event.chain >= 2:
             self.action_select()
+
+    def render_line(self, y: int) -> Strip:
+        drawn = super().render_line(y)
+        at = self.scroll_offset.y + y
+        if at >= len(self._lines) or self._lines[at] != (self.highlighted, 0):
+            return drawn
+        first = next(iter(drawn), None)
+        if first is None or not first.text.startswith(" "):
+            return drawn
+        return Strip([Segment(MARK, first.style), *drawn.crop(1)], drawn.cell_length)
 
     def show(self, rows: Sequence[tuple[str, Content]]) -> None:
         ids = [key for key, _ in rows]

@@ -148,6 +148,11 @@ class SafeInput(Input):
             joined = event.text
         self.replace(joined, *self.selection)
 
+    def action_copy(self) -> None:
+        """ctrl+c: copies what is selected, as the whole value is at first, and says so."""
+        super().action_copy()  # where nothing is selected, the screen's ctrl+c has its turn
+        self.app.notify("copied. ctrl+q closes the app; what trains goes on", markup=False)
+
     def action_paste(self) -> None:
         """ctrl+v: what was copied in this app, as if it were pasted."""
         self._on_paste(Paste(self.app.clipboard))
@@ -210,6 +215,11 @@ class SafeArea(TextArea):
 
     def action_line(self) -> None:
         self.insert("\n")
+
+    def action_copy(self) -> None:
+        """As of an input."""
+        super().action_copy()
+        self.app.notify("copied. ctrl+q closes the app; what trains goes on", markup=False)
 
 
 def _as_content(text: str | Content, style: str) -> Content:
