@@ -137,7 +137,7 @@ class FirstAndNow(Card[None]):
             mark = {True: "✓ ", False: "✗ ", None: ""}[answer.right]
             which = "" if one_each else f" · the {name} one"
             title = f"step {group.step:,}{which} · {mark}{number(answer.reward)}"
-            box.show(differences(answer.text, other.text), title)
+            box.show(differences(marked(answer), other.text), title)
 
     def action_choice(self) -> None:
         self._choice = (self._choice + 1) % len(CHOICES)
