@@ -245,10 +245,15 @@ def test_history_filters_and_flags(ratings: Ratings) -> None:
 
     assert ids("all") == [1, 2, 3] and ids("mine") == [1, 2, 3] and ids("mine", "Bob") == [1, 3]
     assert (ids("flagged"), ids("noted"), ids("ties"), ids("disagreements")) == ([2], [1], [2], [3])
-    assert history.marks(ratings) == history.Marks(1, 1, 1)
+    found = history.marks(ratings, history.Marks(0, 0, 0))
+    assert (found.flagged, found.noted, found.open, found.pairs) == (1, 1, 1, -1)
+    assert history.marks(ratings, found) is found
+    assert history.marks(ratings, found, pairs=True).pairs == 2
     [entry] = history.history(ratings, "Ada", "disagreements")
     assert entry.question == "Question 2?" and entry.vote is not None
     assert entry.vote.rater == "Ada" and [vote.rater for vote in entry.others] == ["Bob"]
+    assert [vote.rater for vote in entry.told_to("Eve", "disagreements")] == ["Ada", "Bob"]
+    assert entry.told_to("Eve", "all") == [] and entry.told_to("Ada", "all") == [entry.vote]
 
 
 def test_a_settlement_decides_and_is_no_opinion(ratings: Ratings) -> None:

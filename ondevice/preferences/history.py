@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ondevice.common.errors import UserError
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.pairs import labels
+from ondevice.preferences.pairs import labels, pairs_of
 from ondevice.preferences.votes import SETTLED, Item, Vote, is_settled, is_simulated
 
 Filter = Literal["all", "mine", "flagged", "noted", "ties", "disagreements"]
@@ -53,15 +53,27 @@ class Entry:
             return self.disagreed
         return True
 
+    def told_to(self, rater: str, wanted: Filter) -> list[Vote]:
+        """The votes that this rater may see. Of a pair that they have not rated, none: it would
+        sway them; where people disagree all, for it is to be settled."""
+        if self.vote is None:
+            return []
+        if wanted == "disagreements" or self.settled is not None:
+            return [self.vote, *self.others]
+        return [self.vote] if self.vote.rater == rater else []
+
 
 @dataclass(frozen=True)
 class Marks:
     """How many items are flagged, and have a note, by anybody; `open`: disagreements that are not
-    settled."""
+    settled; `pairs`: what all votes together give to learn from, -1 where it was not counted; `at`:
+    the newest row of any vote then."""
 
     flagged: int
     noted: int
     open: int
+    pairs: int = -1
+    at: int = -1
 
 
 def history(ratings: Ratings, rater: str, wanted: Filter = "all") -> list[Entry]:
@@ -99,10 +111,15 @@ def history(ratings: Ratings, rater: str, wanted: Filter = "all") -> list[Entry]
     return _with_questions(ratings, found)
 
 
-def marks(ratings: Ratings) -> Marks:
-    """Counts for a line; of people's votes alone."""
+def marks(ratings: Ratings, before: Marks, *, pairs: bool = False) -> Marks:
+    """Counts for a line; of people's votes alone. `before` where nothing has been said since. With
+    `pairs` these are counted too, which reads every item."""
+    at = int(ratings.rows("SELECT ifnull(max(id), 0) FROM vote")[0][0])
+    if before.at == at and (before.pairs >= 0 or not pairs):
+        return before
     flags, notes = _flags_and_notes(ratings.votes(simulated=False))
-    return Marks(len(flags), len(notes), len(disagreements(ratings)))
+    count = len(pairs_of(ratings)) if pairs else -1
+    return Marks(len(flags), len(notes), len(disagreements(ratings)), count, at)
 
 
 def disagreements(ratings: Ratings, *, settled: bool = False) -> list[int]:

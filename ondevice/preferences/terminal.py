@@ -251,7 +251,7 @@ class Session:
         name = (self.keys.line() or "").strip()
         wanted: Filter = next((each for each in FILTERS if each == name), "mine")
         entries = history(self.ratings, self.rater, wanted)
-        say(history_lines(entries, _HISTORY) or "none")
+        say(history_lines(entries, self.rater, wanted, _HISTORY) or "none")
         if not entries:
             return item
         say("number of the one to change (Enter: none) > ", end="")

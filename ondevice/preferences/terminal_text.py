@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ondevice.common.sanitize import sanitize
-from ondevice.preferences.history import Entry
+from ondevice.preferences.history import Entry, Filter
 from ondevice.preferences.project import Project
 from ondevice.preferences.votes import brief
 
@@ -57,14 +57,14 @@ def guidelines(project: Project) -> str:
     return "\n".join([*lines, "", f"reasons: {sanitize(reasons, newlines=False)}"])
 
 
-def history_lines(entries: Sequence[Entry], most: int) -> str:
-    """The newest entries, a line each, with the number to go there by."""
+def history_lines(entries: Sequence[Entry], rater: str, wanted: Filter, most: int) -> str:
+    """The newest entries, a line each, with the number to go there by and what this rater may see
+    of what was said."""
     lines = []
     for entry in entries[:most]:
-        told = "–"
-        if entry.vote is not None:
-            told = brief(entry.vote, "ABCD")
+        votes = entry.told_to(rater, wanted)
+        told = " / ".join(dict.fromkeys(brief(vote, "ABCD") for vote in votes)) or "–"
         marks = f"{'flagged ' * entry.flagged}{'noted ' * bool(entry.note)}"
-        question = sanitize(entry.question, newlines=False, limit=60)
+        question = sanitize(" ".join(entry.question.split()), newlines=False)[:60]
         lines.append(f"{entry.item:>6}  {told:<10} {marks}{question}")
     return "\n".join(lines)

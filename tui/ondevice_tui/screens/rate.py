@@ -77,6 +77,7 @@ disagree on, to be settled."""
 
     def begun(self) -> None:
         self._forget_undone()
+        self.marks = history.Marks(0, 0, 0)
         self.next()
         self.count_marks()
 

@@ -82,12 +82,9 @@ class History(Card[Jump | None]):
             self._tell(self._details(shown[at]))
 
     def _row(self, entry: Entry) -> Content:
-        told, cells = "–", 9
-        if self.wanted == "disagreements":
-            votes = [vote for vote in (entry.vote, *entry.others) if vote is not None]
-            told, cells = " / ".join(dict.fromkeys(map(brief, votes))), 15
-        elif entry.vote is not None and self._may_see(entry):
-            told = brief(entry.vote)
+        cells = 15 if self.wanted == "disagreements" else 9
+        votes = entry.told_to(self._rater, self.wanted)
+        told = " / ".join(dict.fromkeys(map(brief, votes))) or "–"
         marks = "".join(
             mark if there else " "
             for mark, there in (
@@ -102,10 +99,6 @@ class History(Card[Jump | None]):
             (f"{marks} ", "$warning"),
             cell(entry.question, QUESTION).rstrip(),
         )
-
-    def _may_see(self, entry: Entry) -> bool:
-        own = entry.vote is not None and entry.vote.rater == self._rater
-        return own or self.wanted == "disagreements" or entry.settled is not None
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         entry = self._of(event.option.id)
@@ -124,14 +117,15 @@ class History(Card[Jump | None]):
         return None
 
     def _details(self, entry: Entry) -> Content:
-        rows = []
-        if self._may_see(entry):
-            votes = [entry.vote, *entry.others, entry.settled]
-            rows += [_said_by(vote) for vote in votes if vote is not None]
-        elif entry.vote is not None:
-            rows.append(
-                content("Others have rated it; you have not, so it is not told how.", "$muted")
-            )
+        votes = entry.told_to(self._rater, self.wanted)
+        if entry.vote is not None and entry.vote.rater == self._rater:
+            votes = [entry.vote, *entry.others]  # what the others say of what one has rated
+        rows = [_said_by(vote) for vote in votes]
+        if entry.settled is not None and rows:
+            rows.append(_said_by(entry.settled))
+        if entry.vote is not None and not rows:
+            told = "Others have rated it; you have not, so it is not told how."
+            rows.append(content(told, "$muted"))
         if entry.note:
             rows.append(line(("note  ", "$muted"), entry.note))
         return lines(rows)

@@ -140,6 +140,8 @@ def all_rated(
     told = [line((" ✓ ", "bold $success"), everything, need)]
     if skipped:
         told.append(content(f" {skipped} skipped: they come again when you come back.", "$muted"))
+    if marks.pairs >= 0 and marks.pairs != progress.usable:
+        told.append(content(f" By all raters together: {marks.pairs} pairs to learn from."))
     if marks.open:
         told.append(
             line(" ", ("H", "bold $primary"), f" settles what people disagree on: {marks.open}")
@@ -147,7 +149,7 @@ def all_rated(
     keys: list[tuple[str, str]] = [("m", "more pairs"), ("S", "statistics"), ("H", "history")]
     if wanted:
         keys = [("/", "asks for all again"), *keys]
-    if progress.usable:
+    if progress.usable or marks.pairs > 0:
         keys = [("D", "dpo on these votes"), ("W", "reward model"), *keys]
     parts: list[str | Content | tuple[str, str]] = []
     for key, word in keys:

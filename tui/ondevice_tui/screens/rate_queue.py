@@ -121,7 +121,9 @@ class QueuePage(MarkingPage):
     def count_marks(self) -> None:
         """In the background: no key waits for it."""
         if self.ratings is not None:
-            begun = self.ratings.do(history.marks)
+            before = self.marks
+            at_the_end = self.item is None  # there is time then to count what can be learned from
+            begun = self.ratings.do(lambda found: history.marks(found, before, pairs=at_the_end))
             self.run_worker(
                 partial(self._take_marks, self.ratings, begun), group="marks", exclusive=True
             )
@@ -132,7 +134,7 @@ class QueuePage(MarkingPage):
         except UserError as problem:
             self._show_told(str(problem), "$error")
             return
-        if self.ratings is ratings:
+        if self.ratings is ratings and marks != self.marks:
             self.marks = marks
             if self.item is None:
                 self.show(again=True)
@@ -170,6 +172,8 @@ class QueuePage(MarkingPage):
         self._begin_vote()
         self._said = ("", "")
         self.show()
+        if self.item is None:
+            self.count_marks()
         if told and self.item is not None:
             self._show_told(told)
         elif told:

@@ -196,7 +196,8 @@ class SharingPage(ReadingPage):
 
     def action_learn(self, stage: str) -> None:
         """The form of a stage that learns from these votes, filled."""
-        if self.progress is None or not self.progress.usable:
+        usable = self.progress.usable if self.progress is not None else 0
+        if not usable and self.marks.pairs <= 0:
             self.ui.say("no usable pair yet: a vote that prefers one answer makes some")
         else:
             self._open_form(stage)
