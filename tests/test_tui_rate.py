@@ -332,7 +332,7 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
 def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     assert "No pairs to rate in this run yet" in rate(
-        tmp_path, ["left", "u", "s", "N", "f", "r", "d", "w", "S", "H", "I", "D", "end", "V"]
+        tmp_path, ["left", "u", "s", "N", "f", "r", "d", "w", "S", "H", "I", "P", "end", "V"]
     )
     (run.path / "ratings.db").write_text("no database")
     assert "is not a ratings database" in rate(tmp_path, ["left", "u"])

@@ -4,6 +4,7 @@ keys, which are the same in the plain terminal.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.project import Project, change_project, read_project
 from ondevice.preferences.rating_queue import Asking
 from ondevice.preferences.votes import Response
+from ondevice_tui import imports
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.keep_pair import Keep
 from ondevice_tui.screens.rate import RateScreen
@@ -145,6 +147,17 @@ def keys_of(screen: Any) -> dict[str, str]:
     return found
 
 
+PAGES = [
+    ("ondevice_tui.screens.road", "RoadScreen"),
+    ("ondevice_tui.screens.train", "TrainScreen"),
+    ("ondevice_tui.screens.ladder", "LadderScreen"),
+    ("ondevice_tui.screens.rewards", "ReasonScreen"),
+    ("ondevice_tui.screens.rate", "RateScreen"),
+    ("ondevice_tui.screens.push", "PushScreen"),
+    ("ondevice_tui.widgets.run_list", "RunList"),
+]
+
+
 # Of the app's deeds, what the plain terminal does by the same key.
 SAME = {
     "1": "pick(0)", "2": "pick(1)", "3": "pick(2)", "4": "pick(3)", "t": "outcome('tie')",
@@ -179,6 +192,20 @@ def test_keys_of_the_road_mean_nothing_else_where_one_rates() -> None:
     rate, road = keys_of(RateScreen), keys_of(RoadScreen)
     for key in "ngp":
         assert key in road and rate[key] == "letter"
+
+
+def test_a_capital_letter_has_one_deed_on_every_screen() -> None:
+    """J and K scroll wherever they are; a letter that only says what it is not does nothing."""
+    deeds: dict[str, set[str]] = {}
+    imports.load_all()
+    screens = [getattr(sys.modules[module], name) for module, name in PAGES] + [OndeviceApp]
+    for screen in screens:
+        for binding in screen.BINDINGS:
+            for key in binding.key.split(","):
+                if len(key) == 1 and key.isupper() and key not in "JK" and binding.description:
+                    deeds.setdefault(key, set()).add(binding.description)
+    assert {key: found for key, found in deeds.items() if len(found) > 1} == {}
+    assert {"H", "N", "P", "U", "W", "R", "X", "D"} <= deeds.keys()
 
 
 def test_every_key_has_one_deed_and_is_explained() -> None:
@@ -351,10 +378,10 @@ def test_two_people_at_once_get_other_pairs_and_a_known_answer_is_told(tmp_path:
         await until_shown(pilot, "Known?")
         await settled(app, pilot)
         await pilot.press("x")
-        await until_shown(pilot, "Everything that you are asked is rated", "D dpo on these votes")
+        await until_shown(pilot, "Everything that you are asked is rated", "P dpo on these votes")
         await pilot.press("u", "1")
         await until(pilot, lambda: isinstance(app.screen, RateScreen) and app.screen.item is None)
-        await pilot.press("D")
+        await pilot.press("P")
         await until(pilot, lambda: isinstance(app.screen, StartScreen))
         await until_shown(pilot, "start dpo")
 

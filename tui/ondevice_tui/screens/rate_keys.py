@@ -102,7 +102,7 @@ PROJECT: list[BindingType] = [
     Binding("m", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"),
     Binding("M", "generate", "many", tooltip="Many pairs at once, by the stage sample"),
     Binding("v", "rounds", "rounds", tooltip="Rate while the model learns: versions, live"),
-    Binding("D", "learn('dpo')", "dpo", tooltip="Train by DPO on these votes: the filled form"),
+    Binding("P", "learn('dpo')", "dpo", tooltip="Train by DPO on these votes: the filled form"),
     Binding("W", "learn('reward')", "reward", tooltip="Train a reward model on these votes"),
     # what these keys are elsewhere, or once were here: said, and nothing done
     Binding("a,b,A,B,g,G,n,p", "letter", "", show=False),

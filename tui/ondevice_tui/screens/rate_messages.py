@@ -150,7 +150,7 @@ def all_rated(
     if wanted:
         keys = [("/", "asks for all again"), *keys]
     if progress.usable or marks.pairs > 0:
-        keys = [("D", "dpo on these votes"), ("W", "reward model"), *keys]
+        keys = [("P", "dpo on these votes"), ("W", "reward model"), *keys]
     parts: list[str | Content | tuple[str, str]] = []
     for key, word in keys:
         parts += [" ", (key, "bold $primary"), f" {word}  "]
