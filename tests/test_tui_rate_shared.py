@@ -12,6 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice.inference.conversations import load, saved
 from ondevice.preferences import history, terminal, terminal_text
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
@@ -341,7 +342,11 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
         await settled(app, pilot)
         await pilot.press("I")
         await until_shown(pilot, "Short wins", "1 false, 2 rude", "1 person is asked each pair")
-        await pilot.press("escape", "r", "2", "enter")
+        await pilot.press("escape", "E")
+        await until_shown(pilot, "a better answer, for sft")
+        await pilot.press(*"!!", "enter")
+        await until_shown(pilot, "kept for sft: chats/")
+        await pilot.press("r", "2", "enter")
         await until_shown(pilot, "why: rude")
         await pilot.press("slash")
         await until_shown(pilot, "what is asked", "checkpoint")
@@ -354,6 +359,9 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
         await until_shown(pilot, "the goal of this session is reached", "was by secret-")
 
     play(tmp_path, script, (120, 36))
+    [file] = saved(run.path)
+    asked, written = load(file).messages
+    assert asked["content"] == "Question 0?" and written["content"].endswith(" to 0!!")
     with Ratings.open(run.path) as ratings:
         assert read_project(ratings) == Project("**Short** wins", ("false", "rude"), 1, False, True)
         assert [vote.reason for vote in ratings.live_votes()] == ["rude"]

@@ -92,6 +92,13 @@ MARKS: list[BindingType] = [
     Binding(
         "N", "note", "note", tooltip="A note on this pair, or another text for the one there is"
     ),
+    Binding(
+        "E",
+        "own_answer",
+        "own answer",
+        show=False,
+        tooltip="Write a better answer, from the first or the one that tab chose: a row for sft",
+    ),
     Binding("I", "guidelines", "guide", tooltip="Guidelines and reasons of this project"),
 ]
 PROJECT: list[BindingType] = [

@@ -7,14 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ondevice.common.errors import UserError
 from ondevice.config.recipe import STAGES
+from ondevice.inference.conversations import Conversation, new_file, save
 from ondevice.preferences import history
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.project import Project, change_project, read_project
 from ondevice.preferences.rating_queue import choices
 from ondevice.preferences.votes import Item, Vote
 from ondevice_tui.screens.confirm import Details, ask
-from ondevice_tui.screens.rate_cards import Ask, Reasons, why_this
+from ondevice_tui.screens.rate_cards import Ask, Note, Reasons, why_this
 from ondevice_tui.screens.rate_history import History, Jump
 from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.rate_queue import Look
@@ -86,6 +88,32 @@ class SharingPage(ReadingPage):
         else:
             self.next("nothing is left to settle")
 
+    # an answer that is better than all
+
+    def action_own_answer(self) -> None:
+        """A text of the rater's own in place of one of the answers."""
+        item = self.item
+        if item is None:
+            return
+        place = getattr(self.answers.one, "place", 0)
+        self._ask_own(item, item.responses[item.shown[place]].text)
+
+    def _ask_own(self, item: Item, text: str, title: str = "a better answer, for sft") -> None:
+        def keep(written: str | None) -> None:
+            run = self.ui.run_folder
+            if not written or not written.strip() or run is None:
+                return
+            answer = {"role": "assistant", "content": written.strip()}
+            try:
+                file = new_file(run.path, "rate")
+                save(file, Conversation([*item.messages, answer]))
+            except UserError as problem:
+                self._ask_own(item, written, f"not saved ({problem.message}): Enter tries again")
+                return
+            self._show_told(f"kept for sft: {file.parent.name}/{file.name}", "$success")
+
+        self.app.push_screen(Note(title, text), keep)
+
     # what raters share
 
     @property
@@ -145,7 +173,7 @@ class SharingPage(ReadingPage):
                 return
             try:
                 self.rater = history.check_name(name)
-            except history.UserError as problem:
+            except UserError as problem:
                 self.ui.say(str(problem), bad=True)
                 return
             self._skipped = set()
