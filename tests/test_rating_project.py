@@ -123,9 +123,10 @@ def test_an_export_takes_it_along(tmp_path: Path) -> None:
     with Ratings.open(two) as ratings:
         assert read_project(ratings).overlap == 3
     odd = tmp_path / "odd.jsonl"
-    odd.write_text('{"record": "project", "overlap": 1000}\n')
-    with pytest.raises(UserError, match="is not what raters can agree on"):
-        od.manage_ratings(action="import", ratings=two, file=str(odd))
+    for row in ('"overlap": 1000', '"overlap": NaN', '"reasons": ["\\ud800", {}]', '"other": 1'):
+        odd.write_text(f'{{"record": "project", {row}}}\n')
+        with pytest.raises(UserError, match="is not what raters can agree on|cannot be read|JSON"):
+            od.manage_ratings(action="import", ratings=two, file=str(odd))
 
 
 def test_odd_settings_keep_their_defaults() -> None:

@@ -167,8 +167,12 @@ class ExportedVotes:
 def _project(row: Row) -> Project:
     """Raises BadRow for what is no setting of a project, or is out of range."""
     given = {name: value for name, value in row.items() if name != "record"}
-    project = project_of({name: to_json(value) for name, value in given.items()})
-    if to_json(asdict(project)) != to_json({**asdict(Project()), **given}):
+    try:
+        project = project_of({name: to_json(value) for name, value in given.items()})
+        same = to_json(asdict(project)) == to_json({**asdict(Project()), **given})
+    except ValueError:  # a number that is not finite
+        same = False
+    if not same:
         raise BadRow("is not what raters can agree on")
     return project
 
