@@ -25,7 +25,7 @@ from ondevice.preferences.strengths import Comparison, preferred_to
 from ondevice.preferences.votes import Response
 from ondevice.rating_rounds.choice import MEASURE, RANDOM, TAUGHT, chosen, kind_of_place
 from ondevice.rating_rounds.command import rounds
-from ondevice.rating_rounds.loop import Loop, write_votes
+from ondevice.rating_rounds.loop import Loop, start_process, write_votes
 from ondevice.rating_rounds.places import RoundsFolder, Version, batch_of
 from ondevice.rating_rounds.process import start_loop
 from ondevice.rating_rounds.standing import (
@@ -398,6 +398,34 @@ def test_headless_trains_what_the_votes_say(material: Path, tmp_path: Path) -> N
     assert (version.path / "dpo" / "pairs.jsonl").is_file()
     again = train(loop.folder, version)
     assert again == version.path / "dpo" / "model"
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on(material: Path, tmp_path: Path) -> None:
+    """kill -9 of the process that trains, and of the loop's memory: the next loop finds the version
+    and trains it to its end, from the votes that it was begun with."""
+    loop = loop_of(material, tmp_path / "run", every=4, learning_rate=1e-3)
+    loop.turn()
+    vote_on_all(loop)
+    begun: list[Any] = []
+
+    def started(folder: RoundsFolder, version: Version) -> Any:
+        begun.append(start_process(folder, version))
+        return begun[-1]
+
+    first = Loop(loop.cfg, train=started, say=lambda text: None)
+    first.turn()
+    version = first.folder.version(1)
+    wait_for(lambda: (version.path / "dpo" / "events.jsonl").exists())
+    votes = version.votes.read_bytes()
+    begun[0].kill()
+    begun[0].wait()
+    assert version.last is None and not version.working
+    second = Loop(loop.cfg, train=started, say=lambda text: None)
+    wait_for(lambda: second.turn() and version.last is not None)
+    assert len(begun) == 2 and version.votes.read_bytes() == votes
+    with Ratings.open(tmp_path / "run") as ratings:
+        assert standing(second.folder, ratings, simulated=True).current == 1
 
 
 @pytest.mark.slow
