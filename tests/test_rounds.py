@@ -422,8 +422,8 @@ def test_a_training_that_is_killed_goes_on(material: Path, tmp_path: Path) -> No
     begun[0].wait()
     assert version.last is None and not version.working
     second = Loop(loop.cfg, train=started, say=lambda text: None)
-    wait_for(lambda: second.turn() and version.last is not None)
-    assert len(begun) == 2 and version.votes.read_bytes() == votes
+    wait_for(lambda: [second.turn(), version.last is not None][1])
+    assert 2 <= len(begun) <= 3 and version.votes.read_bytes() == votes
     with Ratings.open(tmp_path / "run") as ratings:
         assert standing(second.folder, ratings, simulated=True).current == 1
 

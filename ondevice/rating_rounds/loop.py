@@ -121,6 +121,8 @@ class Loop:
         newest = versions[-1] if versions else None
         if newest is not None and newest.last is None and not newest.why_failed():
             return self._go_on(newest)
+        if self._training is not None and newest is not None and newest.last is not None:
+            self._say(f"version {newest.number} is there: the next pairs are its own")
         self._training = None
         if now.since < self.cfg.every:
             self._tell(f"{max(self.cfg.every - now.since, 0)} votes until the next version")
@@ -139,9 +141,6 @@ class Loop:
                 self._tell(f"version {version.number} is being trained")
                 return False
             self._training = None
-            if version.last is not None:
-                self._say(f"version {version.number} is there: the next pairs are its own")
-                return True
             if code and code != 130:
                 self._deaths += 1
         elif version.working:
