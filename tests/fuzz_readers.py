@@ -15,8 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 import small_stages
 from data_samples import CHATS, small_tokenizer
+from document_samples import document
 from fuzz_cases import Reader
 from ondevice.common.files import MANIFEST
 from ondevice.common.json_files import load_json, parse_json, read_object
@@ -24,6 +27,7 @@ from ondevice.config.load import parse_yaml, read_yaml
 from ondevice.config.ratings import RatingsConfig
 from ondevice.config.recipe import load_recipe
 from ondevice.data.chat_template import rendered
+from ondevice.data.extraction import child
 from ondevice.data.formats import to_chat, to_label, to_prompt, to_text
 from ondevice.data.messages import BadRow
 from ondevice.data.preference_formats import to_judged, to_pair
@@ -476,6 +480,18 @@ def _yaml_field(file: Path) -> None:
     parse_yaml(file.read_text(encoding="utf-8", errors="replace"), file.name)
 
 
+def _documents_of(kind: str) -> Callable[[Path], list[bytes]]:
+    return lambda _: [document(kind, "Title", ["One line.", "Another, with é."] * 9)]
+
+
+def _document_of(file: Path) -> Any:
+    """As its own process reads it, which gives a reason for what it cannot read; in this one."""
+    pytest.importorskip("docx", reason="needs the extra documents")
+    told = child.answer({"file": str(file), "kind": file.suffix, "out": str(file) + ".text"})
+    assert told.get("reason") or told["characters"] > 0
+    return told
+
+
 READERS_OF: Mapping[str, Reader] = {
     "JSON": Reader("a.json", _text({"a": [1, {"b": "c"}]}, ADAPTER), read_object),
     "YAML": Reader("a.yaml", _text(RECIPE, "a: [1, {b: c}]\n'd': 2026-01-01\n"), read_yaml),
@@ -553,6 +569,10 @@ READERS_OF: Mapping[str, Reader] = {
     "rows .json": Reader("a.json", _text(ROWS, {"data": ROWS}), _rows_of),
     "rows .csv": Reader("a.csv", _text('a,b\n1,"x\ny"\n2,z\n', "text,label\na,1\n"), _rows_of),
     "rows .txt": Reader("a.txt", _text("One line.\n\nAnother 🙂.\n" * 9), _rows_of),
+    **{
+        f"document {kind}": Reader(f"a{kind}", _documents_of(kind), _document_of, slow=True)
+        for kind in (".pdf", ".docx", ".html", ".epub", ".ipynb")
+    },
     "rows .parquet": Reader("a.parquet", _parquet, _rows_of, slow=True),
     "forms of rows": Reader("a.jsonl", _text(_lines(*ROWS)), _forms_of),
     "unit tests": Reader("a.jsonl", _text(*(_lines(one) for one in TESTS)), _unit_tests),

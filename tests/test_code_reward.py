@@ -17,6 +17,7 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
+from ondevice.common.line_process import CallFailed
 from ondevice.config.evaluation import EvalConfig
 from ondevice.data.messages import BadRow
 from ondevice.data.rows import Reading
@@ -27,7 +28,6 @@ from ondevice.rewards.answers import last_code
 from ondevice.rewards.code_judge import Verdict
 from ondevice.rewards.expressions import TooMuch, value
 from ondevice.rewards.isolated import decode, encode
-from ondevice.rewards.line_process import CallFailed
 from ondevice.rewards.problems import file_problems
 from ondevice.rewards.scorer import Rewards
 from ondevice.rewards.unit_tests import Assert, of_row

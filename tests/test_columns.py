@@ -152,28 +152,46 @@ def test_columns_in_stages_and_in_what_looks(model: Path, tmp_path: Path) -> Non
 
 
 def test_the_share_of_bad_rows_is_a_setting(model: Path, tmp_path: Path) -> None:
-    """A folder of texts of which one is Latin-1, chats of which the first is bad, pairs, problems:
-    the same rule.
-    """
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for n in range(19):
-        (folder / f"{n}.txt").write_text(f"Anna {n}")
-    (folder / "old.txt").write_bytes("café".encode("latin-1"))
+    """Texts of which the first is bad, chats, pairs, problems: the same rule."""
+    file = write(tmp_path / "texts.jsonl", "no row", *({"text": f"Anna {n}"} for n in range(19)))
     with pytest.raises(
         UserError,
-        match=r"old.txt: not UTF-8.*1 of 20 rows are bad.*at most 1 % may be; --bad-share",
+        match=r"texts.jsonl:1: not JSON.*1 of 20 rows are bad.*at most 1 % may be; --bad-share",
     ):
-        list(read(folder))
-    assert len(list(read(folder, reading=Reading(bad=0.05)))) == 19
+        list(read(file))
+    assert len(list(read(file, reading=Reading(bad=0.05)))) == 19
     common: dict[str, Any] = {"backend": "torch", "device": "cpu"}
-    with pytest.raises(UserError, match="old.txt"):
-        od.init(data=str(folder), out=str(tmp_path / "none"), vocab_size=300, **common)
-    od.init(data=str(folder), out=str(tmp_path / "run"), vocab_size=300, bad_share=0.1, **common)
+    with pytest.raises(UserError, match="texts.jsonl:1"):
+        od.init(data=str(file), out=str(tmp_path / "none"), vocab_size=300, **common)
+    od.init(data=str(file), out=str(tmp_path / "run"), vocab_size=300, bad_share=0.1, **common)
     rejected = [
         json.loads(line) for line in (tmp_path / "run/init/rejected.jsonl").read_text().splitlines()
     ]
-    assert [Path(row["where"]).name for row in rejected] == ["old.txt"]
+    assert [Path(row["where"]).name for row in rejected] == ["texts.jsonl:1"]
+
+
+def test_a_document_that_cannot_be_read_ends_no_stage(tmp_path: Path) -> None:
+    """A Latin-1 note is read; what is no text is named and left out."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for n in range(5):
+        (folder / f"{n}.txt").write_text(f"Anna {n}")
+    (folder / "old.txt").write_bytes("café".encode("latin-1"))
+    (folder / "picture.txt").write_bytes(b"a\0b")
+    assert [row["text"] for row, _ in read(folder)][-1] == "café"
+    od.init(
+        data=str(folder),
+        out=str(tmp_path / "run"),
+        vocab_size=300,
+        backend="torch",
+        device="cpu",
+    )
+    rejected = [
+        json.loads(line) for line in (tmp_path / "run/init/rejected.jsonl").read_text().splitlines()
+    ]
+    assert [Path(row["where"]).name for row in rejected] == ["picture.txt"]
+    events = (tmp_path / "run/init/events.jsonl").read_text()
+    assert "1 file left out: holds NUL bytes" in events
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from data_samples import real_data
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.formats import chats, texts
-from ondevice.data.readers import Part
+from ondevice.data.plain_text import Part
 from ondevice.data.rows import Rows, read
 
 GOOD = b'{"text": "good"}\n'
@@ -152,9 +152,8 @@ def test_a_big_text_comes_in_pieces_and_is_whole_again(tmp_path: Path) -> None:
         (b"", "empty"),
         (b" \n", "empty"),
         (b"a\0b", "NUL"),
-        (b"a\xffb", "not UTF-8"),
-        (b"a\xc3", "not UTF-8"),
-        ("a".encode("utf-16"), "UTF-16"),
+        (b"\xff\xfea", "is not UTF-16, as its first bytes say"),
+        (b"\xff\x01\x02\x03\x04", "control characters"),
     ],
 )
 def test_files_that_are_no_text(tmp_path: Path, data: bytes, reason: str) -> None:
@@ -162,14 +161,38 @@ def test_files_that_are_no_text(tmp_path: Path, data: bytes, reason: str) -> Non
         found(write(tmp_path, "a.txt", data))
 
 
-@pytest.mark.parametrize("data", [b"caf\xe9", "a".encode("utf-16"), b"a\0b"])
-def test_one_of_many_texts_that_is_not_utf_8_is_left_out(tmp_path: Path, data: bytes) -> None:
-    for number in range(120):
-        write(tmp_path, f"{number:03}.txt", "text")
+@pytest.mark.parametrize("data", [b"", b"a\0b", b"\xff\xfea"])
+def test_one_of_many_texts_that_is_none_is_left_out(tmp_path: Path, data: bytes) -> None:
+    for number in range(5):
+        write(tmp_path, f"{number}.txt", f"text {number}")
     write(tmp_path, "bad.txt", data)
     rows = read(tmp_path)
-    assert len(list(rows)) == 120
-    assert [bad.where for bad in rows.rejected] == [str(tmp_path / "bad.txt")]
+    assert len(list(rows)) == 5
+    assert [bad.where for bad in rows.left_out] == [str(tmp_path / "bad.txt")]
+    assert not rows.rejected and "bad.txt" in rows.telling()
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("café", "latin-1"),
+        ("“Quoted” – 5 €", "cp1252"),
+        ("a\r\nž", "utf-16"),
+        ("ž", "utf-32"),
+        ("Съешь же ещё этих мягких французских булок, да выпей чаю. " * 3, "cp1251"),
+        ("いろはにほへと ちりぬるを わかよたれそ つねならむ " * 3, "shift_jis"),
+    ],
+)
+def test_the_encoding_of_a_text_is_found_out(tmp_path: Path, text: str, encoding: str) -> None:
+    path = write(tmp_path, "a.txt", text.encode(encoding))
+    [row], _ = found(path)
+    assert row["text"] == text.replace("\r\n", "\n")
+
+
+def test_a_damaged_byte_makes_no_other_encoding(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "Žluťoučký kůň".encode() + b"\xff" + "ě".encode())
+    [row], _ = found(path)
+    assert row["text"] == "Žluťoučký kůň\ufffdě"
 
 
 def test_a_folder(tmp_path: Path) -> None:

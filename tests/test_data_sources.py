@@ -17,7 +17,7 @@ from data_samples import TEXTS, real_data, small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.data.batches import ChatSource, TextSource, hold_out, tokenize_corpus
 from ondevice.data.chat_encoding import ChatRow
-from ondevice.data.readers import Part
+from ondevice.data.plain_text import Part
 from ondevice.data.rows import read
 from ondevice.data.tokenizer import Tokenizer
 

@@ -14,6 +14,7 @@ import yaml
 import ondevice as od
 import small_stages
 from ondevice import cli
+from ondevice.common import user_cache
 from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping
 from ondevice.config.preference import GRPOConfig
@@ -44,7 +45,7 @@ CORPUS = {
 @pytest.fixture(autouse=True)
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine had been measured."""
-    monkeypatch.setenv(calibration.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(user_cache.FOLDER, str(tmp_path / "cache"))
     for device, dtype in (("auto", "auto"), ("cpu", "auto"), ("cpu", "float32")):
         key = calibration.key_of("torch", device, dtype)
         calibration.save(Calibration(key, "cpu", "float32", 16 << 30, 200 << 20, SPEEDS))

@@ -35,6 +35,18 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/config/recipe.py": ("recipe",),
     "ondevice/config/template_kwargs.py": "a setting that a person types",
     "ondevice/data/chat_template.py": ("forms of rows",),
+    "ondevice/data/extraction/asking.py": ASKED,
+    "ondevice/data/extraction/child.py": (
+        "document .pdf",
+        "document .docx",
+        "document .html",
+        "document .epub",
+        "document .ipynb",
+    ),
+    "ondevice/data/extraction/notebook.py": ("document .ipynb",),
+    "ondevice/data/extraction/store.py": OWN + "; its sums are compared (test_documents)",
+    "ondevice/data/extraction/survey.py": OWN + "; its sums are compared (test_documents)",
+    "ondevice/data/extraction/web_page.py": ("document .html", "document .epub"),
     "ondevice/data/messages.py": ("forms of rows",),
     "ondevice/data/preference_batches.py": OWN,
     "ondevice/data/readers.py": (

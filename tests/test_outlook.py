@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ondevice.common import user_cache
 from ondevice.planning import calibration, outlook
 from ondevice.planning.calibration import Calibration, Rates, Speeds
 from ondevice.planning.outlook import next_words, words
@@ -58,7 +59,7 @@ def test_what_could_be_done_next_names_recipes_that_are_there(told: dict[str, An
 def test_the_end_of_the_quickstart(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(calibration.FOLDER, str(tmp_path))
+    monkeypatch.setenv(user_cache.FOLDER, str(tmp_path))
     key = calibration.key_of("auto", "auto", "auto")
     assert RATES.products
     speeds: Speeds = SPEEDS

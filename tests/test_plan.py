@@ -16,6 +16,7 @@ import ondevice as od
 import small_stages
 from device import DEVICE
 from ondevice import cli
+from ondevice.common import user_cache
 from ondevice.common.errors import UserError
 from ondevice.config.recipe import recipe_names
 from ondevice.config.sizes import parse_memory
@@ -41,7 +42,7 @@ SPEEDS = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, RATES, RATES, RATES)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(calibration.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(user_cache.FOLDER, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

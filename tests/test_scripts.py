@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 import ondevice as od
+from ondevice.common import user_cache
 from ondevice.planning import calibration
 from ondevice.planning.calibration import Calibration, Rates, Speeds
 
@@ -429,7 +430,7 @@ def dial(place: Place) -> None:
     words = ["--recipe", recipe, "--results", place.here, "--backend", "torch", "--device", "cpu"]
     own: list[object] = ["--text", place.here / "text.txt"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(calibration.FOLDER, str(place.here / "cache"))  # as if it had been measured
+        patch.setenv(user_cache.FOLDER, str(place.here / "cache"))  # as if it had been measured
         rates = Rates(1.2, 1e-10, 1e-4)
         speeds = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, rates, rates, rates)
         for backend, device in (("torch", "cpu"), ("auto", "auto"), ("torch", "auto")):
@@ -446,6 +447,22 @@ def dial(place: Place) -> None:
     assert "bits per byte" in (place.here / "dial-own.svg").read_text(encoding="utf-8")
 
 
+def mixed_documents(place: Place) -> None:
+    text = place.here / "long.txt"
+    text.write_text("\n\n".join(f"Paragraph {n} says {n * n}." for n in range(60)))
+    told = place.script(
+        "mixed_documents.py",
+        text,
+        place.here / "mixed",
+        "--documents",
+        20,
+        "--held",
+        place.here / "held",
+    )
+    assert "documents in" in told and len(list((place.here / "held").iterdir())) == 1
+    assert {file.suffix for file in (place.here / "mixed").iterdir()} >= {".pdf", ".docx", ".epub"}
+
+
 SMALL: dict[str, Callable[[Place], None]] = {
     "bench/bench.py": bench,
     "bench/peer_trl_ppo.py": peer_trl_ppo,
@@ -458,6 +475,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "golden/ppo.py": golden_ppo,
     "house.py": house,
     "interop.py": interop,
+    "mixed_documents.py": mixed_documents,
     "picture.py": picture,
     "plan_accuracy.py": plan_accuracy,
     "real/beside_trl.py": beside_trl,

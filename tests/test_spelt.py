@@ -14,7 +14,7 @@ import small_stages
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.config.data import DataConfig
-from ondevice.data.readers import Part
+from ondevice.data.plain_text import Part
 from ondevice.data.special_token_text import Spelt, separated, shown
 from ondevice.datasets.preview import render, show
 from ondevice.seam.protocols import Backend

@@ -18,7 +18,7 @@ from ondevice.data.batches import tokenize_corpus
 from ondevice.data.chat_encoding import encode_chat, encode_chats, prompt_ids
 from ondevice.data.chat_template import TEMPLATES
 from ondevice.data.messages import BadRow
-from ondevice.data.readers import Part
+from ondevice.data.plain_text import Part
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.text_inputs import text_ids
 from ondevice.inference.external_generator import generator_of

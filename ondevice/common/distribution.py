@@ -32,6 +32,14 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
     "wandb": ("wandb",),
+    "documents": (
+        "pypdf",
+        "python-docx",
+        "lxml",
+        "charset-normalizer",
+        "py3langid",
+        "datasketch",
+    ),
 }
 
 

@@ -146,15 +146,16 @@ class Progress:
         self._bar.start()
 
 
-def with_progress(items: Iterable[T], title: str) -> Iterator[T]:
-    """The items, and a bar of how many have been taken where that lasts longer than `PATIENCE_S`."""
+def with_progress(items: Iterable[T], title: str, total: int = 0) -> Iterator[T]:
+    """The items, and a bar of how many have been taken (of `total`, 0: not known) where that lasts
+    longer than `PATIENCE_S`."""
     began, bar = ticks(), None
     with ExitStack() as shown:
         for count, item in enumerate(items, 1):
             if bar is not None:
                 bar.update(count)
             elif ticks() - began > PATIENCE_S:
-                bar = shown.enter_context(Progress(title, 0, count))
+                bar = shown.enter_context(Progress(title, total, count))
             yield item
 
 

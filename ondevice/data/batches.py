@@ -26,7 +26,7 @@ from ondevice.data import packing
 from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.mixture import Joined, epoch_counts
 from ondevice.data.packing import Batch, Plan
-from ondevice.data.readers import Part
+from ondevice.data.plain_text import Part
 from ondevice.data.token_cache import ChatRows, cached, place_of
 from ondevice.data.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are read: rows or else texts, of the split that is wanted, and what is
+"""Which files of a folder are read: rows or else documents, of the split that is wanted, and what is
 left out and why.
 
 Files called train, valid (validation, dev, val) or test (eval, …), or in folders of these names,
@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ondevice.common.errors import UserError
+from ondevice.data.plain_text import PACKED
 
 ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
-TEXTS = {".txt", ".md", ".text"}
-PACKED = ".gz"
+TEXTS = {".txt", ".md", ".text", ".rst"}
+RICH = {".pdf", ".docx", ".html", ".htm", ".xhtml", ".epub", ".ipynb"}
+"""Documents whose text has to be taken out of them."""
+DOCUMENTS = TEXTS | RICH
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -96,9 +99,9 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _data_among(files: Sequence[Path]) -> list[Path]:
-    """Those of the files that hold rows, or texts where none does."""
+    """Those of the files that hold rows, or documents where none does."""
     rows = [file for file in files if kind_of(file) in ROWS and not _ABOUT.match(file.name)]
-    return rows or [file for file in files if kind_of(file) in TEXTS]
+    return rows or [file for file in files if kind_of(file) in DOCUMENTS]
 
 
 def _other_kinds(folder: Path, files: Sequence[Path], data: set[Path]) -> list[str]:
@@ -130,8 +133,13 @@ def split_of(name: Path) -> str:
     return ""
 
 
+def documents() -> str:
+    return " ".join(sorted(DOCUMENTS))
+
+
 def known() -> str:
-    return " ".join(sorted(ROWS | TEXTS)) + f", each also packed as {PACKED}"
+    packed = " ".join(sorted(ROWS | TEXTS))
+    return f"{packed}, each also packed as {PACKED}; {' '.join(sorted(RICH))}"
 
 
 def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -141,7 +149,7 @@ def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": [], "": []}
     for file in files:
         found[split_of(file.relative_to(folder))].append(file)
-    texts = bool(files) and kind_of(files[0]) in TEXTS
+    texts = bool(files) and kind_of(files[0]) in DOCUMENTS
     if sum(map(bool, found.values())) == 1 or (texts and not found["train"]):
         return {"train": list(files), "validation": [], "test": [], "": []}
     if not found["train"]:

@@ -1,4 +1,4 @@
-"""Files to rows: JSONL, JSON, CSV, Parquet, plain text, each also packed by gzip. A row that cannot
+"""Files to rows: JSONL, JSON, CSV, Parquet, text and other documents, each also packed by gzip. A row that cannot
 be read is a `BadRecord` in its place.
 """
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import re
 from collections.abc import Iterator, Mapping
@@ -17,29 +16,15 @@ from ondevice.common import bounded
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import TooDeep, parse_json
 from ondevice.data.class_labels import class_columns, with_names
-from ondevice.data.folders import PACKED, TEXTS
+from ondevice.data.extraction.store import extract
+from ondevice.data.folders import DOCUMENTS
 from ondevice.data.json_arrays import rows_in
 from ondevice.data.parquet_rows import Unreadable, parquet_rows
+from ondevice.data.plain_text import open_binary, parts, refuse_utf16
 
 Row = dict[str, Any]
 
 _CHUNK = 1 << 20
-
-
-class Part(str):
-    """A piece of a document; `more`: the document goes on in the next piece."""
-
-    more = False
-
-    @classmethod
-    def of(cls, text: str, more: bool) -> Part:
-        part = cls(text)
-        part.more = more
-        return part
-
-
-class _Utf16(UserError):
-    """A file in another encoding than UTF-8, as its first bytes say."""
 
 
 class BadRecord(NamedTuple):
@@ -60,10 +45,10 @@ _FIELD = 75  # bytes of a short text and of the references to it
 
 
 def _jsonl(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    with _open(file) as opened:
-        for number, raw in enumerate(bounded.lines(opened), 1):
+    with open_binary(file) as source:
+        for number, raw in enumerate(bounded.lines(source), 1):
             if number == 1 and raw is not None:
-                _refuse_utf16(raw, file)
+                refuse_utf16(raw, file)
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw is None:
                 yield TOO_LONG, f"{file}:{number}"
@@ -119,9 +104,9 @@ def _object(row: Any) -> Row | BadRecord:
 def _json(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
     """A list of rows, or an object that holds one under `data`, `rows` or `train`; else the object
     is the only row."""
-    with _open(file) as source:
-        _refuse_utf16(source.read(2), file)
-    for number, raw in enumerate(rows_in(file, _open), 1):
+    with open_binary(file) as source:
+        refuse_utf16(source.read(2), file)
+    for number, raw in enumerate(rows_in(file, open_binary), 1):
         if raw is None:
             yield TOO_LONG, f"{file}:row {number}"
         else:
@@ -193,10 +178,10 @@ def _refuse_other_separators(reader: csv.DictReader[str], file: Path) -> None:
 
 def _csv(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
     csv.field_size_limit(_CSV_LINE)
-    with _open(file) as raw:
-        _refuse_utf16(raw.read(2), file)
+    with open_binary(file) as raw:
+        refuse_utf16(raw.read(2), file)
     with io.TextIOWrapper(
-        _open(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        open_binary(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as text:
         lines = _Lines(text)
         reader = csv.DictReader(lines, strict=True)
@@ -250,71 +235,14 @@ def _has_undecoded_byte(text: str) -> bool:
 
 
 def _text(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
-    """One document. The file is read through once before: one that turns out to be no text after
-    half of it must not have been half used."""
+    """One document, in parts where it is long: of a text as it is, of any other document its text."""
+    found = extract(file)
     where = str(file)
-    bad = None
-    size = 0
-    try:
-        for text in _decoded(file):
-            size += len(text.strip())
-            if "\0" in text:
-                bad = BadRecord("holds NUL bytes: not a text file", None)
-                break
-    except UnicodeDecodeError as error:
-        bad = BadRecord(f"not UTF-8: {error.reason} (byte 0x{error.object[error.start]:02x})", None)
-    except _Utf16 as error:
-        bad = BadRecord(f"not UTF-8: {error.message} ({error.hint})", None)
-    if bad is not None or not size:
-        yield (bad or BadRecord("empty", None)), where
+    if found.reason:
+        yield BadRecord(found.reason, None), where
         return
-    piece = ""
-    for following in _pieces(file):
-        if piece:
-            yield {"text": Part.of(piece, True)}, where
-        piece = following
-    yield {"text": Part.of(piece, False)}, where
-
-
-def _pieces(file: Path) -> Iterator[str]:
-    """The text in pieces, none of them empty, cut before a line that begins with a letter or sign
-    where there is one: no run of white space is cut then, and the tokens are those of the whole."""
-    held = ""
-    for text in _decoded(file):
-        held += text
-        if len(held) <= _CHUNK:
-            continue
-        end = held.rfind("\n") + 1
-        while end > 0 and (end == len(held) or held[end].isspace()):
-            end = held.rfind("\n", 0, end - 1) + 1
-        if not end and len(held) > 16 * _CHUNK:
-            end = len(held)  # a line of 16 MB: memory counts more than the one word that may be cut
-        if end:
-            yield held[:end]
-            held = held[end:]
-    if held:
-        yield held
-
-
-def _decoded(file: Path) -> Iterator[str]:
-    """The text of a file, a chunk at a time, with one kind of line break."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    with _open(file) as source:
-        head = source.read(_CHUNK)
-        _refuse_utf16(head, file)
-        after_return = False
-        chunk = head
-        while True:
-            text = decoder.decode(chunk, final=not chunk)
-            if after_return:
-                text = "\r" + text
-            after_return = text.endswith("\r") and bool(chunk)
-            if after_return:
-                text = text[:-1]
-            yield text.replace("\r\n", "\n").replace("\r", "\n")
-            if not chunk:
-                return
-            chunk = source.read(_CHUNK)
+    for part in parts(found.text, found.encoding):
+        yield {"text": part}, where
 
 
 def _parquet(file: Path) -> Iterator[tuple[Row | BadRecord, str]]:
@@ -352,25 +280,11 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _open(file: Path) -> Any:
-    try:
-        if file.name.lower().endswith(PACKED):
-            return gzip.open(file)
-        return file.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
-
-
-def _refuse_utf16(head: bytes, file: Path) -> None:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise _Utf16("this is UTF-16", where=str(file), hint="save it as UTF-8")
-
-
 READERS = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
-    **{suffix: _text for suffix in TEXTS},
+    **{suffix: _text for suffix in DOCUMENTS},
 }

@@ -19,11 +19,13 @@ from ondevice.common import bounded
 from ondevice.common.disk import naming
 from ondevice.common.errors import UserError
 from ondevice.data.class_labels import NO_LABEL
-from ondevice.data.folders import kind_of, known, listing
+from ondevice.data.extraction.survey import survey
+from ondevice.data.folders import DOCUMENTS, documents, kind_of, known, listing
 from ondevice.data.hub_datasets import FORM, PREFIX, HubSpec, hub_rows
 from ondevice.data.mixture import ordered
 from ondevice.data.orders import LEAST_WORDS, MOST_WORDS, order_of
-from ondevice.data.readers import READERS, BadRecord, Part, Row, without_nulls
+from ondevice.data.plain_text import Part
+from ondevice.data.readers import READERS, BadRecord, Row, without_nulls
 from ondevice.data.row_keys import Record, telling
 
 RecordAndPlace = tuple[Record, str]
@@ -103,8 +105,8 @@ class Rejected(NamedTuple):
 
 class Rows:
     """Iterates (row, "file:line"), as often as wanted. Bad rows are in `rejected`, files of a
-    folder that are neither rows nor text in `ignored`, and names that nobody asked a row for in
-    `unused`.
+    folder that are neither rows nor text in `ignored`, documents of a folder that cannot be read or
+    repeat others in `left_out`, and names that nobody asked a row for in `unused`.
 
     The end of an iteration raises UserError where there was no row, or where more than `reading`
     allows were bad; whoever rejects rows later calls `check` again. Not `strict`, it only counts:
@@ -134,6 +136,7 @@ class Rows:
         self.bad = reading.bad
         self._of_files = notes or []
         self.rejected: list[Rejected] = []
+        self.left_out: list[Rejected] = []
         self.commit = ""  # of a data set of the Hub, once it is read
         self.seen = 0
         self.unlabelled = 0
@@ -211,6 +214,7 @@ class Rows:
         self.seen = 0
         self.unlabelled = 0
         self.rejected = []
+        self.left_out = []
         self.notes = [*self._of_files]
         self._unused = {}
         self._open = None
@@ -283,9 +287,10 @@ class Rows:
             self._stop()
 
     def write_rejected(self, path: Path) -> None:
-        """Adds the bad rows as JSON lines {"where", "reason", "row"}, those that are not there yet."""
+        """Adds the bad rows, and documents that were left out, as JSON lines {"where", "reason",
+        "row"}, those that are not there yet."""
         lines: list[str] = []
-        for rejected in self.rejected:
+        for rejected in (*self.rejected, *self.left_out):
             lines.append(json.dumps(rejected._asdict(), ensure_ascii=True, default=str))
         add_lines(path, lines)
 
@@ -309,11 +314,34 @@ class Rows:
         if self.source.startswith(PREFIX):
             for row, where in hub_rows(self.source, self._read_at):
                 yield without_nulls(row), where
+        if self.files and kind_of(self.files[0]) in DOCUMENTS:
+            yield from self._documents()
+            return
         for file in self.files:
             try:
                 yield from READERS[kind_of(file)](file)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise UserError(f"cannot be unpacked: {error}", where=str(file)) from error
+
+    def _documents(self) -> Iterator[tuple[Row | BadRecord, str]]:
+        """The documents that are read, in parts where they are long. Raises UserError where none is."""
+        found = survey(self.files)
+        self.left_out = [Rejected(str(one.file), one.reason, None) for one in found.left_out]
+        self.notes += found.notes(self._folder)
+        if not found.kept:
+            first = found.left_out[0]
+            why = first.reason
+            if len(self.files) > 1:
+                why = f"{why}; none of the {len(self.files):,} files can be read"
+            raise UserError(why, where=str(first.file), hint=f"documents are {documents()}")
+        for one in found.kept:
+            for part in one.parts():
+                yield {"text": part}, str(one.file)
+
+    @property
+    def _folder(self) -> Path | None:
+        path = Path(os.path.expanduser(self.source))
+        return path if path.is_dir() else None
 
 
 def add_lines(path: Path, lines: list[str]) -> int:
@@ -344,10 +372,10 @@ def read(
     """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`;
     the first `limit` (0: all). `orders:` before one of them: what is ordered of its texts.
 
-    A text file is one document. In a folder that holds files of rows, text files beside them (a
-    README) are left out; of one that holds splits by name, `split` is read (see folders.py); of the
-    split `also`, which the same stage reads too, it is not said that it is left out. Raises
-    UserError for what does not exist or is of no known kind.
+    A file of text, or a document of another kind, is one document. In a folder that holds files of
+    rows, documents beside them (a README) are left out; of one that holds splits by name, `split` is
+    read (see folders.py); of the split `also`, which the same stage reads too, it is not said that
+    it is left out. Raises UserError for what does not exist or is of no known kind.
     """
     name = str(spec)
     source = ordered(name)[1]

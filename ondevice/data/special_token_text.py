@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.data.readers import Part
+from ondevice.data.plain_text import Part
 from ondevice.data.tokenizer import Tokenizer
 
 SIGN = "\\"

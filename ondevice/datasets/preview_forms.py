@@ -25,9 +25,9 @@ from ondevice.data.completion_batches import Row as CompletionRow
 from ondevice.data.completion_batches import counted_answers, fitted_row
 from ondevice.data.formats import Unlabelled, to_chat, to_label, to_prompt, to_text
 from ondevice.data.messages import BadRow, Row
+from ondevice.data.plain_text import Part
 from ondevice.data.preference_batches import TokenPair, to_tokens
 from ondevice.data.preference_formats import to_judged, to_pair
-from ondevice.data.readers import Part
 from ondevice.data.row_keys import Record
 from ondevice.data.special_token_text import Spelt, separated
 from ondevice.data.special_token_text import shown as shown_text

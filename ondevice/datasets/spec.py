@@ -21,7 +21,8 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import load_recipe
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.context import DataContext
-from ondevice.data.folders import holds_split
+from ondevice.data.extraction.survey import survey
+from ondevice.data.folders import DOCUMENTS, SPLITS, holds_split, kind_of, listing
 from ondevice.data.formats import Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
 from ondevice.data.messages import BadRow
@@ -143,7 +144,7 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
         if is_by_name(name):
             return name
         prefix, source = ordered(name)
-        found = digest_path(_existing(source))
+        found = texts_digest(_existing(source)) or digest_path(Path(source))
         return [prefix, found] if prefix else found
 
     if corpus_of(data, default) is not None and not validation:
@@ -157,6 +158,23 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
             for source in parts
         ]
     )
+
+
+def texts_digest(path: Path) -> str:
+    """A hash of the texts of documents, whatever files they were taken out of; empty where the files
+    say as much: rows, or plain text of which all is read."""
+    found = []
+    if path.is_dir():
+        inside = list(dict.fromkeys(tuple(listing(path, split).files) for split in SPLITS))
+    else:
+        inside = [(path,)]
+    for files in inside:
+        if kind_of(files[0]) not in DOCUMENTS:
+            return ""
+        found.append(survey(files))
+    if all(one.as_before for one in found):
+        return ""
+    return digest([one.digest for one in found])
 
 
 def _as_declared(settings: Any) -> dict[str, Any]:
@@ -345,7 +363,10 @@ def report_rejected(rows: Rows, ctx: DataContext) -> None:
             f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
             "there is none, and are left out (where it is a class, write a word for it)"
         )
-    if rows.rejected:
+    if rows.rejected or rows.left_out:
         file = ctx.folder / REJECTED
         rows.write_rejected(file)
+    if rows.left_out:
+        ctx.warn(f"{file} lists the {len(rows.left_out):,} files of {rows.spec} that were left out")
+    if rows.rejected:
         ctx.warn(f"{len(rows.rejected)} of {rows.seen} rows could not be used; {file} lists them")

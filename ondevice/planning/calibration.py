@@ -25,11 +25,10 @@ from ondevice.common.json_files import load_json, parse_json
 from ondevice.common.physical_memory import cores, physical_memory
 from ondevice.common.power import power_state
 from ondevice.common.processor import processor_name
+from ondevice.common.user_cache import folder
 from ondevice.seam.select import available, choose
 
 FORMAT = 3
-FOLDER = "ONDEVICE_CACHE"
-"""Variable that names another folder than ~/.cache/ondevice."""
 PATIENCE_S = 60.0  # for another process that measures
 _LEAST, _MOST = 1e-12, 1e18  # within which any speed and time here lies
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -100,15 +99,6 @@ class Calibration:
     device_memory: int
     process: int
     speeds: Speeds
-
-
-def folder() -> Path:
-    """The user's cache folder for it."""
-    named = os.environ.get(FOLDER)
-    if named:
-        return Path(named)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache) / "ondevice"
 
 
 def key_of(backend: str, device: str, dtype: str) -> dict[str, str]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.data.folders import PACKED, TEXTS, kind_of, listing
+from ondevice.data.extraction.store import extract
+from ondevice.data.folders import RICH, TEXTS, kind_of, listing
 from ondevice.data.mixture import is_by_name, ordered
 from ondevice.data.orders import order_of
+from ondevice.data.plain_text import PACKED
 from ondevice.data.readers import READERS, BadRecord, Row, json_row, parquet_file
 from ondevice.data.row_keys import Record
 from ondevice.data.rows import Reading
@@ -121,6 +123,9 @@ def _of_file(file: Path, most: int) -> RowSample:
     packed = file.name.lower().endswith(PACKED)
     if kind in TEXTS:
         return _text(file, packed)
+    if kind in RICH:
+        found = extract(file)
+        return RowSample(count=0) if found.reason else _text(found.text, False)
     if kind in (".jsonl", ".ndjson"):
         return _packed_lines(file, most) if packed else _lines(file, most)
     if kind == ".parquet":

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.common.clock import ticks
+from ondevice.common.line_process import CallFailed
 from ondevice.data.messages import BadRow
 from ondevice.rewards.answers import last_code
 from ondevice.rewards.isolate import Isolated, Limits, Wrong
 from ondevice.rewards.isolated import TOOK_TOO_LONG
-from ondevice.rewards.line_process import CallFailed
 from ondevice.rewards.unit_tests import BESIDE, COLUMNS, Assert, UnitTests, of_row
 
 LONGEST = 100_000  # characters of code that are run

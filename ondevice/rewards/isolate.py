@@ -29,9 +29,9 @@ from typing import IO, Any
 from ondevice.common import processes
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json
+from ondevice.common.line_process import CallFailed, LineProcess
 from ondevice.common.sanitize import sanitize
 from ondevice.rewards import isolated
-from ondevice.rewards.line_process import CallFailed, LineProcess
 
 THREADS = 64
 OUTPUT = 1 << 20  # bytes of one answer

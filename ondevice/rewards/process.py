@@ -16,8 +16,8 @@ from ondevice.common import disk, processes
 from ondevice.common.bounded import LARGEST
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json
+from ondevice.common.line_process import CallFailed, LineProcess
 from ondevice.common.sanitize import sanitize
-from ondevice.rewards.line_process import CallFailed, LineProcess
 
 START_S = 120.0
 """How long a file may take to be imported: libraries that it imports are slow on a cold disk."""

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError, nearest
+from ondevice.common.line_process import CallFailed
 from ondevice.rewards import isolate
 from ondevice.rewards.answers import check_form, final_answer
 from ondevice.rewards.builtin import BUILTIN, TURNS
 from ondevice.rewards.code_judge import Verdict, judge_code
 from ondevice.rewards.golds import Unreadable, unreadable
 from ondevice.rewards.isolate import Limits
-from ondevice.rewards.line_process import CallFailed
 from ondevice.rewards.process import START_S, Function, Host
 
 FAILURES = 5

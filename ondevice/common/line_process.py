@@ -1,5 +1,5 @@
 """A process that answers lines with lines, over pipes: read within limits of time and size, and
-ended with everything in its group. Reward functions (process.py) and isolated code (isolate.py) run
+ended with everything in its group. Reward functions, isolated code and readers of documents run
 in one.
 """
 

@@ -1,0 +1,126 @@
+"""The text of PDF files, page after page: without the lines at the top and the bottom that are
+repeated on other pages, and with the lines of a paragraph joined again. A line in larger letters than
+most of the text is a heading.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ondevice.data.extraction.account import Account, Unreadable
+
+EDGE = 3
+"""Lines at the top and at the bottom of a page that may be repeated on others."""
+LEAST_PAGES = 3
+LEAST_SHARE = 0.25
+"""On so many pages, and on so large a share of them, a line at an edge is one that is repeated."""
+_LARGER = 1.15  # times the size of most letters: a heading
+_LONGEST_HEADING = 120  # characters
+_FULL = 0.75  # of the longest lines' length: the paragraph goes on in the next one
+_DIGITS = re.compile(r"\d+")
+_ENDS = tuple(".!?:;\"”’')")
+_HYPHENS = ("-", "\u00ad", "\u2010")
+
+
+def read(file: Path, account: Account) -> Iterator[str]:
+    """The blocks of a file. Raises Unreadable."""
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of each oddity of a file
+    try:
+        with file.open("rb") as source:
+            document = pypdf.PdfReader(source)
+            if document.is_encrypted and not document.decrypt(""):
+                raise Unreadable("is encrypted: it opens with a password")
+            pages, sizes = _pages(document, account)
+    except (Unreadable, MemoryError):
+        raise
+    except ImportError as error:
+        raise Unreadable("is encrypted with AES, which needs the package cryptography") from error
+    except Exception as error:  # what the library raises of a damaged file is of many kinds
+        raise Unreadable(f"is damaged: {type(error).__name__}: {error}") from error
+    if account.pages and len(account.without_text) == account.pages:
+        raise Unreadable(
+            f"holds no text on its {account.pages} page{'s' * (account.pages != 1)}: "
+            "scanned? (OCR makes text of pictures)"
+        )
+    pages, account.repeated = without_repeated(pages)
+    yield from joined([line for page in pages for line in page], sizes)
+
+
+def _pages(document: Any, account: Account) -> tuple[list[list[str]], dict[str, float]]:
+    """(lines of each page, size of the letters of each line)."""
+    pages: list[list[str]] = []
+    sizes: dict[str, float] = {}
+    counted: Counter[float] = Counter()
+
+    def see(text: str, _: Any, matrix: Sequence[float], font: Any, size: float) -> None:
+        said = text.strip()
+        if said:
+            height = round(abs(size * (matrix[3] or matrix[0])), 1)
+            counted[height] += len(said)
+            sizes[said] = max(height, sizes.get(said, 0.0))
+
+    for number, page in enumerate(document.pages, 1):
+        account.pages = number
+        text = page.extract_text(visitor_text=see) or ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not any(letter.isalnum() for line in lines for letter in line):
+            account.without_text.append(number)
+        pages.append(lines)
+    usual = counted.most_common(1)[0][0] if counted else 0.0
+    return pages, {line: size / usual for line, size in sizes.items() if usual}
+
+
+def without_repeated(pages: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
+    """(the pages without lines at their edges that are repeated, how many lines these are). Numbers
+    count as alike: pages have them."""
+    counted: Counter[str] = Counter()
+    for page in pages:
+        counted.update({_alike(page[n]) for n in _edges(page)})
+    least = max(LEAST_PAGES, LEAST_SHARE * len(pages))
+    repeated = {line for line, count in counted.items() if count >= least}
+    kept, left_out = [], 0
+    for page in pages:
+        edges = {n for n in _edges(page) if _alike(page[n]) in repeated}
+        left_out += len(edges)
+        kept.append([line for n, line in enumerate(page) if n not in edges])
+    return kept, left_out
+
+
+def _edges(page: Sequence[str]) -> set[int]:
+    return {n for n in range(len(page)) if n < EDGE or n >= len(page) - EDGE}
+
+
+def _alike(line: str) -> str:
+    return _DIGITS.sub("#", " ".join(line.lower().split()))
+
+
+def joined(lines: Sequence[str], sizes: dict[str, float]) -> Iterator[str]:
+    """Paragraphs and headings of lines: a line that fills its column goes on in the next one, and a
+    word that is divided at its end is one again."""
+    lengths = sorted(map(len, lines))
+    full = _FULL * lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
+    paragraph = ""
+    for line in lines:
+        heading = sizes.get(line, 1.0) >= _LARGER and len(line) <= _LONGEST_HEADING
+        if heading:
+            if paragraph:
+                yield paragraph
+            paragraph = ""
+            yield f"## {line}"
+            continue
+        if paragraph.endswith(_HYPHENS) and line[:1].islower():
+            paragraph = paragraph[:-1] + line
+        else:
+            paragraph = f"{paragraph} {line}" if paragraph else line
+        if len(line) < full and line.endswith(_ENDS) or len(line) < full / 2:
+            yield paragraph
+            paragraph = ""
+    if paragraph:
+        yield paragraph

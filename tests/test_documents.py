@@ -1,0 +1,304 @@
+"""Folders of PDF, Word, HTML, EPUB, notebooks and text: what is read of each, what is left out and
+why, and that files of others are read within limits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ondevice as od
+from document_samples import document, maker
+from ondevice.common import user_cache
+from ondevice.common.errors import UserError
+from ondevice.config.corpus import CorpusConfig
+from ondevice.data.extraction import near_duplicates, store, survey
+from ondevice.data.extraction.asking import Asker
+from ondevice.data.extraction.pdf_pages import joined, without_repeated
+from ondevice.data.extraction.web_page import blocks_of
+from ondevice.data.folders import RICH
+from ondevice.data.rows import read
+from ondevice.datasets.spec import data_digest
+
+pytest.importorskip("docx", reason="needs the extra documents")
+pytest.importorskip("pypdf", reason="needs the extra documents")
+
+TITLE = "On bees"
+PARAGRAPHS = ["Bees live in hives, and each hive has one queen.", "A worker lives for six weeks."]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(user_cache.FOLDER, str(tmp_path / "cache"))
+
+
+def reason_of(file: Path) -> str:
+    return store.extract(file).reason
+
+
+def make(folder: Path, kind: str, name: str = "a", **more: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}{kind}"
+    file.write_bytes(document(kind, TITLE, more.pop("paragraphs", PARAGRAPHS), **more))
+    return file
+
+
+def test_every_kind_is_read_with_its_headings_and_kept(tmp_path: Path) -> None:
+    """In the order of names; the second time nothing is read again, whatever a file's name is."""
+    folder = tmp_path / "mixed"
+    kinds = [kind for kind, _ in maker()["WRITERS"] if kind != "-old.txt"]
+    for n, kind in enumerate(kinds):
+        make(folder, kind, f"{n}", paragraphs=[*PARAGRAPHS, f"This is {kind}."])
+    texts = {Path(where).suffix: row["text"] for row, where in read(folder)}
+    assert list(texts) == kinds
+    for kind, text in texts.items():
+        said = " ".join(text.split())
+        assert said.index(TITLE) < said.index(PARAGRAPHS[0]) < said.index(PARAGRAPHS[1]), kind
+        assert f"This is {kind}." in said and "menu" not in said and "All rights" not in said
+        if kind in RICH or kind == ".md":  # a page alone tells no header
+            assert "# On bees\n" in text, kind
+    kept = {file: file.stat().st_mtime_ns for file in store.folder().rglob("*.txt")}
+    assert len(kept) == 5 and oct(store.folder().stat().st_mode)[-3:] == "700"
+    (folder / "0.pdf").rename(folder / "9.pdf")
+    survey._made.clear()
+    assert [Path(where).name for _, where in read(folder)][-1] == "9.pdf"
+    assert {file: file.stat().st_mtime_ns for file in store.folder().rglob("*.txt")} == kept
+    damaged = next(iter(kept))
+    damaged.write_text("something else")
+    survey._made.clear()
+    assert {row["text"] for row, _ in read(folder)} == set(texts.values())
+
+
+def _bomb(file: Path) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(9):
+            archive.writestr(f"word/{n}.xml", b"0" * (60 << 20))
+
+
+def _entities(file: Path) -> None:
+    levels = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
+    page = f'<!DOCTYPE x [<!ENTITY a0 "aaaaaaaaaa">{levels}]><package>&a11;</package>'
+    container = '<container><rootfiles><rootfile full-path="p"/></rootfiles></container>'
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("META-INF/container.xml", container)
+        archive.writestr("p", page)
+
+
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "bomb.docx": (_bomb, "unpacks to 540 MB"),
+    "bomb.epub": (_bomb, "unpacks to 540 MB"),
+    "entities.epub": (_entities, "is damaged|names no chapters"),
+    "deep.html": (lambda f: f.write_text("<div>" * 100_000 + "x"), "nested too deep"),
+    "deep.ipynb": (lambda f: f.write_text("[" * 100_000), "is not a notebook: nested too deep"),
+    "list.ipynb": (lambda f: f.write_text("[1]"), "is not a notebook"),
+    "empty.html": (lambda f: f.write_text(""), "holds no text"),
+    "locked.pdf": (
+        lambda f: f.write_bytes(document(".pdf", TITLE, PARAGRAPHS, encrypted=True)),
+        "is encrypted: it opens with a password",
+    ),
+    "scan.pdf": (
+        lambda f: f.write_bytes(maker()["scanned"](3)),
+        r"holds no text on its 3 pages: scanned\?",
+    ),
+    "broken.pdf": (lambda f: f.write_bytes(b"%PDF-1.4\n"), "is damaged"),
+    "broken.docx": (lambda f: f.write_bytes(b"PK\x03\x04"), "is damaged"),
+    "other.docx": (lambda f: f.write_bytes(document(".epub", "a", ["b"])), "is no Word document"),
+    "a.pdf.gz": (lambda f: f.write_bytes(b""), "is packed: unpack it"),
+    "a.txt.gz": (lambda f: f.write_bytes(b"no"), "cannot be unpacked"),
+}
+
+
+def test_files_that_cannot_be_read_are_named_each_with_one_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    (folder / "good.txt").write_text("good")
+    os.mkfifo(tmp_path / "pipe.html")
+    for name, (write, _) in HOSTILE.items():
+        write(folder / name)
+    rows = read(folder)
+    assert [row["text"] for row, _ in rows] == ["good"]
+    reasons = {Path(bad.where).name: bad.reason for bad in rows.left_out}
+    assert set(reasons) == set(HOSTILE)
+    import re
+
+    for name, (_, reason) in HOSTILE.items():
+        assert re.search(reason, reasons[name]), (name, reasons[name])
+        assert name in rows.telling() or "…" in rows.telling()
+    with pytest.raises(UserError, match=r"scan.pdf: holds no text on its 3 pages"):
+        list(read(folder / "scan.pdf"))
+    (folder / "good.txt").unlink()
+    with pytest.raises(UserError, match=r"none of the 14 files can be read"):
+        list(read(folder))
+
+
+def test_a_file_that_hangs_its_reader_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next one is read, by another process."""
+    file = make(tmp_path, ".html")
+    os.mkfifo(tmp_path / "in")
+    with Asker(seconds=0.01) as asker:
+        told = asker.text_of(file, ".html", tmp_path / "out")
+        assert told == {"reason": "was given up after 0.01 seconds"}
+        asker.seconds = 60
+        assert asker.text_of(file, ".html", tmp_path / "out")["characters"] > 50
+        assert asker._process is not None
+        asker._process.process.kill()
+        assert "ends its reader" in asker.text_of(file, ".html", tmp_path / "out")["reason"]
+        assert "characters" in asker.text_of(file, ".html", tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system keeps to the limit there")
+def test_a_file_that_takes_too_much_memory_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "large.html"
+    file.write_text("<p>" + "word " * (6 << 20))
+    with Asker(memory=160 << 20) as asker:
+        told = asker.text_of(file, ".html", tmp_path / "out")
+        assert told["reason"].startswith(
+            ("needs too much memory", "ends its reader", "is not HTML")
+        )
+        small = make(tmp_path, ".html")
+        assert "characters" in asker.text_of(small, ".html", tmp_path / "out")
+
+
+def test_lines_repeated_at_the_edges_of_pages_are_left_out() -> None:
+    pages = [
+        ["My book", f"Chapter {n // 4}", f"text {'abcdefgh'[n]}", "same", f"{n} / 8"]
+        for n in range(8)
+    ]
+    assert without_repeated(pages) == (
+        [[f"text {'abcdefgh'[n]}"] for n in range(8)],
+        32,
+    )
+    assert without_repeated(pages[:2]) == (pages[:2], 0)
+
+
+def test_lines_of_a_paragraph_are_joined_and_divided_words_made_whole() -> None:
+    full = "This is a line that fills its column, and what it says is divi-"
+    lines = ["A title", full, "ded at the end of it. This one is short.", *[full] * 3, "ded."]
+    assert list(joined(lines, {"A title": 1.4})) == [
+        "## A title",
+        full[:-1] + "ded at the end of it. This one is short.",
+        f"{full} {full} {full[:-1]}ded.",
+    ]
+
+
+def test_pages_without_text_are_named(tmp_path: Path) -> None:
+    script = maker()
+    page = script["_drawn"]([(10, "Some words stand here.")])
+    (tmp_path / "a.pdf").write_bytes(script["_pdf"]([page, b"", b"", page, b""]))
+    rows = read(tmp_path / "a.pdf")
+    assert [row["text"].split() for row, _ in rows] == [["Some", "words", "stand", "here."] * 2]
+    assert rows.notes == ["a.pdf: 3 of 5 pages hold no text (2-3, 5): scanned?"]
+
+
+def test_html_as_markdown() -> None:
+    page = """<title>T</title><nav>menu</nav><h2>A  <b>b</b></h2><div>one<br>two &amp; <i>three</i></div>
+    <ul><li>x<li><p>y</p></ul><pre>a\n  b</pre><table><tr><td>1<td>2<tr><td>3</table><script>no</script>tail"""
+    assert list(blocks_of(page)) == [
+        "## A b", "one\ntwo & three", "- x", "- y", "```\na\n  b\n```", "1 | 2\n3", "tail",
+    ]  # fmt: skip
+    assert list(blocks_of("<title>T</title><p>x")) == ["# T", "x"]
+
+
+def test_copies_and_near_copies_are_left_out_and_counted(tmp_path: Path) -> None:
+    pytest.importorskip("datasketch")
+    words = " ".join(f"word{n} stands here" for n in range(300))
+    for name, text in (
+        ("a.txt", words), ("b.md", words), ("c.txt", f"{words.upper()}\n\nThe end."),
+        ("d.txt", " ".join(f"other{n} was there" for n in range(300))), ("e.txt", "short one"), ("f.txt", "short two"),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    rows = read(tmp_path)
+    assert [Path(where).name for _, where in rows] == ["a.txt", "d.txt", "e.txt", "f.txt"]
+    assert rows.notes == [
+        "1 file left out: repeats another file (b.md like a.txt)",
+        "1 file left out: is nearly another file (c.txt like a.txt)",
+    ]
+
+
+def test_likeness_is_jaccards() -> None:
+    pytest.importorskip("datasketch")
+    numbers = [f"w{n}" for n in range(4000)]
+    whole = near_duplicates.runs_of([" ".join(numbers)])
+    assert len(whole) == 3996
+    assert (
+        near_duplicates.runs_of([" ".join(numbers[:99]), "\n" + " ".join(numbers[99:])]) == whole
+    ).all()
+    seen = near_duplicates.NearDuplicates()
+    assert seen.like(whole, "a") == ""
+    assert seen.like(near_duplicates.runs_of([" ".join(numbers[:3800])]), "b") == "a"
+    assert seen.like(near_duplicates.runs_of([" ".join(numbers[:2000])]), "c") == ""
+
+
+def test_the_text_decides_a_fingerprint(tmp_path: Path) -> None:
+    """Plain text that is all read has the fingerprint that it had; of other documents the file's
+    own bytes do not matter."""
+    from ondevice.common.files import digest, digest_path
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    corpus = CorpusConfig()
+    assert data_digest(str(folder), "", corpus) == digest([digest_path(folder)])
+    page = make(folder, ".html")
+    before = data_digest(str(folder), "", corpus)
+    page.write_bytes(page.read_bytes().replace(b"margin: 1em", b"margin: 2em"))
+    assert data_digest(str(folder), "", corpus) == before
+    page.write_bytes(page.read_bytes().replace(b"one queen", b"no queen"))
+    assert data_digest(str(folder), "", corpus) != before
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, ".pdf"), make(tmp_path, ".docx"), make(tmp_path, ".md"), make(tmp_path, ".ipynb")
+    monkeypatch.setattr(store, "_is_there", lambda package: False)
+    rows = read(tmp_path)
+    assert {Path(where).suffix for _, where in rows} == {".md", ".ipynb"}
+    assert (
+        ".pdf needs pypdf: " in rows.telling() and store.install_hint("documents") in rows.telling()
+    )
+
+
+@pytest.mark.slow
+def test_stages_learn_from_a_folder_of_documents(tmp_path: Path) -> None:
+    """init's tokenizer, pretrain and the evaluation read the same texts; what was left out is listed."""
+    folder = tmp_path / "mixed"
+    for n, kind in enumerate((".pdf", ".docx", ".html", ".epub")):
+        make(
+            folder,
+            kind,
+            paragraphs=[f"Bee {n} of hive {m} flies to flower {m * n}." for m in range(40)],
+        )
+    (folder / "scan.pdf").write_bytes(maker()["scanned"]())
+    common: dict[str, Any] = {"backend": "torch", "device": "cpu"}
+    start = od.init(
+        data=str(folder),
+        out=str(tmp_path / "run"),
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        **common,
+    )
+    model = od.pretrain(
+        start,
+        str(folder),
+        out=str(tmp_path / "run"),
+        steps=2,
+        sequence_length=32,
+        batch_size=2,
+        **common,
+    )
+    listed = [
+        json.loads(line)
+        for line in (tmp_path / "run/pretrain/rejected.jsonl").read_text().splitlines()
+    ]
+    assert [Path(row["where"]).name for row in listed] == ["scan.pdf"]
+    assert od.evaluate(model=str(model), data=str(folder), **common)["bits_per_byte"] > 0
