@@ -15,6 +15,7 @@ import pytest
 
 import ondevice as od
 from document_samples import document, maker
+from ondevice import cli
 from ondevice.common import user_cache
 from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
@@ -302,3 +303,32 @@ def test_stages_learn_from_a_folder_of_documents(tmp_path: Path) -> None:
     ]
     assert [Path(row["where"]).name for row in listed] == ["scan.pdf"]
     assert od.evaluate(model=str(model), data=str(folder), **common)["bits_per_byte"] > 0
+
+
+def test_what_is_read_is_shown_before_there_is_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Characters, languages, what was left out and the first lines; rows need a model."""
+    pytest.importorskip("py3langid")
+    folder = tmp_path / "mixed"
+    make(folder, ".pdf", paragraphs=["Bees live in hives, and each hive has one queen. " * 9])
+    make(folder, ".html", paragraphs=["Bienen leben in Stöcken, und jeder hat eine Königin. " * 9])
+    (folder / "copy.html").write_bytes((folder / "a.html").read_bytes())
+    (folder / "scan.pdf").write_bytes(maker()["scanned"]())
+    (folder / "x.md").write_text("\x1b[2J" + "Bees live in hives. " * 9)
+    assert cli.main(["data", "show", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "3 documents of 5 files (1 .html, 1 .pdf, 1 .md)" in told
+    assert "languages: en 2, de 1" in told and "\x1b" not in told
+    assert "2 files left out" in told and "scan.pdf: holds no text on its 2 pages" in told
+    assert "copy.html: repeats another file" in told or "a.html: repeats another file" in told
+    shown = od.show_data(folder, examples=1)
+    assert shown["documents"] == 3 and len(shown["examples"]) == 1
+    assert {Path(one["where"]).name for one in shown["left_out"]} >= {"scan.pdf"}
+    for words, reason in (
+        ([str(folder), "--separator", "x"], "without a model documents are shown as they are read"),
+        ([str(tmp_path / "a.jsonl")], "no model was named"),
+    ):
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+        assert cli.main(["data", "show", *words]) == 2
+        assert reason in capsys.readouterr().err

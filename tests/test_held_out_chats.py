@@ -426,7 +426,7 @@ def test_data_show_counts_what_is_held_out_too(form: Any, model: str, tmp_path: 
 def test_data_show_compares_long_documents_as_a_whole(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ondevice.data.readers._CHUNK", 64)
+    monkeypatch.setattr("ondevice.data.plain_text._CHUNK", 64)
     (tmp_path / "a").mkdir()
     text = "".join(f"This is line {n} of it.\n" for n in range(40))
     (tmp_path / "a" / "one.txt").write_text(text)

@@ -14,7 +14,7 @@ import ondevice as od
 import small_stages
 from ondevice import cli
 from ondevice.common.errors import UserError
-from ondevice.data import readers, rows
+from ondevice.data import plain_text, rows
 from ondevice.data.chat_encoding import encode_chat
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preview import LEARNED, render
@@ -136,7 +136,7 @@ def test_a_row_of_another_form_is_bad_and_a_long_one_is_not(model: Path, tmp_pat
 def test_a_text_file_is_one_row_however_long(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_CHUNK", 1000)
+    monkeypatch.setattr(plain_text, "_CHUNK", 1000)
     file = tmp_path / "long.txt"
     file.write_text("Anna likes pears.\n" * 300)
     assert len(list(rows.read(file))) > 1  # it is read in pieces, and ends once

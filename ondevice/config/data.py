@@ -28,9 +28,10 @@ class DataConfig(RowsConfig, WithTemplateKwargs):
     action: Literal["show"]
     """show: a few examples, and how many rows can be used."""
     data: str
-    """A file, a folder, or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
+    """A file, a folder (of documents too), or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
     model: str = ""
-    """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
+    """The model that is to learn from it: its tokenizer and chat template decide what it sees. Empty,
+    of documents: what is read of them, and what is left out."""
     validation: str = ""
     """What a stage is to measure on: rows that are in it are counted apart, as no stage learns from
     them. Empty: none are."""
@@ -74,12 +75,6 @@ class DataConfig(RowsConfig, WithTemplateKwargs):
         if not self.data:
             raise UserError(
                 "no data was named", where="data", hint="ondevice data show FILE --model MODEL"
-            )
-        if not self.model:
-            raise UserError(
-                "no model was named",
-                where="model",
-                hint="give the model that is to learn from this data",
             )
         parse_template_kwargs(self.chat_template_kwargs)
         self.check_rows()

@@ -33,6 +33,7 @@ from ondevice.data.row_keys import Record, telling
 from ondevice.data.rows import Reading, Rows, read
 from ondevice.data.special_token_text import SIGN, Spelt
 from ondevice.data.truncation import cut_where
+from ondevice.datasets import document_preview
 from ondevice.datasets.preview_forms import HELD_TOO, Count, Counts, Pieces, counter_of
 from ondevice.datasets.spec import DataSpec
 from ondevice.models.encoder_config import EncoderConfig
@@ -61,11 +62,21 @@ _CUT = ("chat", "preference", "judged", "label")  # forms of which sequence_leng
 
 def show(cfg: DataConfig) -> dict[str, Any]:
     """The form of the rows, counts and examples, each {"where", parts: [[text, learned], …]}: raw
-    text of a file, make it inert before showing it. Raises UserError for data or a model that
+    text of a file, make it inert before showing it; of documents, without a model, what
+    `document_preview.show` says. Raises UserError for data or a model that
     cannot be read, or where no row has a form."""
     cfg.check()
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
+    if not cfg.model:
+        files = document_preview.files_of(cfg.data)
+        if not files:
+            raise UserError(
+                "no model was named",
+                where="model",
+                hint="give the model that is to learn from this data",
+            )
+        return document_preview.show(cfg, files)
     rows = read(cfg.data, strict=False, reading=Reading.of(cfg))
     model = _reader(cfg)
     form: str = cfg.form
@@ -235,6 +246,8 @@ def render(shown: dict[str, Any], color: str = "never") -> str:
     """What `show` found, safe for a terminal. `color` auto: where stdout is a terminal and NO_COLOR
     is not set.
     """
+    if "documents" in shown:
+        return document_preview.render(shown)
     if color == "auto":
         color = "always" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else "never"
     marks = LEARNED if color == "always" else BRACKETS
