@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ondevice.common.errors import UserError
 
 if TYPE_CHECKING:
+    from ondevice.config.asking import AskConfig, ReviewConfig
     from ondevice.config.benchmark import BenchConfig
     from ondevice.config.data import DataConfig
     from ondevice.config.evaluation import EvalConfig
@@ -351,6 +352,31 @@ def show_data(
     return function(_made(DataConfig, given, cfg))
 
 
+def ask(
+    data: str | Path = "", model: str | Path = "", *, cfg: AskConfig | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Questions about documents and their answers, written by a model into a file of rows for `sft`
+    (fields of `AskConfig`): {"out", "passages", "written", "kept", "rejected", "examples"}. See
+    `ondevice.inference.ask_documents.ask`."""
+    from ondevice.config.asking import AskConfig
+    from ondevice.inference.ask_documents import ask as function
+
+    given = {"action": "ask", "data": str(data), "model": str(model), **fields}
+    return function(_made(AskConfig, given, cfg))
+
+
+def review(
+    data: str | Path = "", *, cfg: ReviewConfig | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Keeping or dropping such rows in the terminal (fields of `ReviewConfig`): {"rows", "kept",
+    "dropped", "left", "out"}. The verdicts themselves are `ondevice.preferences.review.Review`."""
+    from ondevice.config.asking import ReviewConfig
+    from ondevice.preferences.review_terminal import review as function
+
+    given = {"action": "review", "data": str(data), **fields}
+    return function(_made(ReviewConfig, given, cfg))
+
+
 def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
     """Rating in the terminal (fields of `RateConfig`); returns how far the rater is. The database
     itself is `ondevice.preferences.database.Ratings`."""
@@ -548,7 +574,7 @@ _UNSAID: dict[str, tuple[Any, ...]] = {
     "data": ("", "builtin"),
     "repo_id": ("",),
     "to": ("",),
-    "action": ("show",),
+    "action": ("show", "ask", "review"),
     "yes": (True,),
 }
 """What arguments are where nobody has given them."""

@@ -26,7 +26,7 @@ from ondevice.common.disk import KEPT, DiskFull, as_full
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.config.command_line import Line, make_config, take_apart
 from ondevice.config.recipe import STAGES
-from ondevice.config.verbs import VERBS, Verb, usage
+from ondevice.config.verbs import ACTIONS, VERBS, Verb, usage
 from ondevice.reports.report import report_text
 
 TRACEBACK = "--traceback"
@@ -170,6 +170,7 @@ def _command(argv: list[str]) -> int:
     if verb.name == "plan" and not {"-h", "--help"} & set(argv):
         _plan(verb, argv[1:])
         return 0
+    verb = ACTIONS.get((verb.name, *argv[1:2]), verb)  # type: ignore[arg-type]
     cls = _load(verb.config) if verb.config else None
     line = take_apart(verb, cls, argv[1:])
     if line.help:
@@ -269,7 +270,7 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         _print_run(function(cfg=config, sets=tuple(line.sets)), line)
     elif verb.name == "generate":
         _generate(function, config, line)
-    elif verb.name == "data" and not line.json:
+    elif verb.function == "show_data" and not line.json:
         from ondevice.datasets.preview import render
 
         # harmless already: only the colours are not text

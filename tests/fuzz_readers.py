@@ -49,6 +49,7 @@ from ondevice.planning.model_facts import facts_of
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.import_export import import_file, manage
 from ondevice.preferences.repair import find_damage, repair_if_damaged
+from ondevice.preferences.review import Review
 from ondevice.preferences.votes import Response
 from ondevice.publishing import history
 from ondevice.rewards import isolated
@@ -480,6 +481,17 @@ def _yaml_field(file: Path) -> None:
     parse_yaml(file.read_text(encoding="utf-8", errors="replace"), file.name)
 
 
+ASKED = (
+    '{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Anna."}], '
+    '"passage": "Anna.", "source": "a.pdf"}\n'
+)
+
+
+def _reviewed(file: Path) -> Any:
+    with Review(file.parent / "chats.jsonl") as rows:
+        return rows.counts, rows.next()
+
+
 def _documents_of(kind: str) -> Callable[[Path], list[bytes]]:
     return lambda _: [document(kind, "Title", ["One line.", "Another, with é."] * 9)]
 
@@ -573,6 +585,13 @@ READERS_OF: Mapping[str, Reader] = {
         f"document {kind}": Reader(f"a{kind}", _documents_of(kind), _document_of, slow=True)
         for kind in (".pdf", ".docx", ".html", ".epub", ".ipynb")
     },
+    "rows to review": Reader("chats.jsonl", _text(ASKED), _reviewed),
+    "verdicts": Reader(
+        "chats.review.jsonl",
+        _text('{"row": "a", "verdict": "keep"}\n{"row": "a", "verdict": ""}\n'),
+        _reviewed,
+        lambda folder: (folder / "chats.jsonl").write_text(ASKED) and None,
+    ),
     "rows .parquet": Reader("a.parquet", _parquet, _rows_of, slow=True),
     "forms of rows": Reader("a.jsonl", _text(_lines(*ROWS)), _forms_of),
     "unit tests": Reader("a.jsonl", _text(*(_lines(one) for one in TESTS)), _unit_tests),

@@ -78,6 +78,8 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/exports/mlx_adapter.py": ("adapter of mlx-lm",),
     "ondevice/hub/client.py": ("Hub: a file",),
     "ondevice/hub/pull.py": ("Hub: a folder",),
+    "ondevice/inference/ask_documents.py": OWN
+    + "; a line that was cut off is taken away (test_ask)",
     "ondevice/inference/conversations.py": ("conversation",),
     "ondevice/inference/pair_sampling.py": OWN,
     "ondevice/inference/worker.py": ASKED,
@@ -95,6 +97,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/data/parquet_rows.py": ("rows .parquet",),
     "ondevice/preferences/backups.py": ("ratings.db",),
     "ondevice/preferences/repair.py": ("ratings.db",),
+    "ondevice/preferences/review.py": ("rows to review", "verdicts"),
     "ondevice/preferences/sqlite_store.py": ("ratings.db",),
     "ondevice/preferences/votes.py": ("ratings.db",),
     "ondevice/publishing/history.py": ("history of a run",),

@@ -34,6 +34,7 @@ _EVALUATION = "ondevice.config.evaluation"
 _RATINGS = "ondevice.config.ratings"
 _ROUNDS = "ondevice.config.rounds"
 _DATA = "ondevice.config.data"
+_ASKING = "ondevice.config.asking"
 _BENCHMARK = "ondevice.config.benchmark"
 _HUB = "ondevice.config.hub"
 _TABLE = (
@@ -255,7 +256,7 @@ _TABLE = (
     Verb(
         "data",
         "Look",
-        "data show FILE --model MODEL: examples as the model will see them, and counts",
+        "data show FILE [--model MODEL], data ask FOLDER --model MODEL, data review FILE",
         f"{_DATA}:DataConfig",
         ("action", "data"),
         "show_data",
@@ -291,6 +292,29 @@ _TABLE = (
     ),
 )
 VERBS = {verb.name: verb for verb in _TABLE}
+ACTIONS = {
+    ("data", "ask"): Verb(
+        "data",
+        "Look",
+        "questions about documents and their answers, written by a model: rows for sft",
+        f"{_ASKING}:AskConfig",
+        ("action", "data"),
+        "ask",
+        sets=False,
+        render="ondevice.inference.ask_documents:render",
+    ),
+    ("data", "review"): Verb(
+        "data",
+        "Look",
+        "keep or drop rows that a model wrote, one key each",
+        f"{_ASKING}:ReviewConfig",
+        ("action", "data"),
+        "review",
+        sets=False,
+        render="ondevice.preferences.review_terminal:render",
+    ),
+}
+"""Actions of a verb that have settings of their own: by its name and its first word."""
 _NEEDED = ("model", "reward_model", "other", "prompts")
 
 

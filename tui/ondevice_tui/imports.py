@@ -54,6 +54,7 @@ AHEAD = (
     "ondevice_tui.screens.choose_chat",
     "ondevice_tui.screens.sample_pairs",
     "ondevice_tui.screens.vote_statistics",
+    "ondevice_tui.screens.review",
     "ondevice.config.verbs",
     "ondevice.seam.doctor",
     "ondevice.preferences.pairs",

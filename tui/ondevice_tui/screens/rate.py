@@ -52,6 +52,7 @@ disagree on, to be settled."""
     GUARD_S: ClassVar[float] = 0.4  # a key pressed sooner was meant for the pair before
     BINDINGS: ClassVar[list[BindingType]] = [
         *KEYS,
+        Binding("Q", "review", "questions", tooltip="Keep or drop questions that a model wrote"),
         Binding("escape", "back", "home", key_display="esc", tooltip="Back to the road"),
     ]
 
@@ -66,6 +67,11 @@ disagree on, to be settled."""
         self._jumped = ""  # what an item that was rated before is shown for
         self._voter = ""  # in whose name the next vote is stored; empty: the rater's
         self._wins: Counter[str] = Counter()  # of this session, by who wrote the answer
+
+    def action_review(self) -> None:
+        from ondevice_tui.screens.review import open_review
+
+        open_review(self.ui)
 
     def body(self) -> Iterable[Widget]:
         question = Question()

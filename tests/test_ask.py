@@ -1,0 +1,203 @@
+"""Questions about documents that a model writes: passages, checks, and a journal that survives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import ondevice as od
+import small_stages
+from ondevice import cli
+from ondevice.common.errors import Interrupted, UserError
+from ondevice.data.passages import passages
+from ondevice.inference import ask_documents
+from ondevice.inference.generator import Generator
+from ondevice.inference.question_checks import (
+    Repeats,
+    answer_fault,
+    first_question,
+    question_fault,
+)
+from ondevice.seam.select import load_backend
+
+PASSAGE = "The stone bridge over the Ull was built by Clara Voss in 1873. Until then carts had crossed on a ferry."
+
+
+def test_passages_are_whole_paragraphs_of_a_bounded_length() -> None:
+    paragraphs = [" ".join(f"word{n}" for n in range(30))] * 3
+    long = ". ".join(" ".join(f"w{n}" for n in range(20)) for _ in range(10))
+    text = "\n\n".join([*paragraphs, long, "too short"])
+
+    def length(words: str) -> int:
+        return len(words.split())
+
+    found = list(passages([text[:50], text[50:]], length, 70))
+    assert found[0] == "\n\n".join(paragraphs[:2])
+    assert found[1].startswith("w0 w1")
+    assert all(length(one) <= 70 for one in found)
+    assert list(passages(["too short"], length, 70)) == []
+    one_word = list(passages(["x" * 500 + " y" * 50], len, 60))
+    assert all(len(one) <= 60 for one in one_word)
+
+
+@pytest.mark.parametrize(
+    ("question", "fault"),
+    [
+        ("Who built the stone bridge over the Ull?", ""),
+        ("Who built the bridge?", ""),
+        ("What is the main idea of the passage?", "asks about the text"),
+        ("What does the author say of the bridge?", "asks about the text"),
+        ("According to the text, who built the bridge?", "asks about the text"),
+        ("What is mentioned about the bridge?", "asks about the text"),
+        ("Who built it in 1873?", "cannot be understood"),
+        ("Where did Napoleon cross the bridge?", "names what does not stand"),
+        ("What is the weather like today?", "asks what does not stand"),
+        ("Who built?", "is no question"),
+        ("", "is no question"),
+    ],
+)
+def test_questions_are_checked(question: str, fault: str) -> None:
+    found = question_fault(question, PASSAGE)
+    assert found.startswith(fault) and bool(found) == bool(fault)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("Clara Voss built it in 1873.", ""),
+        ("Clara Voss.", ""),
+        ("The bridge was built by Clara Voss, as carts crossed on a ferry.", ""),
+        ("The stone bridge over the Ull.", "has an answer that says nothing"),
+        ("Clara Voss built it in 1973.", "has an answer with a number"),
+        ("Clara Voss, a famous French engineer from Paris.", "has an answer that does not stand"),
+        ("The passage does not say.", "has an answer that tells"),
+        ("I'm sorry, I cannot answer.", "has an answer that tells"),
+        ("", "has no answer"),
+        ("Clara " * 130, "has an answer of more than"),
+        ('"Clara Voss built it.', "has an answer with half"),
+    ],
+)
+def test_answers_are_checked(answer: str, fault: str) -> None:
+    question = "Who built the stone bridge over the Ull?"
+    found = answer_fault(question, answer, PASSAGE, True)
+    assert found.startswith(fault) and bool(found) == bool(fault), found
+    assert answer_fault(question, "Clara Voss built", PASSAGE, False) == (
+        "has an answer that does not end"
+    )
+
+
+def test_one_question_is_taken_out_of_what_was_written() -> None:
+    assert first_question(' 1. "Who built\nthe bridge? And when?') == "Who built the bridge?"
+    assert first_question("No question here.") == ""
+
+
+def test_nothing_is_asked_twice() -> None:
+    repeats = Repeats()
+    assert not repeats.seen("Who built the stone bridge over the Ull?", 1)
+    assert repeats.seen("Who was it that built the stone bridges over the Ull?", 1)
+    assert repeats.seen("Over the Ull, who built the bridge of stone?", 7)
+    assert not repeats.seen("When did carts cross on a ferry?", 7)
+
+
+class Written(Generator):
+    """A model that asks and answers well, or not at all; it is stopped at the call `ends`."""
+
+    calls = 0
+    ends = -1
+
+    def run(self, params: Any, prompts: Sequence[Sequence[int]], **how: Any) -> list[Any]:
+        Written.calls += 1
+        if Written.calls == Written.ends:
+            raise Interrupted("stopped")
+        tokenizer = self._tokenizer
+        said = []
+        for prompt in prompts:
+            text = tokenizer.decode(list(prompt))
+            number = text.rpartition("town ")[2].partition(" ")[0]
+            answers = how["stage"] == "answer"
+            words = f"Anna {number} lives there." if answers else f" lives in the town {number}?"
+            said.append(SimpleNamespace(ids=list(tokenizer.encode(words)), stopped=True))
+        return said
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_stages.write(
+        tmp_path_factory.mktemp("ask") / "model",
+        load_backend("torch", "cpu"),
+        replace(small_stages.config(), max_position_embeddings=4096),
+    )
+
+
+def _documents(folder: Path) -> Path:
+    folder.mkdir()
+    for n in range(4):
+        (folder / f"{n}.md").write_text(
+            f"In the town {n} Anna {n} lives, and there are many houses in it. " * 8
+        )
+    return folder
+
+
+COMMON: dict[str, Any] = {"backend": "torch", "device": "cpu", "questions": 1, "batch_size": 1}
+
+
+def test_what_was_asked_survives_a_stop_at_any_point(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at each call of the model in turn, and within a line of the journal, it ends with the
+    rows of a run that was not stopped, in the form that sft reads."""
+    folder = _documents(tmp_path / "documents")
+    monkeypatch.setattr(ask_documents, "generator_of", lambda m, b, how: Written(m, b, how))
+    monkeypatch.setattr(Written, "calls", 0)
+    whole = od.ask(folder, model, out=tmp_path / "whole.jsonl", **COMMON)
+    calls, expected = Written.calls, (tmp_path / "whole.jsonl").read_text()
+    assert whole["kept"] >= 3 and whole["passages"] >= 4 and whole["written"] == whole["passages"]
+    row = json.loads(expected.splitlines()[0])
+    assert row["messages"][1]["content"].startswith("Anna 0") and row["source"].endswith("0.md")
+    assert "In the town 0" in row["passage"]
+    out = tmp_path / "stopped.jsonl"
+    for _ in range(calls + 1):
+        Written.calls, Written.ends = 0, 2
+        try:
+            od.ask(folder, model, out=out, **COMMON)
+            break
+        except Interrupted:
+            with ask_documents.journal_of(out).open("ab") as journal:
+                journal.write(b'{"number": 99, "asked": [')  # cut off within a line
+    Written.ends = -1
+    told = od.ask(folder, model, out=out, **COMMON)
+    assert out.read_text() == expected and told["kept"] == whole["kept"]
+    with pytest.raises(UserError, match="asked of other documents"):
+        od.ask(folder, model, out=out, **{**COMMON, "questions": 2})
+    assert (
+        od.ask(folder, model, out=out, again=True, **{**COMMON, "questions": 2})["written"]
+        > whole["written"]
+    )
+
+
+def test_the_command_and_what_it_refuses(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of random weights: nothing passes the checks, and all of it is counted."""
+    folder = _documents(tmp_path / "documents")
+    out = tmp_path / "chats.jsonl"
+    words = ["data", "ask", str(folder), "--model", str(model), "--out", str(out)]
+    words += ["--backend", "torch", "--device", "cpu", "--limit", "2", "--max-new-tokens", "8"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert "2 passages, 4 questions written, 0 kept by the checks" in told and out.read_text() == ""
+    for more, reason in (
+        (["--again", "--passage-tokens", "9999"], "do not fit its context"),
+        (["--again", "--questions", "0"], "questions"),
+        (["--out", "chats.csv"], "is no .jsonl file"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert reason in capsys.readouterr().err
+    assert cli.main(["data", "ask", "--help"]) == 0
+    assert "passage-tokens" in capsys.readouterr().out
