@@ -58,6 +58,9 @@ def test_passages_are_whole_paragraphs_of_a_bounded_length() -> None:
         ("Who built it in 1873?", "cannot be understood"),
         ("Where did Napoleon cross the bridge?", "names what does not stand"),
         ("What is the weather like today?", "asks what does not stand"),
+        ("Which bridge was the most expensive and beautiful?", "asks what does not stand"),
+        ("Who built the stone bridge in 1999?", "names a number"),
+        ("Why is the answer the stone bridge?", "asks about the text"),
         ("Who built?", "is no question"),
         ("", "is no question"),
     ],
@@ -90,6 +93,16 @@ def test_answers_are_checked(answer: str, fault: str) -> None:
     assert answer_fault(question, "Clara Voss built", PASSAGE, False) == (
         "has an answer that does not end"
     )
+
+
+def test_answers_that_count_and_answers_that_circle() -> None:
+    asked = "How many carts crossed the stone bridge?"
+    assert answer_fault(asked, "The carts crossed on a ferry.", PASSAGE, True).startswith(
+        "asks for"
+    )
+    assert answer_fault(asked, "No carts, until then a ferry.", PASSAGE, True) == ""
+    circle = "Clara Voss built the stone bridge, Clara Voss built the stone bridge."
+    assert "repeats itself" in answer_fault("Who built the bridge?", circle, PASSAGE, True)
 
 
 def test_one_question_is_taken_out_of_what_was_written() -> None:

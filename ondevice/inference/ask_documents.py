@@ -270,7 +270,7 @@ class _Asker:
         for line in self.journal.asked():
             done += 1
             for one in line["asked"]:
-                self._count(one)
+                self._count(fault_of(one, line["passage"]))
                 if one["question"]:
                     self.repeats.seen(one["question"], line["number"])
         together = max(1, self.cfg.batch_size // self.cfg.questions)
@@ -279,7 +279,7 @@ class _Asker:
             while part := list(islice(waiting, together)):
                 for passage, asked in zip(part, self._asked(part), strict=True):
                     for one in asked:
-                        self._count(one)
+                        self._count(one["fault"])
                     self.journal.add(
                         {
                             "number": passage.number,
@@ -291,9 +291,9 @@ class _Asker:
                 done += len(part)
                 bar.update(done, {"written": self.written, "kept": self.kept})
 
-    def _count(self, one: Mapping[str, Any]) -> None:
+    def _count(self, fault: str) -> None:
         self.written += 1
-        self.kept += not one["fault"]
+        self.kept += not fault
 
     def _asked(self, part: Sequence[Passage]) -> list[list[dict[str, Any]]]:
         """Of each passage its questions, with what is at fault of each."""
@@ -381,6 +381,16 @@ def _turns(before: Sequence[tuple[str, str]], last: str) -> list[dict[str, Any]]
     return [*messages, {"role": "user", "content": last}]
 
 
+def fault_of(one: Mapping[str, Any], passage: str) -> str:
+    """What is at fault of a question in the journal; empty where it is good. Checks that were not
+    there when it was asked count too."""
+    return (
+        one["fault"]
+        or question_fault(one["question"], passage)
+        or answer_fault(one["question"], one["answer"], passage, True)
+    )
+
+
 def write_rows(journal: Journal, out: Path, model: str) -> dict[str, Any]:
     """Writes what the checks have kept, whole or not at all: {"written", "kept", "rejected",
     "examples"}."""
@@ -392,8 +402,9 @@ def write_rows(journal: Journal, out: Path, model: str) -> dict[str, Any]:
             for line in journal.asked():
                 for one in line["asked"]:
                     written += 1
-                    if one["fault"]:
-                        rejected[one["fault"]] += 1
+                    fault = fault_of(one, line["passage"])
+                    if fault:
+                        rejected[fault] += 1
                         continue
                     kept += 1
                     if len(examples) < 3:

@@ -15,6 +15,10 @@ MOST_ANSWER = 120
 """Words of an answer."""
 GROUNDED = 0.8
 """Share of an answer's content that stands in the passage or the question."""
+ASKED_OF = 0.6
+"""Share of a question's content that stands in the passage."""
+RUN = 5
+"""Words that an answer says twice where it goes round in a circle."""
 ALIKE = 0.75
 """Share of their content that two questions about one passage have in common, from which the second
 is a repeat."""
@@ -26,7 +30,7 @@ _ABOUT = re.compile(
     r"document|article|paragraph|speaker|narrator|poem|play|chapter|section|sentence|quote|quotation|"
     r"statement|scene|conversation|dialogue|context)s?\b|\baccording to\b|\bmentioned\b|\bdescribed\b|"
     r"\b(?:main|central|overall|primary)\s+(?:idea|theme|topic|point|purpose|message|character|focus|"
-    r"argument)\b|\bpassage\b|\bin question\b|\btone of\b",
+    r"argument)\b|\bthe (?:right |correct )?(?:answer|question)\b|\bpassage\b|\bin question\b|\btone of\b",
     re.IGNORECASE,
 )
 _POINTING = re.compile(
@@ -37,6 +41,12 @@ _REFUSED = re.compile(
     r"\b(?:as an ai|i'm sorry|i am sorry|i cannot|i can't|sorry,|does not (?:say|mention|provide|specify|state)|"
     r"doesn't (?:say|mention|provide|specify|state)|is not (?:mentioned|specified|stated|provided|clear)|"
     r"not enough information|no information|unknown)\b|\bthe (?:passage|text|excerpt)\b",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(r"how (?:many|much|old|far|long)\b", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|"
+    r"hundred|thousand|million|half|twice|none|no|all|once|dozen)\b",
     re.IGNORECASE,
 )
 _SMALL_WORDS = """
@@ -82,8 +92,11 @@ def question_fault(question: str, passage: str) -> str:
     known = passage.casefold()
     if any(name.removesuffix("'s").removesuffix("’s") not in known for name in names):
         return "names what does not stand in the passage"
-    if not content(question) & said:
+    asked = content(question)
+    if len(asked & said) < max(1, ASKED_OF * len(asked)):
         return "asks what does not stand in the passage"
+    if any(one.isdigit() and one not in said for one in asked):
+        return "names a number that does not stand in the passage"
     if _POINTING.search(question) and not names:
         return "cannot be understood without the passage"
     return ""
@@ -103,6 +116,10 @@ def answer_fault(question: str, answer: str, passage: str, stopped: bool) -> str
     said, asked, told = content(passage), content(question), content(answer)
     if not (told - asked) & said:
         return "has an answer that says nothing of the passage"
+    if _COUNTED.match(question) and not _NUMBER.search(answer):
+        return "asks for a number, and has an answer without one"
+    if _repeats_itself(words):
+        return "has an answer that repeats itself"
     if any(one.isdigit() and one not in said | asked for one in told):
         return "has an answer with a number that does not stand in the passage"
     if len(told & (said | asked)) < GROUNDED * len(told):
@@ -110,6 +127,11 @@ def answer_fault(question: str, answer: str, passage: str, stopped: bool) -> str
     if '"' in answer and answer.count('"') % 2:
         return "has an answer with half a quotation"
     return ""
+
+
+def _repeats_itself(words: list[str]) -> bool:
+    runs = [tuple(words[n : n + RUN]) for n in range(len(words) - RUN + 1)]
+    return len(set(runs)) < len(runs)
 
 
 class Repeats:
