@@ -24,6 +24,7 @@ from typing import Any
 from ondevice.common import allocator
 from ondevice.common.disk import KEPT, DiskFull, as_full
 from ondevice.common.errors import Interrupted, UserError, nearest
+from ondevice.common.launcher import launched, leads
 from ondevice.config.command_line import Line, make_config, take_apart
 from ondevice.config.recipe import STAGES
 from ondevice.config.verbs import ACTIONS, VERBS, Verb, usage
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if traced:
             _ours()
-        _complain(str(error))
+        _complain(str(error), always=_is_this_ones(error))
         return 2
     except Interrupted as stop:
         _complain(str(stop) or "interrupted")
@@ -86,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out(text: str, end: str = "\n") -> None:
-    """A result on stdout. Raises DiskFull where that goes to a file that has no room."""
+    """A result on stdout, of the first process where there are several. Raises DiskFull where that
+    goes to a file that has no room."""
+    if not leads():
+        return
     try:
         sys.stdout.write(text + end)
         if not end:
@@ -171,6 +175,10 @@ def _command(argv: list[str]) -> int:
         _plan(verb, argv[1:])
         return 0
     verb = ACTIONS.get((verb.name, *argv[1:2]), verb)  # type: ignore[arg-type]
+    if (by := launched()) is not None and verb.group != "Train":
+        raise UserError(
+            "works in one process", where=verb.name, hint=f"start it without {by.launcher}"
+        )
     cls = _load(verb.config) if verb.config else None
     line = take_apart(verb, cls, argv[1:])
     if line.help:
@@ -376,6 +384,8 @@ def _agreed(what: str) -> bool:
 
 def _print_run(folder: Path, line: Line) -> None:
     """The ladder, then where everything is."""
+    if not leads():
+        return
     report = folder / "report.md"
     page = folder / "report.html"
     if line.json:
@@ -459,7 +469,19 @@ def _ours() -> int:
     return 1
 
 
-def _complain(text: str) -> None:
+def _is_this_ones(error: UserError) -> bool:
+    """Whether an error of one of several processes is told by that one, since the first one cannot:
+    it does not know of it, or may be the one that is gone."""
+    from ondevice.seam.group import NotJoined, PeerLost
+
+    found = launched()
+    second = found is not None and found.rank == 1
+    return isinstance(error, NotJoined) or (isinstance(error, PeerLost) and second)
+
+
+def _complain(text: str, always: bool = False) -> None:
+    if not (always or leads()):
+        return
     from ondevice.common.redact import redacted
     from ondevice.common.sanitize import sanitize
 

@@ -18,6 +18,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.physical_memory import physical_memory
 from ondevice.common.processes import output_of
 from ondevice.seam.external_library import Library
+from ondevice.seam.group import ALONE, Group
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 
@@ -74,6 +75,7 @@ def _megabytes(env: Mapping[str, str], name: str, usual: int) -> int:
 
 class MLXBackend:
     name = "mlx"
+    group: Group = ALONE
 
     def __init__(self, device: str, dtype: str) -> None:
         self.device, self.dtype = device, dtype
@@ -246,6 +248,9 @@ class MLXTrainer:
         # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
         # resume
         self.backend, self.trainable, self.frozen = backend, dict(sorted(trainable.items())), frozen
+        self.group = backend.group
+        for name, p in self.trainable.items():
+            self.trainable[name] = self.group.send(p)  # type: ignore
         self.optimizer = Optimizer(self.trainable, optim, backend.ops, compiled)
         self._traces = 0
         self._grads: dict[str, mx.array] = {}
@@ -279,6 +284,7 @@ class MLXTrainer:
                     self._totals.setdefault(name, []).append(metrics[name][n])
                 # else the graphs of all micro-batches would be alive together
                 mx.eval(self._grads, self._totals)
+            self.group.agree()
         except BaseException:
             self._forget_gradient()
             raise
@@ -299,11 +305,14 @@ class MLXTrainer:
         # without a batch the optimizer's step is that of a gradient of zero
         grads = self._grads or {n: mx.zeros_like(p) for n, p in self.trainable.items()}
         self._forget_gradient()
+        if self.group.several:  # each has the gradients of some of the step's micro-batches
+            grads = dict(sorted(grads.items()))
+            self.group.sum(grads)  # type: ignore[arg-type]
         # they are taken over, so that each can be freed when its tensor has been updated
         norm, done = self.optimizer.update(self.trainable, grads, lr)
         size = self._size(self.trainable)
         mx.eval(sums, size)
-        pairs = {n: s.tolist() for n, s in sums.items()}
+        pairs = self.group.sum_figures({n: s.tolist() for n, s in sums.items()})
         out = {n: total / count if count else float("nan") for n, (total, count) in pairs.items()}
         # finite weights can be so large that their sum is not
         ruined = done and not bool(mx.isfinite(size).item()) and bool(self.not_finite())
@@ -327,13 +336,18 @@ class MLXTrainer:
     def params(self) -> dict[str, mx.array]:
         return {**self.trainable, **self.frozen}
 
-    def save_state(self, file: Path) -> None:
+    def save_state(self, file: Path | None) -> None:
+        if file is None:
+            return
         self.backend.save(file, self.optimizer.state, {"steps": str(self.optimizer.steps)})
 
     def load_state(self, file: Path) -> None:
-        state, metadata = mx.load(str(file), return_metadata=True)
-        self.optimizer.state = {n: state[n] for n in self.optimizer.state}
-        self.optimizer.steps = int(metadata["steps"])
+        steps, state = 0, self.optimizer.state
+        if self.group.leader:
+            state, metadata = mx.load(str(file), return_metadata=True)
+            steps = int(metadata["steps"])
+        self.optimizer.steps = self.group.tell(steps)
+        self.optimizer.state = {n: self.group.send(state[n]) for n in self.optimizer.state}  # type: ignore
 
     def traces(self) -> int:
         return self._traces + self.optimizer.traces

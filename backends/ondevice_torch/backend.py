@@ -17,6 +17,7 @@ from torch import Tensor
 from ondevice.common.errors import UserError
 from ondevice.common.physical_memory import physical_memory
 from ondevice.seam.external_library import Library
+from ondevice.seam.group import ALONE, Group
 from ondevice.seam.ops import Batch, Loss
 from ondevice.seam.protocols import Memory, OptimSettings
 
@@ -50,6 +51,7 @@ _MAPPED = 32 << 20
 
 class TorchBackend:
     name = "torch"
+    group: Group = ALONE
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self.device, self.dtype = device, device.type, dtype
@@ -262,6 +264,8 @@ class TorchTrainer:
         compiled: bool,
     ) -> None:
         self.backend, self.trainable, self.frozen = backend, trainable, frozen
+        self.group = backend.group
+        self._share_start()
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._totals: dict[str, list[Tensor]] = {}
 
@@ -269,6 +273,12 @@ class TorchTrainer:
             return loss(backend.ops, {**self.trainable, **self.frozen}, arrays)  # type: ignore[arg-type]
 
         self._loss = Compiled(whole) if compiled else whole
+
+    @torch.no_grad()
+    def _share_start(self) -> None:
+        if self.group.several:
+            for p in self.trainable.values():
+                p.copy_(self.group.send(p))  # type: ignore[arg-type]
 
     def gradient(self, batches: Sequence[Batch]) -> None:
         try:
@@ -278,6 +288,7 @@ class TorchTrainer:
                 for name, (total, count) in metrics.items():
                     pair = torch.stack((total.detach().float(), count.detach().float()))
                     self._totals.setdefault(name, []).append(pair)
+            self.group.agree()
         except BaseException:
             self._forget_gradient()
             raise
@@ -291,15 +302,28 @@ class TorchTrainer:
         self.gradient(batches)
         return self.update(lr)
 
+    def _sum_gradients(self) -> None:
+        """Over the processes, of which each has some of the step's micro-batches."""
+        if not self.group.several:
+            return
+        grads = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.trainable.items()
+        }
+        self.group.sum(grads)  # type: ignore[arg-type]
+        for n, p in self.trainable.items():
+            p.grad = grads[n]
+
     def update(self, lr: float) -> dict[str, float]:
+        self._sum_gradients()
         totals = self._totals
         norm, finite = self.optimizer.update(lr)
         self._forget_gradient()
         names = list(totals)
         sums = [torch.stack(totals[n]).sum(0) for n in names]
         *flat, size = torch.cat([*sums, self._size()[None]]).tolist()
-        pairs = zip(names, flat[0::2], flat[1::2], strict=True)
-        out = {n: total / count if count else float("nan") for n, total, count in pairs}
+        own = {n: pair for n, *pair in zip(names, flat[0::2], flat[1::2], strict=True)}
+        pairs = self.group.sum_figures(own)
+        out = {n: total / count if count else float("nan") for n, (total, count) in pairs.items()}
         # finite weights can be so large that their norm is not
         ruined = finite and not size < float("inf") and bool(self.not_finite())
         return {
@@ -325,13 +349,22 @@ class TorchTrainer:
     def params(self) -> dict[str, Tensor]:
         return {**{n: p.detach() for n, p in self.trainable.items()}, **self.frozen}
 
-    def save_state(self, file: Path) -> None:
+    def save_state(self, file: Path | None) -> None:
+        if file is None:
+            return
         self.backend.save(file, self.optimizer.state(), {"steps": str(self.optimizer.steps)})
 
     def load_state(self, file: Path) -> None:
-        with safetensors.safe_open(file, "pt") as opened:
-            steps = int(opened.metadata()["steps"])
-        self.optimizer.restore(self.backend.load(file), steps)
+        steps, state = 0, {}
+        if self.group.leader:
+            with safetensors.safe_open(file, "pt") as opened:
+                steps = int(opened.metadata()["steps"])
+            state = self.backend.load(file)
+        steps = self.group.tell(steps)
+        if self.group.several:
+            for n, held in self.optimizer.state().items():
+                state[n] = self.group.send(state.get(n, held))  # type: ignore
+        self.optimizer.restore(state, steps)
 
     def traces(self) -> int:
         if isinstance(self._loss, Compiled):

@@ -24,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import launch
+from ondevice.common import launch, launcher
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 """Variables that hold a token of the Hub."""
@@ -92,6 +92,8 @@ def environment(access: Access, given: Mapping[str, str] | None = None) -> dict[
 def _passes(name: str, access: Access) -> bool:
     if _START.fullmatch(name):
         return True
+    if launcher.VARIABLES.fullmatch(name):
+        return False  # it is not one of the launcher's processes
     if access is Access.REWARD or not (_USUAL.fullmatch(name) or name in TOKENS):
         return False
     if access is Access.HUB and (name in TOKENS or name.startswith("HF_")):

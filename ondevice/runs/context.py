@@ -28,6 +28,7 @@ from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import StageFolder, StopRequest
 from ondevice.runs.recovery import ResultRecord
 from ondevice.runs.run_time import RunTime
+from ondevice.seam.group import Group
 from ondevice.seam.protocols import Backend
 
 
@@ -120,6 +121,8 @@ class Context:
     """The fixed prompts, of those from held-out data (text, ids); None: the run's."""
     taken: ResultRecord | None = None
     """Whose weights the stage's result has, once it is trained."""
+    warned: set[str] = field(default_factory=set)
+    """What a person was warned of."""
 
     @property
     def name(self) -> str:
@@ -129,6 +132,11 @@ class Context:
     def prompts(self) -> Sequence[str | tuple[str, Sequence[int]]]:
         """What the model is asked through training and at its end."""
         return self.shared.prompts if self.asked is None else self.asked
+
+    @property
+    def group(self) -> Group:
+        """The processes that do the stage's work together."""
+        return self.backend.group
 
     @property
     def data(self) -> DataContext:
@@ -151,15 +159,27 @@ class Context:
 
     def versions(self) -> dict[str, str]:
         """What an exact resume needs to be the same."""
+        several = {"processes": str(self.group.size)} if self.group.several else {}
         return {
             "backend": self.backend.name,
             "device": self.backend.device,
             "dtype": self.backend.dtype,
             **self.backend.versions(),
             "machine": platform.machine(),
+            **several,
         }
 
+    def wishes(self) -> tuple[bool, bool]:
+        """Whether a stop, and whether a checkpoint is asked for: where several processes work, of
+        any of them, so that all do the same."""
+        stop = self.shared.stop
+        stopping, saving = self.group.any(stop.requested, stop.save_requested())
+        if stopping:
+            stop.request("another process")
+        return stopping, saving
+
     def progress(self, total: int, first: int) -> Progress:
+        """Shown by the first of several processes alone, whose stderr a person sees."""
         return Progress(self.name, total, first, beside=self._time_words)
 
     def _time_words(self) -> str:
@@ -178,12 +198,24 @@ class Context:
 
     def warn(self, message: str, step: int | None = None, **fields: Any) -> None:
         """Tells a person, and an event with further `fields`."""
+        self.warned.add(message)
         self.events.emit("warning", step, message=message, **fields)
         self.tell(message)
 
     def warn_sick(self, message: str, step: int | None = None, **fields: Any) -> None:
         """Warns that the training itself is not well: whoever watches is called."""
         self.warn(message, step, sick=True, **fields)
+
+    def hear_others(self) -> None:
+        """From now on warnings of the other processes are told here, but for those that are this
+        one's too."""
+
+        def on_said(rank: int, message: str) -> None:
+            if message not in self.warned:
+                self.warned.add(message)
+                self.warn(f"{self.group.title(rank)}: {message}")
+
+        self.group.on_said = on_said
 
     def keep_samples(self, step: int, answers: list[dict[str, str]]) -> None:
         """Long texts go to samples.jsonl; the event says where."""

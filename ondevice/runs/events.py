@@ -164,6 +164,26 @@ class EventWriter:
         close_after(kind, self)
 
 
+class ForwardedEvents(EventWriter):
+    """Those of a process that writes none: what a person is to be warned of is handed to `say`."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def emit(self, event: str, step: int | None = None, **fields: Any) -> None:
+        if event == "warning":
+            self._say(str(fields.get("message", "")))
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Nobody reads it."""
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
     """The events that hold: after {"event": "resume", "step": k} nothing counts that came before it
     with a step > k, and of two steps or measurements of one number the last counts.

@@ -236,11 +236,13 @@ class StopRequest:
     `<stage>/save` asks for a checkpoint, and is removed by `save_requested`, which tells of it
     once. A second SIGINT ends the process at once with exit code 130: nothing is saved then, and
     nothing half-written counts (checkpoints are renamed in place). The handlers are those of the
-    main thread; entered in another thread, only the stop file is watched.
+    main thread; entered in another thread, only the stop file is watched. `silent`: another process
+    tells the person.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self.reason = ""
+        self.silent = silent
         self.paused = False  # it waits for room on the disk, where nothing could be saved
         self._interrupts = 0
         self._file: Path | None = None
@@ -291,23 +293,24 @@ class StopRequest:
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
-                _leave_at_once()
+                _leave_at_once(self.silent)
         first = not self.reason
         self.request("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        if first and number == signal.SIGINT:
+        if first and number == signal.SIGINT and not self.silent:
             what = "leaving: the last checkpoint is whole"
             if not self.paused:
                 what = "finishing the step, then saving"
             _say(f"\n{what}; Ctrl-C again leaves at once\n")
 
 
-def _leave_at_once() -> None:
+def _leave_at_once(silent: bool) -> None:
     # no cleaning up: a second Ctrl-C means that the first one took too long. A progress bar hides
     # the cursor.
-    _say(
-        ("\x1b[?25h" if os.isatty(2) else "")
-        + "\nleft at once; --resume goes on from the newest checkpoint\n"
-    )
+    if not silent:
+        _say(
+            ("\x1b[?25h" if os.isatty(2) else "")
+            + "\nleft at once; --resume goes on from the newest checkpoint\n"
+        )
     os._exit(130)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ondevice.seam.external_library import Library
+from ondevice.seam.group import Group
 from ondevice.seam.ops import Array, Batch, HostArray, Loss, Ops, Params
 
 
@@ -45,7 +46,10 @@ class Memory:
 
 
 class Trainer(Protocol):
-    """Owns parameters and optimizer state on the device."""
+    """Owns parameters and optimizer state on the device. Where several processes train together,
+    each has its own and all are asked for the same, in one order: they begin with the first one's
+    parameters, and an update is by the sum of their gradients.
+    """
 
     def gradient(self, batches: Sequence[Batch]) -> None:
         """Adds the micro-batches' gradients. Parameters and state do not change, and where it
@@ -72,8 +76,14 @@ class Trainer(Protocol):
         ...
 
     def params(self) -> Params: ...
-    def save_state(self, file: Path) -> None: ...
-    def load_state(self, file: Path) -> None: ...
+    def save_state(self, file: Path | None) -> None:
+        """The optimizer's state into a file; None: of several processes another one writes it."""
+        ...
+
+    def load_state(self, file: Path) -> None:
+        """Of several processes the first one reads the file, and the others have it from there."""
+        ...
+
     def traces(self) -> int:
         """How often the step was traced by a compiler, 0 where it runs eagerly."""
         ...
@@ -86,6 +96,8 @@ class Backend(Protocol):
     device: str
     dtype: str
     ops: Ops
+    group: Group
+    """The processes that work together, each with a backend of its own."""
     activation_factor: float
     """Bytes that the backward pass keeps for a token, as a multiple of those that go into and come
     out of the blocks' matrices."""

@@ -14,10 +14,11 @@ from ondevice.common.clock import ticks
 from ondevice.common.distribution import own_version
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.common.files import write_file
+from ondevice.common.launcher import launched
 from ondevice.common.sanitize import to_stderr
 from ondevice.config.auto import AUTO
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.load import dump_yaml
+from ondevice.config.load import dump_yaml, to_mapping
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import ExamConfig, Recipe, load_recipe, recipe_for
 from ondevice.config.runs import RunConfig
@@ -34,7 +35,8 @@ from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import available
+from ondevice.seam.select import available, joined
+from ondevice.stages import processes
 from ondevice.stages.continued import finished, start_of
 from ondevice.stages.runner import Caller, run_stage
 from ondevice.stages.settled import as_recorded, with_rules_of
@@ -48,15 +50,50 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
 
     `sets` are changes of the recipe such as "sft.steps=5". With `cfg.resume`, complete stages are
     kept and the unfinished one goes on from its newest checkpoint. A stage named in `cfg.redo` is
-    run again, and so is what follows from it. Raises UserError, or Interrupted once a stop has been
-    saved.
+    run again, and so is what follows from it. Started by torchrun or mlx.launch, all processes
+    train together and return the same. Raises UserError, or Interrupted once a stop has been saved.
     """
     began = ticks()
     cfg.check()
+    with joined(cfg.backend, cfg.device) as group:
+        if group.several:
+            processes.refuse_differences(group, _of_this_process(cfg, sets))
+        if not group.leader:
+            return processes.follow(group)
+        path = _run(cfg, sets, began)
+        processes.end(group, path)
+        return path
+
+
+_NO_TIME = UserError(
+    "a time is divided for one process, not for several",
+    where="time",
+    hint="leave it out, or start one process",
+)
+
+
+def _of_this_process(cfg: RunConfig, sets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What all processes of a run have to have the same. Raises UserError for a recipe that several
+    cannot run."""
+    recipe = loaded(recipe_for(cfg.recipe, cfg.arch), cfg, sets)
+    if cfg.time:
+        raise _NO_TIME
+    for name in recipe.stages:
+        processes.refuse_stage(name)
+    return {
+        "versions": processes.versions(),
+        "command": to_mapping(cfg),
+        "recipe": recipe.mapping(),
+    }
+
+
+def _run(cfg: RunConfig, sets: Sequence[str], began: float) -> Path:
     name = recipe_for(cfg.recipe, cfg.arch)
     record = None
     if _goes_on(cfg):
         record = going_on(cfg, RunFolder(cfg.out))
+    if record is not None and launched() is not None:
+        raise _NO_TIME
     if record is not None:
         name = str(RunFolder(cfg.out).recipe)
     recipe = loaded(name, cfg, sets)
@@ -260,9 +297,23 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     Interrupted as `run` does.
     """
     cfg.check()
-    cfg = with_models(name, cfg)
     if cfg.resume and not cfg.out:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
+    with joined(cfg.backend, cfg.device) as group:
+        if group.several:
+            processes.refuse_stage(name)
+            processes.refuse_differences(
+                group, {"versions": processes.versions(), "command": to_mapping(cfg)}
+            )
+        if not group.leader:
+            return processes.follow(group)
+        path = _run_one(name, cfg)
+        processes.end(group, path)
+        return path
+
+
+def _run_one(name: str, cfg: StageConfig) -> Path:
+    cfg = with_models(name, cfg)
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
     resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     stop = StopRequest()

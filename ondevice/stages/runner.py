@@ -45,8 +45,10 @@ from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.place import check_disk, cloud_of, cloud_warning
 from ondevice.runs.recovery import FOLDER as RUINED
+from ondevice.seam.group import ALONE
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
+from ondevice.stages import processes
 from ondevice.stages.continued import state_of
 from ondevice.stages.fingerprint import (
     changed_rates,
@@ -117,6 +119,7 @@ def run_stage(
                 if shared.pause is None and found is error:
                     raise
                 full = found.bare()  # what it holds is not kept while it waits
+            one.backend.group.begin_again()
             _wait(full, name, caller)
             # as after a kill: from the newest checkpoint
             redo = folder.redo.is_file()
@@ -394,6 +397,9 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
     body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(
         f"ondevice.stages.{ctx.name}"
     ).run
+    if ctx.name in processes.ALONE:
+        ctx.backend.group = ALONE
+    processes.begin(ctx, cfg)
     stage_result = body(cfg, ctx)
     cfg = ctx.settled or cfg
     if isinstance(stage_result, Model):

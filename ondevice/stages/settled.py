@@ -66,6 +66,10 @@ def settle(
     `facts` are those of the rows to learn from, asked for where they are needed.
     """
     settled, why, rows = by_rules(cfg, model, facts, ctx.backend)
+    if ctx.group.several:  # one machine's memory may say something else than another's
+        names = automatic(settled)
+        told = ctx.group.tell({name: getattr(settled, name) for name in names})
+        settled = dataclasses.replace(settled, **told)
     record = _record(cfg, settled, why, rows, ctx)
     ctx.events.emit("settings", steps=settled.steps, settings=record["settings"], why=why)
     for name, reason in why.items():

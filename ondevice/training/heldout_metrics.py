@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -71,15 +72,18 @@ def heldout_metrics(
     def measure(params: Params) -> dict[str, float]:
         sums: dict[str, np.ndarray] = {}
         shared = {} if beside is None else dict(beside(params))
-        for batch in heldout.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch):
+        group = ctx.group  # each process measures some of the batches
+        batches = heldout.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch)
+        for batch in islice(batches, group.rank, None, group.size):
             whole = with_tables(network, ctx.backend.ops, {**batch, **shared})
             for name, pair in run(params, whole).items():
                 sum_and_count = np.array([float(ctx.backend.numpy(x)) for x in pair])
                 sums[name] = sums.get(name, 0.0) + sum_and_count
         figures = {"loss": 0.0}
-        for name, (total, count) in sums.items():
+        of_all = group.sum_figures({n: pair.tolist() for n, pair in sums.items()})
+        for name, (total, count) in of_all.items():
             figures[name] = float(total / max(count, 1.0))
-        counted = sums.get("loss" if unit == "tokens" else "accuracy", np.zeros(2))[1]
+        counted = of_all.get("loss" if unit == "tokens" else "accuracy", (0.0, 0.0))[1]
         figures[unit] = int(counted)
         return figures
 

@@ -28,9 +28,11 @@ from ondevice.models.network import supports_packing
 from ondevice.models.tables import with_tables
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import State, finite, sound_checkpoints
+from ondevice.runs.recovery import State, finite
+from ondevice.seam.group import at_once
 from ondevice.seam.ops import Loss, Params
 from ondevice.seam.protocols import Backend, Trainer
+from ondevice.training import together
 from ondevice.training.heldout_metrics import LOWEST_LOSS, BestMetric, EvalBatches, heldout_metrics
 from ondevice.training.joined_models import JoinedModels
 from ondevice.training.lr_schedule import learning_rate
@@ -80,7 +82,7 @@ def fit(
     measure = held if callable(held) else heldout_metrics(model.network, loss, held, ctx, cfg)
     feed: Any = source
     if not hasattr(source, "plan_step"):
-        feed = Prefetcher(source, cfg.steps, ctx.device_batch)
+        feed = Prefetcher(source, cfg.steps, ctx.device_batch, ctx.group.size)
     with feed if isinstance(feed, AbstractContextManager) else nullcontext():
         return _Fit(
             model, loss, feed, measure, ctx, cfg, sample, beside or {}, better, restart
@@ -119,7 +121,7 @@ class _Fit:
         self.suspects = Suspects()
         self._sick_end = False  # whether the stage's own source ended it
         self.no_progress = NoProgress(ctx.warn_sick, cfg.steps)
-        self.found = ctx.newest_checkpoint()
+        self.found = together.newest_checkpoint(ctx)
         self.rows = RowsAtOnce(ctx, cfg, model)
         self.rows.load(self.found.record if self.found is not None else {}, self._events())
         self._check_backend()
@@ -163,12 +165,12 @@ class _Fit:
             self.models.release()
         if found is not None:
             self.state = State.of(found.record)
-            params = self.models.read(found)
+            params = together.read(found, self.models, self.ctx.group)
             feed_state = found.record.get("feed", {})
         elif start is not None:
             first = start.record.get("first", 0) + start.step
             self.state = State(first=first, fingerprint=self.ctx.start.fingerprint)
-            params = self.models.read(start)
+            params = together.read(start, self.models, self.ctx.group)
         else:
             self.state = State(fingerprint=self.ctx.start.fingerprint)
             params = self.models.start()
@@ -181,7 +183,7 @@ class _Fit:
             frozen,
             optim_settings(self.cfg, trained),
             compile=self.cfg.compile,
-            take=start is not None or self.models.restart is not None,
+            take=together.may_take(self.models, start is not None, self.ctx.group),
         )
         if start is not None:
             self.trainer.load_state(start.optimizer)
@@ -336,9 +338,15 @@ class _Fit:
         step = self.state.step
         self.rows.choose(step, of_update(number), work)
 
+        group = self.ctx.group
+
         def compute() -> Batches:
-            batches = cut(self.ctx.device_batch.micro_batch)
-            self.trainer.gradient([with_tables(self.network, self.backend.ops, b) for b in batches])
+            size = self.ctx.device_batch.micro_batch
+            if group.several:
+                size = at_once(size, work.rows, group.size)
+            batches = cut(size)
+            own = group.share(batches)
+            self.trainer.gradient([with_tables(self.network, self.backend.ops, b) for b in own])
             return batches
 
         return self.rows.attempt(step, of_update(number), compute)
@@ -416,7 +424,7 @@ class _Fit:
         """Loads the newest checkpoint whose figure is finite and returns it; None: it is the
         stage's start.
         """
-        for target in sound_checkpoints(self.ctx.folder.checkpoints, self.ctx.warn):
+        for target in together.sound_checkpoints(self.ctx):
             del self.trainer  # its memory
             self._load(target)
             if (
@@ -436,9 +444,8 @@ class _Fit:
         cfg = self.cfg
         state = self.state
         last = state.step == cfg.steps or bool(state.ended)
-        stopping = self.ctx.shared.stop.requested
+        stopping, asked = self.ctx.wishes()
         saving = last or _due(state.step, cfg.save_every)
-        asked = self.ctx.shared.stop.save_requested()
         # neither a save nor a person's wish to stop changes a measurement, by which a run may end
         if last or _due(state.step, cfg.eval_every) or (saving and state.saves_measure):
             score = self._evaluate()
@@ -451,7 +458,7 @@ class _Fit:
                 state.best_saved_score = score
         if 0 < cfg.patience <= state.since_best and not last:
             state.ended = f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early"
-        if self.sample is not None and _due(state.step, cfg.sample_every):
+        if self.sample is not None and self.ctx.group.leader and _due(state.step, cfg.sample_every):
             self.sample(state.step, self._params_for_use())
         if saving or stopping or asked or state.ended:
             state.sound = not state.skipped_in_a_row and (
@@ -488,10 +495,13 @@ class _Fit:
 
     def _save(self, announced: bool = True) -> None:
         state = self.state
+        if not self.ctx.group.leader:
+            together.follow_save(self.ctx.group, self.trainer)
+            return
 
         def fill(folder: Any) -> None:
             self.models.write(folder, self.trainer.params())
-            self.trainer.save_state(folder / "optimizer.safetensors")
+            together.save_state(folder, self.ctx.group, self.trainer)
 
         record = {
             **state.__dict__,
@@ -511,6 +521,7 @@ class _Fit:
             best=state.best_saved_step,
             say=self.ctx.warn,
         )
+        self.ctx.group.call("")
         if not saved.whole:
             return  # said already; nobody is to go on from it, or to be sent it
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
@@ -523,7 +534,7 @@ class _Fit:
         if self.state.measured is None:  # a record that does not hold it
             self._evaluate()
         weights = StageWeights(self.ctx, self.state, self.better, self.models.read)
-        params = weights.choose(self.cfg.take_best)
+        params = together.chosen(weights, self.cfg.take_best, self.ctx, self.models)
         if params is None:
             return self.trainer.params()
         return params

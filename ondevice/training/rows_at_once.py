@@ -19,6 +19,7 @@ from ondevice.config.stages import StageConfig
 from ondevice.models.model import Model
 from ondevice.runs.context import Context
 from ondevice.runs.device_batch import DeviceBatch, fitting_micro_batch
+from ondevice.seam.group import PeerOutOfMemory
 from ondevice.training.step_source import StepPlan
 
 T = TypeVar("T")
@@ -66,9 +67,9 @@ class RowsAtOnce:
                 value = None if asked == "auto" else asked
             setattr(now, name, value)
         self._recorded = {}
-        for event in events:
+        for event in self.ctx.group.tell([e for e in events if e.get("event") == EVENT]):
             step = event.get("step")
-            if event.get("event") == EVENT and isinstance(step, int):
+            if isinstance(step, int):
                 sizes = DeviceBatch(event.get("micro_batch"), event.get("decode_batch"))
                 self._recorded[step, str(event.get("during"))] = sizes
 
@@ -82,18 +83,24 @@ class RowsAtOnce:
         """What `work` gives, which reads `ctx.device_batch` anew each time and changes nothing
         where it raises: where memory runs out it is asked again with half of the rows.
 
-        Raises UserError where one row does not fit.
+        Where several processes work, all halve where one runs out. Raises UserError where one row
+        does not fit.
         """
         self._follow(step, during)
         while True:
             try:
-                return work()
+                done = work()
+                self.ctx.group.agree()
+                return done
             except Exception as error:
                 if not self.ctx.backend.out_of_memory(error):
                     raise
                 said = str(error).strip().partition("\n")[0]
+                told = isinstance(error, PeerOutOfMemory)
             # outside, where the error no longer holds what the work had made
             self.ctx.backend.free_memory()
+            if not told:
+                self.ctx.group.out_of_memory(said)
             self._halve(step, during, said)
 
     def choose(self, step: int, during: str, plan: StepPlan) -> None:
@@ -106,13 +113,14 @@ class RowsAtOnce:
         if now.micro_batch is not None:
             return
         cut = plan.every_row or plan.updates[0]
-        now.micro_batch = fitting_micro_batch(
+        fitting = fitting_micro_batch(
             self.model,
             self.ctx.backend,
             plan.rows,
             cut,
             checkpointing=getattr(self.cfg, "checkpointing", False),
         )
+        now.micro_batch = self.ctx.group.least(fitting)
         self._tell(step, during)
         if now.micro_batch < plan.rows:
             self.ctx.tell(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ondevice.runs.device_batch import DeviceBatch
+from ondevice.seam.group import at_once
 from ondevice.seam.ops import Params
 
 Batches = list[dict[str, np.ndarray]]
@@ -77,12 +78,15 @@ class StepSource(Protocol):
 class Prefetcher(AbstractContextManager["Prefetcher"]):
     """The step source of batches that do not follow from the parameters: one update per step, the
     next batch made meanwhile by a thread. The thread hands over numpy only: one thread owns the
-    backend."""
+    backend. `processes`: how many share a step's rows."""
 
-    def __init__(self, source: BatchSource, steps: int, device_batch: DeviceBatch) -> None:
+    def __init__(
+        self, source: BatchSource, steps: int, device_batch: DeviceBatch, processes: int = 1
+    ) -> None:
         self.source = source
         self.steps = steps
         self.device_batch = device_batch
+        self.processes = processes
         self.first = 0  # the number of the source's batch that the stage begins with
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[tuple[int, int], Future[Batches]] = {}
@@ -90,10 +94,10 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
     def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         rows = self.source.batch_size
 
-        def at_once(micro_batch: int | None) -> int:
-            return min(micro_batch or rows, rows)
+        def fitting(micro_batch: int | None) -> int:
+            return at_once(micro_batch, rows, self.processes)
 
-        size = at_once(self.device_batch.micro_batch)
+        size = fitting(self.device_batch.micro_batch)
         pending = self._coming.get((number, size))
         if pending is None:
             pending = self._make(number, size)
@@ -104,9 +108,9 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
             self._coming[number + 1, size] = self._make(number + 1, size)
 
         def cut(micro_batch: int | None) -> Batches:
-            if at_once(micro_batch) == size:
+            if fitting(micro_batch) == size:
                 return batches
-            return self.batches(number, micro_batch)
+            return self.batches(number, fitting(micro_batch))
 
         return StepPlan([cut], rows)
 

@@ -1,0 +1,91 @@
+"""Several processes that torchrun has started, by torch.distributed: gloo between hosts' memories,
+nccl between CUDA devices. Read beside `ondevice_mlx/processes.py`.
+
+Chosen: a process that waits, waits as long as the others live, however long an exam takes: that one
+has died is seen by its closed connection, not by a clock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ondevice.seam.group import NotJoined
+
+_PATIENCE = timedelta(days=30)
+
+
+class TorchProcesses:
+    name = "torch"
+
+    def __init__(self, device: str) -> None:
+        """Raises NotJoined where there are fewer GPUs than processes on this machine."""
+        gpu = device != "cpu" and torch.cuda.is_available()
+        if gpu:
+            local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local >= count:
+                raise NotJoined(
+                    f"{os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes, but {count} GPUs here",
+                    where="torchrun",
+                    hint=f"give --nproc-per-node {count}, or --device cpu",
+                )
+            torch.cuda.set_device(local)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_PATIENCE)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        own = torch.from_numpy(np.array(x, order="C"))
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        with _connected():
+            dist.all_gather(found, own)
+        return torch.stack(found).numpy()
+
+    def send_host(self, x: np.ndarray, source: int) -> np.ndarray:
+        own = torch.from_numpy(np.array(x, order="C"))
+        with _connected():
+            dist.broadcast(own, source)
+        return own.numpy()
+
+    @torch.no_grad()
+    def sum(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+        flat = _reachable(torch.cat([x.reshape(-1).float() for x in arrays]))
+        with _connected():
+            dist.all_reduce(flat)
+        parts = flat.to(arrays[0].device).split([x.numel() for x in arrays])
+        return [part.view(x.shape) for part, x in zip(parts, arrays, strict=True)]
+
+    @torch.no_grad()
+    def send(self, x: Tensor, source: int) -> Tensor:
+        sent = _reachable(x.detach().clone(memory_format=torch.contiguous_format))
+        with _connected():
+            dist.broadcast(sent, source)
+        return sent.to(x.device)
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """What goes wrong within is a connection's end."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(str(error)) from error
+
+
+def _reachable(x: Tensor) -> Tensor:
+    """Where the processes can send it from: gloo and nccl know nothing of Apple's GPU."""
+    return x if x.device.type in ("cpu", "cuda") else x.cpu()
+
+
+def join(device: str) -> TorchProcesses:
+    """Meets the other processes. Raises RuntimeError or NotJoined where that fails."""
+    return TorchProcesses(device)
