@@ -11,6 +11,8 @@ from pathlib import Path
 import ondevice as od
 from ondevice.common.errors import Interrupted, UserError
 
+if os.environ.get("MANY_FOLDER"):  # so that relative paths mean files of this process's own
+    os.chdir(os.environ["MANY_FOLDER"])
 # lets a test change something in one of the processes: a module that is imported first
 if os.environ.get("MANY_FIRST"):
     sys.path.insert(0, str(Path(__file__).parent))

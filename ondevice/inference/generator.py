@@ -86,10 +86,12 @@ class Generator:
         samples: int = 1,
         batch_size: int = 64,
         on_token: Callable[[int, int], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Completion]:
         """`samples` completions a prompt, one prompt's after another's; a prompt is read once for
         all of them. `on_token(row, id)` is told of each token as it comes. Rows count from `first`
-        on: what a row draws follows from its number, whether it is asked alone or among others."""
+        on: what a row draws follows from its number, whether it is asked alone or among others.
+        `numbers`: those of the prompts, where they are some of more."""
         prompts = [self._checked(prompt) for prompt in prompts]
         out: list[Completion | None] = [None] * (len(prompts) * samples)
         lengths = [len(prompt) for prompt in prompts]
@@ -99,8 +101,10 @@ class Generator:
         for i in order:
             limit = self.limit(lengths[i])
             rows = []
-            for at in range(i * samples, (i + 1) * samples):
-                rows.append(Row(at, limit, self._uniforms(stage, step, first + at, limit)))
+            number = i if numbers is None else numbers[i]
+            for n in range(samples):
+                u = self._uniforms(stage, step, first + number * samples + n, limit)
+                rows.append(Row(i * samples + n, limit, u))
             asked.append(Asked(prompts[i], rows))
 
         def tell(row: Row, token: int) -> None:

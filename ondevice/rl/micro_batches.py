@@ -100,5 +100,5 @@ def decode_batch(ctx: Context, model: Model, context: int) -> int:
     """
     now = ctx.device_batch
     if now.decode_batch is None:
-        now.decode_batch = choose_decode_batch(model, ctx.backend, context)
+        now.decode_batch = ctx.group.least(choose_decode_batch(model, ctx.backend, context))
     return now.decode_batch

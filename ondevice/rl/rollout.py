@@ -14,7 +14,9 @@ import numpy as np
 from ondevice.data.completion_batches import Row
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.slots import Completion
 from ondevice.models.model import Model
+from ondevice.seam.group import deal
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.sequence_logprobs import Floats
@@ -51,6 +53,7 @@ class Sampler:
     ) -> None:
         self.tokenizer = model.tokenizer
         self.batch_size = batch_size
+        self.group = backend.group
         self.generator = generator_of(
             model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed)
         )
@@ -66,17 +69,23 @@ class Sampler:
         first: int = 0,
     ) -> list[Sampled]:
         """`samples` completions of each prompt, one prompt's after another's. One that is empty has
-        stopped at once.
+        stopped at once. Where several processes ask, each writes those of some of the prompts, and
+        all get all.
         """
+        parts = deal([len(prompt) for prompt in prompts], self.group.size)
+        own = parts[self.group.rank]
         completions = self.generator.run(
             params,
-            prompts,
+            [prompts[i] for i in own],
             stage=stage,
             step=step,
             first=first,
             samples=samples,
             batch_size=self.batch_size,
+            numbers=own,
         )
+        if self.group.several:
+            completions = self._gathered(completions, parts, samples)
         out = []
         for i, done in enumerate(completions):
             ids = done.ids
@@ -85,6 +94,18 @@ class Sampler:
             text = self.tokenizer.decode(done.ids)
             out.append(Sampled(prompts[i // samples], ids, done.stopped, text))
         return out
+
+    def _gathered(
+        self, own: Sequence[Completion], parts: Sequence[Sequence[int]], samples: int
+    ) -> list[Completion]:
+        """The completions of all processes in the prompts' order: ids alone are sent."""
+        found: dict[int, Completion] = {}
+        for numbers, told in zip(
+            parts, self.group.gather([[one.ids, one.stop] for one in own]), strict=True
+        ):
+            for n, (ids, stop) in enumerate(told):
+                found[numbers[n // samples] * samples + n % samples] = Completion(ids, stop)
+        return [found[place] for place in sorted(found)]
 
 
 def rows_of(sampled: Sequence[Sampled]) -> list[Row]:

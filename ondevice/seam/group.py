@@ -163,18 +163,21 @@ class Group:
         """This process's part: what lies beside each other goes to different ones."""
         return items[self.rank :: self.size]
 
-    def gather_shares(self, own: Sequence[HostArray], count: int) -> list[HostArray]:
-        """All `count` arrays, of which each process has its `share`: one type, any lengths."""
+    def gather_parts(
+        self, own: Sequence[HostArray], parts: Sequence[Sequence[int]]
+    ) -> list[HostArray]:
+        """All arrays in their places, (n,) float32 each of any n: `parts` has those places of which
+        each process gives the arrays, as `deal` makes them."""
         if self._engine is None:
             return list(own)
         lengths = self.gather([len(array) for array in own])
         flat = np.concatenate(own) if len(own) else np.zeros(0, np.float32)
-        parts = self._gather_flat(flat.astype(np.float32, copy=False), [sum(x) for x in lengths])
-        out: list[HostArray] = [flat] * count
-        for rank, (sizes, part) in enumerate(zip(lengths, parts, strict=True)):
-            ends = np.cumsum([0, *sizes])
-            for n in range(len(sizes)):
-                out[rank + n * self.size] = part[ends[n] : ends[n + 1]]
+        flats = self._gather_flat(flat.astype(np.float32, copy=False), [sum(x) for x in lengths])
+        out: list[HostArray] = [flat] * sum(map(len, parts))
+        for places, sizes, all_of_one in zip(parts, lengths, flats, strict=True):
+            pieces = np.split(all_of_one, np.cumsum(sizes)[:-1]) if sizes else []
+            for place, piece in zip(places, pieces, strict=True):
+                out[place] = piece
         return out
 
     # ---- arrays ----------------------------------------------------------------------------------
@@ -347,6 +350,18 @@ def chunks(arrays: Mapping[str, Array]) -> list[list[str]]:
         out[-1].append(name)
         held += 4 * _numbers(x)
     return out
+
+
+def deal(weights: Sequence[float], processes: int) -> list[list[int]]:
+    """The numbers of the things that each process has: the heaviest first, each to whom has least,
+    so that long ones are spread; in their order within a process."""
+    parts: list[list[int]] = [[] for _ in range(processes)]
+    taken = [(0.0, 0, rank) for rank in range(processes)]
+    for n in sorted(range(len(weights)), key=lambda n: (-weights[n], n)):
+        held, count, rank = min(taken)
+        parts[rank].append(n)
+        taken[rank] = (held + weights[n], count + 1, rank)
+    return [sorted(part) for part in parts]
 
 
 def _numbers(x: Array) -> int:

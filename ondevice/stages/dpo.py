@@ -85,7 +85,8 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     source: BatchSource | StepSource = chats.around(train)
     beside = None
     if drift is not None and held_drift is not None:
-        source = DriftSource(chats.around(train), train, cfg.steps, ctx.device_batch, drift)
+        size = ctx.group.size
+        source = DriftSource(chats.around(train), train, cfg.steps, ctx.device_batch, drift, size)
         beside = partial(_heldout_drift, held_drift, held_out.eval_rows(cfg.eval_batches))
     measure = heldout_metrics(model.network, own, held_out, ctx, cfg, unit, beside)
     params = fit(
@@ -208,8 +209,9 @@ class DriftSource(Prefetcher):
         steps: int,
         device_batch: DeviceBatch,
         drift: Drift,
+        processes: int = 1,
     ) -> None:
-        super().__init__(source, steps, device_batch)
+        super().__init__(source, steps, device_batch, processes)
         self.pairs = pairs
         self.drift = drift
 
@@ -331,13 +333,22 @@ def reference_logps(
     key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
     file = ctx.data.cache / f"reference-{name}-{key}.npy"
 
+    group = ctx.group
+
     def write(path: Path) -> None:
+        group.call("score")  # the others have no file to look into
         sums = _scored_by_reference(flat, len(sides), cfg, model, ctx)
         with path.open("wb") as out:
             np.save(out, sums)
 
-    kept: NDArray[np.float32] = np.load(cached(file, write, ctx.warn), allow_pickle=False)
-    return kept
+    kept = np.zeros((len(sides), len(sides[0])), np.float32)
+    if group.leader:
+        kept = np.load(cached(file, write, ctx.warn), allow_pickle=False)
+        group.call("")
+    else:
+        group.follow(score=lambda: _scored_by_reference(flat, len(sides), cfg, model, ctx))
+    sent = group.send_bytes(kept.tobytes(), kept.nbytes)
+    return np.frombuffer(sent, np.float32).reshape(kept.shape)
 
 
 def _scored_by_reference(

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.packing import Batch
@@ -33,6 +35,7 @@ from ondevice.datasets.chats_beside import ChatsBeside
 from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.inference.fixed_prompts import held_questions, sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
+from ondevice.rewards.code_judge import Verdict
 from ondevice.rewards.isolate import Limits
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.advantages import group_advantages, without_spread
@@ -51,6 +54,7 @@ from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.rl.step_times import StepTimes
 from ondevice.runs.context import Context, StageResult
+from ondevice.seam.group import Group
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
@@ -157,6 +161,41 @@ def judged(
         [one.text for one in sampled],
         columns,
         [thought_opening(prompt.ids, tokenizer) for prompt in of],
+    )
+
+
+def gathered(own: Scores, each: int, group: Group) -> Scores:
+    """The rewards of all completions, `each` of a prompt, of which every process has judged its
+    share of the prompts: numbers alone are sent."""
+    if not group.several:
+        return own
+    told = group.gather(
+        {
+            "total": own.total.tolist(),
+            "by_name": {name: values.tolist() for name, values in own.by_name.items()},
+            "parsed": own.parsed,
+            "tests": [None if one is None else asdict(one) for one in own.tests],
+        }
+    )
+
+    def joined(lists: Sequence[Sequence[Any]]) -> list[Any]:
+        """In the order of the prompts, which were shared one by one."""
+        out: list[Any] = []
+        for n in range(sum(map(len, lists)) // each):
+            first = n // group.size * each
+            out += lists[n % group.size][first : first + each]
+        return out
+
+    def numbers(lists: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        return np.array(joined(lists), np.float64)
+
+    tests = joined([one["tests"] for one in told])
+    return Scores(
+        numbers([one["total"] for one in told]),
+        {name: numbers([one["by_name"][name] for one in told]) for name in own.by_name},
+        joined([one["parsed"] for one in told]),
+        own.warnings,
+        [None if one is None else Verdict(**one) for one in tests],
     )
 
 
@@ -303,7 +342,7 @@ class GRPOFeed:
             with times.of("scoring"):
                 logps = self._logps(params, sampled)
             with times.of("rewards"):
-                scores = self._told(judging.result())
+                scores = self._told(judging.result(), each)
             return scores, logps
 
     def _logps(self, params: Params, sampled: Sequence[Sampled]) -> dict[str, list[Floats]]:
@@ -322,14 +361,19 @@ class GRPOFeed:
         """The rewards of `each` completions of every prompt; what goes wrong with one is told as a
         warning.
         """
-        return self._told(self._judge(asked, sampled, each))
+        return self._told(self._judge(asked, sampled, each), each)
 
-    def _told(self, scores: Scores) -> Scores:
+    def _told(self, scores: Scores, each: int) -> Scores:
         for warning in scores.warnings:
             self.ctx.warn(warning)
-        return scores
+        return gathered(scores, each, self.ctx.group)
 
     def _judge(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
+        """Those of this process's share of the prompts."""
+        group = self.ctx.group
+        if group.several:
+            sampled = [one for n, one in enumerate(sampled) if n // each % group.size == group.rank]
+            asked = group.share(asked)
         return judged(self.rewards, asked, sampled, each, self.cfg, self.sampler.tokenizer)
 
     def updates(

@@ -78,8 +78,6 @@ def _of_this_process(cfg: RunConfig, sets: Sequence[str]) -> dict[str, dict[str,
     recipe = loaded(recipe_for(cfg.recipe, cfg.arch), cfg, sets)
     if cfg.time:
         raise _NO_TIME
-    for name in recipe.stages:
-        processes.refuse_stage(name)
     return {
         "versions": processes.versions(),
         "command": to_mapping(cfg),
@@ -301,7 +299,6 @@ def run_one(name: str, cfg: StageConfig) -> Path:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     with joined(cfg.backend, cfg.device) as group:
         if group.several:
-            processes.refuse_stage(name)
             processes.refuse_differences(
                 group, {"versions": processes.versions(), "command": to_mapping(cfg)}
             )

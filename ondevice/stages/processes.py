@@ -34,9 +34,8 @@ from ondevice.seam.select import available, load_backend
 from ondevice.stages.fingerprint import check_start, fingerprint_of
 from ondevice.training.together import as_told, to_tell
 
-ALONE = ("init", "rate", "sample")
+ALONE = ("init", "rate")
 """Stages that the first process does alone, while the others wait."""
-NOT_YET = ("ppo", "grpo")
 _MODELS = ("model", "other", "reward_model")
 _MACHINES_OWN = ("threads", "machine", "processes")
 
@@ -58,14 +57,6 @@ def refuse_differences(group: Group, own: Mapping[str, Mapping[str, Any]]) -> No
                     where=group.title(rank),
                     hint="all processes need the same recipe, versions, data and models",
                 )
-
-
-def refuse_stage(name: str) -> None:
-    """Raises UserError for a stage that several processes cannot do."""
-    if name in NOT_YET:
-        raise UserError(
-            "cannot be spread over several processes yet", where=name, hint="start one process"
-        )
 
 
 def _short(value: Any) -> str:

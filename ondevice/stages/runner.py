@@ -401,6 +401,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
         ctx.backend.group = ALONE
     processes.begin(ctx, cfg)
     stage_result = body(cfg, ctx)
+    ctx.backend.group = ALONE  # what is left to do the first process does by itself
     cfg = ctx.settled or cfg
     if isinstance(stage_result, Model):
         stage_result = StageResult(stage_result)

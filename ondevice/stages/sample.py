@@ -6,7 +6,8 @@ prompts at a time, each time all or nothing: a resumed stage goes on after the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,35 +40,31 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
     all_prompts = all_prompts[: cfg.prompts or None]
     ctx.tell_foreseen()
     rows = _rows_at_once(cfg, ctx, models[0], all_prompts)
-    with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
-        queue = _PairQueue(cfg, ctx, models, ratings)
-        with ctx.progress(len(all_prompts), queue.first) as bar:
-            # prompts are always drawn with the same others: rounding may follow from a batch's
-            # shape
-            for start in range(queue.first // TOGETHER * TOGETHER, len(all_prompts), TOGETHER):
-                began = ticks()
-                group = all_prompts[start : start + TOGETHER]
+    with _queue(cfg, ctx, models) as queue, ctx.progress(len(all_prompts), queue.first) as bar:
+        # prompts are always drawn with the same others: rounding may follow from a batch's
+        # shape
+        for start in range(queue.first // TOGETHER * TOGETHER, len(all_prompts), TOGETHER):
+            began = ticks()
+            group = all_prompts[start : start + TOGETHER]
 
-                def draw(
-                    group: Sequence[Prompt] = group, start: int = start
-                ) -> list[list[Sampled]]:
-                    return _draw(group, start, models, samplers, cfg, ctx)
+            def draw(group: Sequence[Prompt] = group, start: int = start) -> list[list[Sampled]]:
+                return _draw(group, start, models, samplers, cfg, ctx)
 
-                drawn = rows.attempt(start, ROLLOUT, draw)
-                queue.add(group, start, drawn)
-                tokens = sum(map(count_tokens, drawn))
-                done = min(start + TOGETHER, len(all_prompts))
-                rate = tokens / max(ticks() - began, 1e-9)
-                ctx.events.emit(
-                    "step",
-                    done,
-                    queued=queue.queued,
-                    alike=done - queue.queued,
-                    tokens_per_second=rate,
-                )
-                bar.update(done, {"queued": queue.queued, "tokens_per_second": rate})
-                if ctx.shared.stop.requested and done < len(all_prompts):
-                    raise Interrupted(f"stopped after {done} prompts, saved")
+            drawn = rows.attempt(start, ROLLOUT, draw)
+            queue.add(group, start, drawn)
+            tokens = sum(map(count_tokens, drawn))
+            done = min(start + TOGETHER, len(all_prompts))
+            rate = tokens / max(ticks() - began, 1e-9)
+            ctx.events.emit(
+                "step",
+                done,
+                queued=queue.queued,
+                alike=done - queue.queued,
+                tokens_per_second=rate,
+            )
+            bar.update(done, {"queued": queue.queued, "tokens_per_second": rate})
+            if ctx.wishes()[0] and done < len(all_prompts):
+                raise Interrupted(f"stopped after {done} prompts, saved")
     alike = len(all_prompts) - queue.queued
     line = f"{queue.queued:,} prompts with {cfg.responses} different responses each"
     if alike:
@@ -140,6 +137,18 @@ def _draw(
     return drawn
 
 
+@contextmanager
+def _queue(cfg: SampleConfig, ctx: Context, models: Sequence[Model]) -> Iterator[_PairQueue]:
+    """Where pairs are queued: by the first process alone, where there are several."""
+    if not ctx.group.leader:
+        yield _NoQueue(ctx.group.tell())
+        return
+    with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
+        queue = _PairQueue(cfg, ctx, models, ratings)
+        ctx.group.tell(queue.first)
+        yield queue
+
+
 class _PairQueue:
     """The stage's prompts in the ratings: `queued` of them, also by earlier processes; the next one
     to queue has the number `first`.
@@ -175,6 +184,16 @@ class _PairQueue:
                     seed=self.cfg.seed,
                 )
                 self.queued += 1
+
+
+class _NoQueue(_PairQueue):
+    """That of a process which only writes responses."""
+
+    def __init__(self, first: int) -> None:
+        self.queued, self.first = 1, first
+
+    def add(self, group: Sequence[Prompt], start: int, drawn: Sequence[Sequence[Sampled]]) -> None:
+        """The first process does it."""
 
 
 def per_prompt(cfg: SampleConfig) -> int:

@@ -194,6 +194,7 @@ class _Fit:
         cfg = self.cfg
         self._go_on()
         self._begin()
+        together.sent(self.ctx.group)  # what was sent before the first step is not of it
         with self.ctx.progress(cfg.steps, self.state.step) as bar:
             while self.state.step < cfg.steps and not self.state.ended:
                 shown, ruined = self._step()
@@ -307,6 +308,7 @@ class _Fit:
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "seconds": seconds,
             "memory_bytes": self.backend.memory().peak,
+            **together.sent(self.ctx.group),
         }
         if not isinstance(self.feed, Prefetcher):
             numbers["update_seconds"] = now - planned

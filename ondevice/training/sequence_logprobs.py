@@ -14,6 +14,7 @@ from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
 from ondevice.models.model import Model
 from ondevice.models.score_head import scalar_head
 from ondevice.models.tables import with_tables
+from ondevice.seam.group import deal
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.logprobs import token_logprobs
@@ -23,7 +24,7 @@ Floats = NDArray[np.floating[Any]]
 
 class Scorer:
     """Figures of whole completions or texts under parameters given at each call: float32, no
-    gradient.
+    gradient. Where several processes ask, each computes those of some rows, and all get all.
     """
 
     def __init__(
@@ -68,6 +69,14 @@ class Scorer:
 
     def scores(self, params: Params, texts: Sequence[Ids]) -> Floats:
         """(N,) a reward model's figure for each whole text."""
+        group = self.backend.group
+        if not group.several:
+            return self._own_scores(params, texts)
+        parts = deal([len(text) for text in texts], group.size)
+        own = self._own_scores(params, [texts[i] for i in parts[group.rank]])
+        return np.concatenate(group.gather_parts(own.reshape(-1, 1), parts))  # type: ignore[arg-type]
+
+    def _own_scores(self, params: Params, texts: Sequence[Ids]) -> Floats:
         out = np.zeros(len(texts), np.float32)
         for group in group_by_length([len(text) for text in texts], self.batch_size):
             batch = text_batch([texts[i] for i in group], self.batch_size, self.network.pooling)
@@ -75,6 +84,27 @@ class Scorer:
         return out
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
+        group = self.backend.group
+        if not group.several:
+            return self._of_own_tokens(fn, params, rows)
+        parts = self._dealt(rows)
+        own = self._of_own_tokens(fn, params, [rows[i] for i in parts[group.rank]])
+        return group.gather_parts(own, parts)
+
+    def _dealt(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The rows of each process: those that go on from one prompt, side by side, stay together."""
+        blocks: list[list[int]] = []
+        before: Ids | None = None
+        for n, row in enumerate(rows):
+            if before is None or not np.array_equal(before, row.prompt):
+                blocks.append([])
+            blocks[-1].append(n)
+            before = row.prompt
+        weights = [sum(rows[n].length for n in block) for block in blocks]
+        parts = deal(weights, self.backend.group.size)
+        return [[n for block in part for n in blocks[block]] for part in parts]
+
+    def _of_own_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         if not rows:
             return out

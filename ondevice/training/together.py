@@ -69,6 +69,15 @@ def may_take(models: JoinedModels, read_anew: bool, group: Group) -> bool:
     return models.restart is not None or (read_anew and group.leader)
 
 
+def sent(group: Group) -> dict[str, int]:
+    """What a step's event tells of the bytes of arrays that this process has put on the wire since
+    the last step; nothing where there is but one."""
+    if not group.several:
+        return {}
+    told, group.sent = group.sent, 0
+    return {"sent_bytes": told}
+
+
 def follow_save(group: Group, trainer: Trainer) -> None:
     """What the others do while the first process saves."""
     group.follow(state=lambda: trainer.save_state(None))

@@ -1,0 +1,273 @@
+"""Several processes give what one gives: every stage that reads data, on both backends."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import many
+import models
+import ondevice as od
+import small_stages
+from data_samples import small_tokenizer
+from ondevice.common.errors import UserError
+from ondevice.common.launcher import launched
+from ondevice.common.processes import Access, environment
+from ondevice.models.save import write_model
+from ondevice.runs import events
+from ondevice.seam.group import ALONE, Group, at_once
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+
+STEPS = 20
+ROLLOUTS = ("ppo", "grpo")
+NEAR = 1e-6
+
+
+def files_of(folder: Path, backend: str) -> Path:
+    """What the stages begin from."""
+    loaded = load_backend(backend, "cpu", "float32")
+    files = small_stages.make(folder / "files", loaded)
+    rows = [{"text": f"{a} is {b}", "label": b} for a in small_stages.WORDS for b in ("red", "big")]
+    (files / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _write(files / "bert", loaded, "bert")
+    return files
+
+
+def _write(folder: Path, backend: Backend, family: str) -> None:
+    folder.mkdir()
+    tokenizer = small_tokenizer()
+    cfg = models.config(family, vocab_size=tokenizer.vocab_size, max_position_embeddings=60)
+    made = {name: backend.array(w) for name, w in models.weights(cfg, 0).items()}
+    write_model(folder, backend, cfg, made, tokenizer)
+
+
+def jobs_of(files: Path, backend: str, steps: int = STEPS) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name → (function of the Python API, its fields)."""
+    loop = {**small_stages.LOOP, "eval_every": 10, "save_every": 10, "steps": steps}
+    loop |= {"backend": backend, "eval_batches": 2}
+    policy = {"model": str(files / "policy"), "sequence_length": 60, **loop}
+    pairs = {**policy, "data": str(files / "pairs.jsonl"), "batch_size": 6}
+    chats = {**policy, "data": str(files / "chats.jsonl"), "batch_size": 7}
+    return {
+        # an update's rows, uneven ones among them, in micro-batches of which one process has more
+        "pretrain": (
+            "pretrain",
+            {**chats, "optimizer": "muon", "micro_batch": 2, "clip_norm": 0.5},
+        ),
+        "sft": ("sft", {**chats, "micro_batch": 3}),
+        "lora": ("sft", {**chats, "adapter": "lora", "lora_rank": 4, "packing": False}),
+        "classify": (
+            "classify",
+            {
+                **loop,
+                "model": str(files / "bert"),
+                "data": str(files / "texts.jsonl"),
+                "batch_size": 5,
+                "sequence_length": 16,
+                "micro_batch": 1,
+            },
+        ),
+        "reward": ("reward", {**pairs, "micro_batch": 2}),
+        "dpo": ("dpo", {**pairs, "micro_batch": 2}),
+        "ppo": ("ppo", {**_rollouts(files, "ppo"), **loop, "steps": 4, "eval_every": 2}),
+        "grpo": ("grpo", {**_rollouts(files, "grpo"), **loop, "steps": 4, "eval_every": 2}),
+        "kto": ("dpo", {**pairs, "micro_batch": 4, "loss_type": "kto"}),
+    }
+
+
+def _rollouts(files: Path, stage: str) -> dict[str, Any]:
+    fields = small_stages.settings(files, stage, files, "torch")
+    return {name: value for name, value in fields.items() if name != "out"}
+
+
+def completions(run: Path, stage: str) -> list[Any]:
+    """All that a stage has written and how it was judged, step after step."""
+    lines = (run / stage / "groups.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(run: Path, stage: str, event: str = "step") -> list[float]:
+    told = events.read(run / stage / "events.jsonl")
+    return [float(one["loss"]) for one in told if one["event"] == event]
+
+
+def same_rollouts(one: list[Any], other: list[Any]) -> None:
+    """The same texts and rewards, in the same groups."""
+    assert len(one) == len(other) > 0
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.get("step") == theirs.get("step")
+        for a, b in zip(ours["groups"], theirs["groups"], strict=True):
+            assert [c["text"] for c in a["completions"]] == [c["text"] for c in b["completions"]]
+            for name in ("reward", "advantage"):
+                near = [[c[name] for c in group["completions"]] for group in (a, b)]
+                np.testing.assert_allclose(*near, atol=1e-3)
+
+
+def same_folders(one: Path, other: Path, near: float) -> None:
+    """The same files in two models' folders, and weights that are as near as that."""
+    names = {p.name for p in one.iterdir()}
+    assert names == {p.name for p in other.iterdir()}
+    for file in one.glob("*.safetensors"):
+        ours, theirs = load_file(file), load_file(other / file.name)
+        assert list(ours) == list(theirs)
+        for name, tensor in ours.items():
+            np.testing.assert_allclose(tensor, theirs[name], atol=near, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path, backend_name: str) -> None:
+    files = files_of(tmp_path, backend_name)
+    jobs = jobs_of(files, backend_name)
+    other = {**jobs["sft"][1], "data": "rows.jsonl", "out": str(tmp_path / "refused")}
+    for rank in range(2):
+        (tmp_path / f"own-{rank}").mkdir()
+        rows = (files / "chats.jsonl").read_text().splitlines()[rank:]
+        (tmp_path / f"own-{rank}" / "rows.jsonl").write_text("\n".join(rows))
+    asked = [(fn, {**f, "out": str(tmp_path / f"two-{name}")}) for name, (fn, f) in jobs.items()]
+    asked.append(("sft", other))
+    started = many.Launch(
+        backend_name,
+        2,
+        asked,
+        tmp_path / "launch",
+        own={rank: {"MANY_FOLDER": str(tmp_path / f"own-{rank}")} for rank in range(2)},
+    )
+    for name, (function, fields) in jobs.items():
+        getattr(od, function)(**fields, out=str(tmp_path / f"one-{name}"))
+    done = started.wait()
+    for n, (name, (function, _)) in enumerate(jobs.items()):
+        one, two = tmp_path / f"one-{name}", tmp_path / f"two-{name}"
+        for rank in range(2):
+            assert done[rank][n] == {"result": str(two / function / "model")}, started.shown(0)
+        for event in ("step", "eval"):
+            ours = losses(two, function, event)
+            assert len(ours) == (2 if event == "eval" else 4 if name in ROLLOUTS else STEPS)
+            np.testing.assert_allclose(ours, losses(one, function, event), rtol=NEAR, atol=NEAR)
+        if name in ROLLOUTS:
+            same_rollouts(completions(one, function), completions(two, function))
+        same_folders(one / function / "model", two / function / "model", 2e-5)
+        record = json.loads((two / function / "done.json").read_text())
+        assert record["versions"]["processes"] == "2"
+    # bytes: the trained tensors' gradients once, and nothing of what is frozen
+    for name, tensors in (("sft", "model/model"), ("lora", "model/adapter_model")):
+        numbers = sum(
+            w.size
+            for w in load_file(tmp_path / f"two-{name}" / "sft" / f"{tensors}.safetensors").values()
+        )
+        told = list(events.read(tmp_path / f"two-{name}" / "sft" / "events.jsonl"))
+        assert {one["sent_bytes"] for one in told if one["event"] == "step"} == {4 * numbers}
+    assert not started.shown(1)
+    # a process that reads other data is refused, by its number, and the run is not begun
+    assert done[0][-1] == done[1][-1]
+    assert done[0][-1]["kind"] == "UserError"
+    assert "process 1 of 2" in done[0][-1]["error"]
+    assert "other contents of data" in done[0][-1]["error"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
+    files = files_of(tmp_path, "torch")
+    _, fields = jobs_of(files, "torch")["sft"]
+    many.launch(
+        "torch", 2, [("sft", {**fields, "steps": 4, "out": str(tmp_path / "run")})], tmp_path / "a"
+    )
+    od.sft(**{**fields, "steps": 8, "out": str(tmp_path / "run"), "resume": True})
+    job = ("sft", {**fields, "steps": 12, "out": str(tmp_path / "run"), "resume": True})
+    many.launch("torch", 3, [job], tmp_path / "b")
+    od.sft(**{**fields, "steps": 12, "out": str(tmp_path / "one")})
+    ours = losses(tmp_path / "run", "sft")
+    np.testing.assert_allclose(ours, losses(tmp_path / "one", "sft"), rtol=NEAR, atol=NEAR)
+    same_folders(tmp_path / "run/sft/model", tmp_path / "one/sft/model", 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_others(tmp_path: Path, backend_name: str, rank: int) -> None:
+    files = files_of(tmp_path, backend_name)
+    _, fields = jobs_of(files, backend_name)["sft"]
+    fields = {**fields, "out": str(tmp_path / "run"), "save_every": 2, "eval_every": 0}
+    started = many.Launch(
+        backend_name, 2, [("sft", {**fields, "steps": 100000})], tmp_path / "launch"
+    )
+    started.when(lambda: bool(list((tmp_path / "run/sft/checkpoints").glob("step-*"))))
+    started.signal(rank, signal.SIGKILL)
+    outcome = started.wait()[1 - rank]
+    assert [one["kind"] for one in outcome] == ["PeerLost"]
+    assert "--resume" in outcome[0]["error"]
+    steps = max(int(p.name[5:]) for p in (tmp_path / "run/sft/checkpoints").glob("step-*"))
+    od.sft(**{**fields, "steps": steps + 2, "resume": True})
+    assert len(losses(tmp_path / "run", "sft")) == steps + 2
+
+
+def test_micro_batches_are_shared_evenly() -> None:
+    assert at_once(None, 16, 1) == 16 and at_once(5, 16, 1) == 5
+    assert at_once(None, 16, 2) == 8  # one for each
+    assert at_once(16, 16, 4) == 4
+    assert at_once(3, 16, 2) == 3  # three for each
+    assert at_once(8, 3, 2) == 2  # of three rows one process has two
+    for rows in range(1, 40):
+        for processes in range(1, 9):
+            for micro_batch in (None, 1, 2, 3, 5, 8, 13):
+                size = at_once(micro_batch, rows, processes)
+                assert 1 <= size <= (micro_batch or rows)
+                parts = -(-rows // size)
+                assert parts >= min(processes, rows) or rows % size == 0 or size == 1 or parts
+
+
+def test_one_process_asks_nobody() -> None:
+    assert ALONE.leader and not ALONE.several
+    assert ALONE.any(True, False) == (True, False)
+    assert ALONE.gather({"a": 1}) == [{"a": 1}] and ALONE.tell(3) == 3 and ALONE.least(4) == 4
+    arrays: dict[str, Any] = {"w": np.ones(3, np.float32)}
+    before = arrays["w"]
+    ALONE.sum(arrays)
+    assert arrays["w"] is before
+    assert ALONE.share([1, 2, 3]) == [1, 2, 3]
+    ALONE.agree()
+    ALONE.part(UserError("nothing"))
+
+
+def test_launchers_are_known_by_their_environment() -> None:
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    found = launched(torchrun)
+    assert found is not None and (found.engine, found.rank) == ("torch", 1)
+    assert launched({**torchrun, "WORLD_SIZE": "1"}) is None
+    assert launched({"RANK": "1"}) is None
+    found = launched({"MLX_RANK": "2", "MLX_HOSTFILE": "hosts.json"})
+    assert found is not None and (found.launcher, found.rank) == ("mlx.launch", 2)
+    assert launched({"MLX_RANK": "0"}) is None
+    # what one of them starts is none of the launcher's
+    passed = environment(
+        Access.OWN, {**torchrun, "MLX_RANK": "0", "MLX_HOSTFILE": "h", "PATH": "p"}
+    )
+    assert launched(passed) is None and "MLX_RANK" not in passed and "RANK" not in passed
+
+
+class _Fake:
+    """An engine of one process, beside which another one gives what a test says."""
+
+    name, rank, size = "fake", 0, 2
+
+    def __init__(self, others: list[np.ndarray]) -> None:
+        self.others = others
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        other = self.others.pop(0)
+        padded = np.zeros_like(x)
+        padded[: len(other)] = other
+        return np.stack([x, padded])
+
+
+def test_processes_that_have_come_apart_are_told() -> None:
+    group = Group.__new__(Group)
+    group.__init__(None)  # type: ignore[misc]
+    group._engine, group.size = _Fake([np.array([0, 3, 0])]), 2  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match="agree, sum"):
+        group.agree()
