@@ -12,17 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import many
-import models
 import ondevice as od
 import small_stages
-from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.common.launcher import launched
 from ondevice.common.processes import Access, environment
-from ondevice.models.save import write_model
 from ondevice.runs import events
 from ondevice.seam.group import ALONE, Group, at_once
-from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 
 STEPS = 20
@@ -36,16 +32,7 @@ def files_of(folder: Path, backend: str) -> Path:
     files = small_stages.make(folder / "files", loaded)
     rows = [{"text": f"{a} is {b}", "label": b} for a in small_stages.WORDS for b in ("red", "big")]
     (files / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    _write(files / "bert", loaded, "bert")
     return files
-
-
-def _write(folder: Path, backend: Backend, family: str) -> None:
-    folder.mkdir()
-    tokenizer = small_tokenizer()
-    cfg = models.config(family, vocab_size=tokenizer.vocab_size, max_position_embeddings=60)
-    made = {name: backend.array(w) for name, w in models.weights(cfg, 0).items()}
-    write_model(folder, backend, cfg, made, tokenizer)
 
 
 def jobs_of(files: Path, backend: str, steps: int = STEPS) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -67,7 +54,7 @@ def jobs_of(files: Path, backend: str, steps: int = STEPS) -> dict[str, tuple[st
             "classify",
             {
                 **loop,
-                "model": str(files / "bert"),
+                "model": str(files / "policy"),
                 "data": str(files / "texts.jsonl"),
                 "batch_size": 5,
                 "sequence_length": 16,
@@ -76,15 +63,16 @@ def jobs_of(files: Path, backend: str, steps: int = STEPS) -> dict[str, tuple[st
         ),
         "reward": ("reward", {**pairs, "micro_batch": 2}),
         "dpo": ("dpo", {**pairs, "micro_batch": 2}),
-        "ppo": ("ppo", {**_rollouts(files, "ppo"), **loop, "steps": 4, "eval_every": 2}),
-        "grpo": ("grpo", {**_rollouts(files, "grpo"), **loop, "steps": 4, "eval_every": 2}),
+        "ppo": ("ppo", {**_rollouts(files, "ppo", backend), "steps": 4, "eval_every": 2}),
+        "grpo": ("grpo", {**_rollouts(files, "grpo", backend), "steps": 4, "eval_every": 2}),
         "kto": ("dpo", {**pairs, "micro_batch": 4, "loss_type": "kto"}),
     }
 
 
-def _rollouts(files: Path, stage: str) -> dict[str, Any]:
-    fields = small_stages.settings(files, stage, files, "torch")
-    return {name: value for name, value in fields.items() if name != "out"}
+def _rollouts(files: Path, stage: str, backend: str) -> dict[str, Any]:
+    fields = small_stages.settings(files, stage, files, backend)
+    # so slowly that a policy does not run away, where the smallest difference grows
+    return {**{n: value for n, value in fields.items() if n != "out"}, "learning_rate": 1e-4}
 
 
 def completions(run: Path, stage: str) -> list[Any]:
@@ -94,8 +82,14 @@ def completions(run: Path, stage: str) -> list[Any]:
 
 
 def losses(run: Path, stage: str, event: str = "step") -> list[float]:
+    """The losses, or what a measurement tells in their place."""
     told = events.read(run / stage / "events.jsonl")
-    return [float(one["loss"]) for one in told if one["event"] == event]
+    names = ("loss", "score", "reward")
+    return [
+        float(next(one[name] for name in names if one.get(name) is not None))
+        for one in told
+        if one["event"] == event
+    ]
 
 
 def same_rollouts(one: list[Any], other: list[Any]) -> None:
@@ -149,7 +143,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path, backend_name: str) -> N
         for event in ("step", "eval"):
             ours = losses(two, function, event)
             assert len(ours) == (2 if event == "eval" else 4 if name in ROLLOUTS else STEPS)
-            np.testing.assert_allclose(ours, losses(one, function, event), rtol=NEAR, atol=NEAR)
+            near = NEAR if event == "step" else 1e-5
+            np.testing.assert_allclose(ours, losses(one, function, event), rtol=near, atol=near)
         if name in ROLLOUTS:
             same_rollouts(completions(one, function), completions(two, function))
         same_folders(one / function / "model", two / function / "model", 2e-5)

@@ -76,6 +76,7 @@ def _megabytes(env: Mapping[str, str], name: str, usual: int) -> int:
 class MLXBackend:
     name = "mlx"
     group: Group = ALONE
+    shards = False
 
     def __init__(self, device: str, dtype: str) -> None:
         self.device, self.dtype = device, dtype
@@ -249,8 +250,7 @@ class MLXTrainer:
         # resume
         self.backend, self.trainable, self.frozen = backend, dict(sorted(trainable.items())), frozen
         self.group = backend.group
-        for name, p in self.trainable.items():
-            self.trainable[name] = self.group.send(p)  # type: ignore
+        self.group.send(self.trainable)  # type: ignore[arg-type]
         self.optimizer = Optimizer(self.trainable, optim, backend.ops, compiled)
         self._traces = 0
         self._grads: dict[str, mx.array] = {}
@@ -347,7 +347,10 @@ class MLXTrainer:
             state, metadata = mx.load(str(file), return_metadata=True)
             steps = int(metadata["steps"])
         self.optimizer.steps = self.group.tell(steps)
-        self.optimizer.state = {n: self.group.send(state[n]) for n in self.optimizer.state}  # type: ignore
+        for n in self.optimizer.state:
+            held = {n: state[n]}
+            self.group.send(held)  # type: ignore[arg-type]
+            self.optimizer.state[n] = held[n]
 
     def traces(self) -> int:
         return self._traces + self.optimizer.traces

@@ -30,23 +30,23 @@ class MLXProcesses:
         return np.array(found).view(x.dtype).reshape(self.size, *x.shape)
 
     def send_host(self, x: np.ndarray, source: int) -> np.ndarray:
-        return np.array(self.send(mx.array(x), source))
+        return np.array(self._send(mx.array(x), source))
 
-    def sum(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+    def sum(self, arrays: Sequence[mx.array], owner: int | None = None) -> list[mx.array]:
         flat = mx.concatenate([x.reshape(-1).astype(mx.float32) for x in arrays])
         mx.eval(flat)
         with _connected():
             flat = mx.distributed.all_sum(flat, group=self._group, stream=mx.cpu)
             mx.eval(flat)
-        ends = np.cumsum([x.size for x in arrays])[:-1].tolist()
-        parts = [
-            part.reshape(x.shape) for part, x in zip(mx.split(flat, ends), arrays, strict=True)
-        ]
-        mx.eval(parts)
-        return parts
+        return _parts(flat, arrays)
 
-    def send(self, x: mx.array, source: int) -> mx.array:
+    def send(self, arrays: Sequence[mx.array], source: int) -> list[mx.array]:
+        flat = mx.concatenate([x.reshape(-1) for x in arrays])
+        return _parts(self._send(flat, source), arrays)
+
+    def _send(self, x: mx.array, source: int) -> mx.array:
         own = x if self.rank == source else mx.zeros_like(x)
+        mx.eval(own)
         with _connected():
             sent = mx.distributed.all_sum(own, group=self._group, stream=mx.cpu)
             mx.eval(sent)
@@ -54,6 +54,14 @@ class MLXProcesses:
 
     def close(self) -> None:
         """The connections end with the process."""
+
+
+def _parts(flat: mx.array, arrays: Sequence[mx.array]) -> list[mx.array]:
+    """What lies in `flat` one after the other, in the arrays' shapes."""
+    ends = np.cumsum([x.size for x in arrays])[:-1].tolist()
+    parts = [part.reshape(x.shape) for part, x in zip(mx.split(flat, ends), arrays, strict=True)]
+    mx.eval(parts)
+    return parts
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from .compiled import Compiled
 from .costs import COSTS
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
+from .sharded import ShardedOptimizer
 
 
 def make(device: str, dtype: str) -> TorchBackend:
@@ -52,6 +53,7 @@ _MAPPED = 32 << 20
 class TorchBackend:
     name = "torch"
     group: Group = ALONE
+    shards = True
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self.device, self.dtype = device, device.type, dtype
@@ -266,7 +268,11 @@ class TorchTrainer:
         self.backend, self.trainable, self.frozen = backend, trainable, frozen
         self.group = backend.group
         self._share_start()
-        self.optimizer = Optimizer(self.trainable, optim, backend.ops)
+        self.optimizer: Optimizer | ShardedOptimizer
+        if optim.shard and self.group.several:
+            self.optimizer = ShardedOptimizer(self.trainable, optim, backend.ops, self.group)
+        else:
+            self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._totals: dict[str, list[Tensor]] = {}
 
         def whole(arrays: Mapping[str, Tensor]) -> Any:
@@ -277,8 +283,10 @@ class TorchTrainer:
     @torch.no_grad()
     def _share_start(self) -> None:
         if self.group.several:
-            for p in self.trainable.values():
-                p.copy_(self.group.send(p))  # type: ignore[arg-type]
+            held = {n: p.detach() for n, p in self.trainable.items()}
+            self.group.send(held)  # type: ignore[arg-type]
+            for n, p in self.trainable.items():
+                p.copy_(held[n])
 
     def gradient(self, batches: Sequence[Batch]) -> None:
         try:
@@ -304,7 +312,7 @@ class TorchTrainer:
 
     def _sum_gradients(self) -> None:
         """Over the processes, of which each has some of the step's micro-batches."""
-        if not self.group.several:
+        if not self.group.several or isinstance(self.optimizer, ShardedOptimizer):
             return
         grads = {
             n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.trainable.items()
@@ -350,11 +358,15 @@ class TorchTrainer:
         return {**{n: p.detach() for n, p in self.trainable.items()}, **self.frozen}
 
     def save_state(self, file: Path | None) -> None:
-        if file is None:
-            return
-        self.backend.save(file, self.optimizer.state(), {"steps": str(self.optimizer.steps)})
+        if isinstance(self.optimizer, ShardedOptimizer):
+            self.optimizer.save(file)
+        elif file is not None:
+            self.backend.save(file, self.optimizer.state(), {"steps": str(self.optimizer.steps)})
 
     def load_state(self, file: Path) -> None:
+        if isinstance(self.optimizer, ShardedOptimizer):
+            self.optimizer.load(file)
+            return
         steps, state = 0, {}
         if self.group.leader:
             with safetensors.safe_open(file, "pt") as opened:
@@ -362,8 +374,10 @@ class TorchTrainer:
             state = self.backend.load(file)
         steps = self.group.tell(steps)
         if self.group.several:
-            for n, held in self.optimizer.state().items():
-                state[n] = self.group.send(state.get(n, held))  # type: ignore
+            for n, like in self.optimizer.state().items():
+                held = {n: state.get(n, like)}
+                self.group.send(held)  # type: ignore[arg-type]
+                state[n] = held[n]
         self.optimizer.restore(state, steps)
 
     def traces(self) -> int:

@@ -42,17 +42,19 @@ class Optimizer:
         return self.settings.optimizer == "adamw8bit" and self.params[name].numel() >= LEAST
 
     @torch.no_grad()
-    def update(self, lr: float) -> tuple[float, bool]:
-        """Returns the gradient's global norm and whether it was finite; if not, nothing changes."""
+    def update(self, lr: float, norm: float | None = None) -> tuple[float, bool]:
+        """Returns the gradient's global norm and whether it was finite; if not, nothing changes.
+        `norm`: that of all, where these are some of the gradients."""
         for p in self.params.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         grads = [p.grad for p in self.params.values()]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        value = float(norm)
+        if norm is None:
+            norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        value = norm
         if not value < float("inf"):
             return value, False
-        if 0 < self.settings.clip_norm < value:
+        if grads and 0 < self.settings.clip_norm < value:
             torch._foreach_mul_(grads, self.settings.clip_norm / (value + 1e-6))
         self.steps += 1
         if self.adamw is not None:

@@ -54,19 +54,21 @@ class TorchProcesses:
         return own.numpy()
 
     @torch.no_grad()
-    def sum(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+    def sum(self, arrays: Sequence[Tensor], owner: int | None = None) -> list[Tensor]:
         flat = _reachable(torch.cat([x.reshape(-1).float() for x in arrays]))
         with _connected():
-            dist.all_reduce(flat)
-        parts = flat.to(arrays[0].device).split([x.numel() for x in arrays])
-        return [part.view(x.shape) for part, x in zip(parts, arrays, strict=True)]
+            if owner is None:
+                dist.all_reduce(flat)
+            else:
+                dist.reduce(flat, owner)
+        return _parts(flat, arrays)
 
     @torch.no_grad()
-    def send(self, x: Tensor, source: int) -> Tensor:
-        sent = _reachable(x.detach().clone(memory_format=torch.contiguous_format))
+    def send(self, arrays: Sequence[Tensor], source: int) -> list[Tensor]:
+        flat = _reachable(torch.cat([x.reshape(-1) for x in arrays]))
         with _connected():
-            dist.broadcast(sent, source)
-        return sent.to(x.device)
+            dist.broadcast(flat, source)
+        return _parts(flat, arrays)
 
     def close(self) -> None:
         dist.destroy_process_group()
@@ -79,6 +81,12 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ConnectionError(str(error)) from error
+
+
+def _parts(flat: Tensor, arrays: Sequence[Tensor]) -> list[Tensor]:
+    """What lies in `flat` one after the other, in the arrays' shapes and on their device."""
+    parts = flat.to(arrays[0].device).split([x.numel() for x in arrays])
+    return [part.view(x.shape) for part, x in zip(parts, arrays, strict=True)]
 
 
 def _reachable(x: Tensor) -> Tensor:

@@ -141,6 +141,9 @@ class TrainingConfig(RowsConfig, StageConfig):
     """adamw8bit: AdamW whose moments take one byte a number, so that training all weights takes
     10 to 11 bytes a parameter in place of 16 to 19. muon: Muon for the blocks' matrices, AdamW for
     everything else."""
+    shard: Literal["none", "state"] = "none"
+    """state: of several processes (torchrun) each keeps the optimizer's state of some tensors, in
+    place of all of it. The result is the same."""
     learning_rate: AutoFloat = auto()
     """Peak rate of AdamW. auto: what is published for the stage and the model's size, ten times
     that for an adapter."""

@@ -68,12 +68,13 @@ class Engine(Protocol):
         """What process `source` gave, of one shape and type."""
         ...
 
-    def sum(self, arrays: Sequence[Array]) -> list[Array]:
-        """Each array's sum over the processes, float32, the same bits in each of them."""
+    def sum(self, arrays: Sequence[Array], owner: int | None = None) -> list[Array]:
+        """Each array's sum over the processes, float32, the same bits in each of them; with an
+        `owner` in that one alone, and the others get anything."""
         ...
 
-    def send(self, x: Array, source: int) -> Array:
-        """What process `source` gave, of one shape and type, on the device."""
+    def send(self, arrays: Sequence[Array], source: int) -> list[Array]:
+        """What process `source` gave, arrays of one type, on the device."""
         ...
 
     def close(self) -> None: ...
@@ -182,14 +183,15 @@ class Group:
 
     # ---- arrays ----------------------------------------------------------------------------------
 
-    def sum(self, arrays: Params) -> None:
-        """Puts each array's sum over the processes in its place: float32, whatever is computed in."""
+    def sum(self, arrays: Params, owner: int | None = None) -> None:
+        """Puts each array's sum over the processes in its place: float32, whatever is computed in.
+        With an `owner` that one alone has it afterwards."""
         if self._engine is None:
             return
         self._meet(_SUM, len(arrays))
         for names in chunks(arrays):
             self.sent += 4 * sum(_numbers(arrays[n]) for n in names)
-            found = self._guard(self._engine.sum, [arrays[n] for n in names])
+            found = self._guard(self._engine.sum, [arrays[n] for n in names], owner)
             arrays.update(zip(names, found, strict=True))
 
     def sum_figures(self, figures: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
@@ -203,15 +205,17 @@ class Group:
                 out[name] = [a + b for a, b in zip(before, values, strict=True)]
         return out
 
-    def send(self, x: Array, source: int = 0) -> Array:
-        """Process `source`'s array, in all of them; the others give one of that shape and type."""
+    def send(self, arrays: Params, source: int = 0) -> None:
+        """Puts process `source`'s arrays in the places of those of all, which are of their shapes
+        and of one type."""
         if self._engine is None:
-            return x
-        self._meet(_SEND, _numbers(x))
-        if self.rank == source:
-            self.sent += _numbers(x) * 4
-        sent: Array = self._guard(self._engine.send, x, source)
-        return sent
+            return
+        self._meet(_SEND, len(arrays))
+        for names in chunks(arrays):
+            if self.rank == source:
+                self.sent += 4 * sum(_numbers(arrays[n]) for n in names)
+            found = self._guard(self._engine.send, [arrays[n] for n in names], source)
+            arrays.update(zip(names, found, strict=True))
 
     def send_bytes(self, data: bytes, size: int) -> bytes:
         """The first process's bytes, `size` of them, in all."""

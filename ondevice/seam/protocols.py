@@ -24,6 +24,7 @@ class OptimSettings:
     clip_norm: float = 1.0
     muon_ratio: float = 1.0  # Muon's rate as a multiple of the rate that `step` is given
     muon_names: frozenset[str] = frozenset()  # the tensors Muon updates; AdamW has the rest
+    shard: bool = False  # whether each of several processes keeps the state of some tensors
 
     def decay(self, name: str, dimensions: int) -> float:
         """AdamW's decay of a tensor: matrices shrink; gains and biases of any shape (BART's is (1,
@@ -98,6 +99,8 @@ class Backend(Protocol):
     ops: Ops
     group: Group
     """The processes that work together, each with a backend of its own."""
+    shards: bool
+    """Whether each of several processes can keep a part of the optimizer's state."""
     activation_factor: float
     """Bytes that the backward pass keeps for a token, as a multiple of those that go into and come
     out of the blocks' matrices."""

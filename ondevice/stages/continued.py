@@ -35,6 +35,7 @@ _OF_ITS_OWN = {
     "dtype",
     "micro_batch",
     "checkpointing",
+    "shard",
 }
 """Settings of a stage that goes on that are not those of the finished one: how long it trains, where
 it lies, and the machine's."""

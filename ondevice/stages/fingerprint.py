@@ -45,6 +45,7 @@ _NO_MATTER = {
     "micro_batch",
     "decode_batch",
     "checkpointing",
+    "shard",
     "keep",
     "save_every",
     "sample_every",

@@ -161,7 +161,14 @@ def _ready(
     fingerprint = fingerprint_of(cfg, shared.corpus, folder, resume)
     check = partial(check_start, cfg, fingerprint)
     start = StageStart(resume, fingerprint, state_of(name, cfg), check, caller.on_settled)
-    return _Ready(cfg, start, load_backend(cfg.backend, cfg.device, cfg.dtype), redo)
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    if getattr(cfg, "shard", "none") != "none" and not backend.shards:
+        raise UserError(
+            f"{backend.name} keeps the optimizer's state whole in each process",
+            where="shard",
+            hint="leave it out, or give --backend torch",
+        )
+    return _Ready(cfg, start, backend, redo)
 
 
 def _wait(full: disk.DiskFull, name: str, caller: Caller) -> None:

@@ -26,4 +26,5 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
         clip_norm=cfg.clip_norm,
         muon_ratio=ratio,
         muon_names=frozenset(matrices),
+        shard=cfg.shard == "state",
     )

@@ -104,4 +104,6 @@ def chosen(
     if not others:
         return None
     found = models.start() if params is None else params
-    return {**found, **{name: group.send(found[name]) for name in sorted(models.trained)}}
+    trained = {name: found[name] for name in sorted(models.trained)}
+    group.send(trained)
+    return {**found, **trained}
