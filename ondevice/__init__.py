@@ -210,12 +210,13 @@ def plan(
     sets: Sequence[str] = (),
     measure: bool = True,
     tell: Callable[[str], None] | None = None,
+    processes: int = 1,
     **fields: Any,
 ) -> dict[str, Any]:
     """What a recipe (fields of `RunConfig`) or a stage (its own fields) takes before it runs:
     {"machine", "stages": [{"stage", "memory", "seconds", "fits", "change", …}], "seconds", "disk",
-    "fits"}. `measure`: this machine, where it was not before, which takes some seconds once. See
-    `ondevice.planning.command`."""
+    "fits"}. `measure`: this machine, where it was not before, which takes some seconds once.
+    `processes`: how many train together (`docs/scale.md`). See `ondevice.planning.command`."""
     from ondevice.config.recipe import STAGES
     from ondevice.config.runs import RunConfig
     from ondevice.planning.command import plan as function
@@ -229,11 +230,12 @@ def plan(
         names = {cls: name for name, cls in STAGES.items()}
         made = _made(type(cfg) if type(cfg) in names else RunConfig, {**given, "what": what}, cfg)
         name = names.get(type(made), "")
-        return function(name, made, sets, measure=measure, tell=tell)
+        return function(name, made, sets, measure=measure, tell=tell, processes=processes)
     cls: type = STAGES.get(str(what), RunConfig)
     if cls is RunConfig:
         given["recipe"] = str(what)
-    return function(str(what), _made(cls, given), sets, measure=measure, tell=tell)
+    made = _made(cls, given)
+    return function(str(what), made, sets, measure=measure, tell=tell, processes=processes)
 
 
 def batches(

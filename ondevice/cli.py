@@ -32,6 +32,7 @@ from ondevice.reports.report import report_text
 
 TRACEBACK = "--traceback"
 NO_TIME = "--no-time"  # of a plan: this machine is not measured
+PROCESSES = "--processes"  # of a plan: how many train together
 
 
 def command() -> int:
@@ -253,6 +254,7 @@ def print_help(verb: Verb, cls: type | None) -> None:
         options.append("--json            print the result as JSON")
     if verb.name == "plan":
         options.append(f"{NO_TIME}         do not measure this machine where it was not before")
+        options.append(f"{PROCESSES} N     as each of N processes that train together needs it")
         options.append("STAGE MODEL DATA  one stage, with the options of its own command")
     options.append(f"{TRACEBACK}       where an error was raised, before its one line")
     print("\nalso:\n  " + "\n  ".join(options))
@@ -294,6 +296,7 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
 
 def _plan(verb: Verb, argv: list[str]) -> None:
     """`plan` takes the words of the stage that it names, else those of `run`."""
+    argv, processes = _processes(argv)
     words = [word for word in argv if word != NO_TIME]
     stage = words[0] if words and words[0] in STAGES else ""
     if stage == "rate":
@@ -302,8 +305,27 @@ def _plan(verb: Verb, argv: list[str]) -> None:
     cls = _load(own.config)
     line = take_apart(own, cls, words[1:] if stage else words)
     config = make_config(own, cls, line)
-    result = _api("plan")(cfg=config, sets=tuple(line.sets), measure=NO_TIME not in argv)
+    result = _api("plan")(
+        cfg=config, sets=tuple(line.sets), measure=NO_TIME not in argv, processes=processes
+    )
     _print(result if line.json else _load(verb.render)(result), line)
+
+
+def _processes(argv: list[str]) -> tuple[list[str], int]:
+    """The words without `--processes N`, and N. Raises UserError for what is no number."""
+    rest: list[str] = []
+    count = 1
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != PROCESSES:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value.isdecimal():
+            raise UserError(f"{value!r} is not a number", where="processes", hint="such as 8")
+        count = int(value)
+    return rest, count
 
 
 def _runs(config: Any, line: Line) -> None:

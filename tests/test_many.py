@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +50,13 @@ def jobs_of(files: Path, backend: str, steps: int = STEPS) -> dict[str, tuple[st
         # an update's rows, uneven ones among them, in micro-batches of which one process has more
         "pretrain": (
             "pretrain",
-            {**chats, "optimizer": "muon", "micro_batch": 2, "clip_norm": 0.5},
+            {
+                **chats,
+                "optimizer": "muon",
+                "muon_learning_rate": 2e-3,
+                "micro_batch": 2,
+                "clip_norm": 0.5,
+            },
         ),
         "sft": ("sft", {**chats, "micro_batch": 3}),
         "lora": ("sft", {**chats, "adapter": "lora", "lora_rank": 4, "packing": False}),
@@ -188,6 +198,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path, backend_name: str, 
     files = files_of(tmp_path, backend_name)
     _, fields = jobs_of(files, backend_name)["sft"]
     fields = {**fields, "out": str(tmp_path / "run"), "save_every": 2, "eval_every": 0}
+    fields["shard"] = "state" if backend_name == "torch" else "none"
     started = many.Launch(
         backend_name, 2, [("sft", {**fields, "steps": 100000})], tmp_path / "launch"
     )
@@ -199,6 +210,125 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path, backend_name: str, 
     steps = max(int(p.name[5:]) for p in (tmp_path / "run/sft/checkpoints").glob("step-*"))
     od.sft(**{**fields, "steps": steps + 2, "resume": True})
     assert len(losses(tmp_path / "run", "sft")) == steps + 2
+
+
+@pytest.mark.slow
+def test_what_befalls_one_process_is_agreed_by_all(tmp_path: Path) -> None:
+    files = files_of(tmp_path, "torch")
+    _, fields = jobs_of(files, "torch")["sft"]
+    fields = {**fields, "eval_every": 0, "save_every": 0, "take_best": False}
+    stopped = {**fields, "steps": 100000, "out": str(tmp_path / "stopped")}
+    fails = {**fields, "steps": 8, "micro_batch": 4, "out": str(tmp_path / "fails")}
+    started = many.Launch(
+        "torch",
+        2,
+        [
+            ("sft", stopped),
+            ("sft", fails),
+            ("sft", {**stopped, "steps": 3, "out": str(tmp_path / "c")}),
+        ],
+        tmp_path / "launch",
+        own={1: {"MANY_FIRST": "many_faults"}},
+    )
+    events_file = tmp_path / "stopped/sft/events.jsonl"
+    started.when(lambda: events_file.is_file() and '"step"' in events_file.read_text())
+    started.signal(1, signal.SIGINT)  # the other process than the one that writes
+    done = started.wait()
+    for rank in range(2):
+        assert done[rank][0]["kind"] == "Interrupted", started.shown(0)
+        assert "stopped after step" in done[rank][0]["error"]
+        assert "result" in done[rank][1], (done, started.shown(0))
+        # a reward or data file that is missing on one machine ends all, and says where
+        assert done[rank][2]["kind"] in ("UserError", "PeerFailed"), done
+    assert "process 1 of 2" in done[0][2]["error"] and "a fault of this one" in done[0][2]["error"]
+    assert list((tmp_path / "stopped/sft/checkpoints").glob("step-*"))
+    told = list(events.read(tmp_path / "fails/sft/events.jsonl"))
+    warnings = [one["message"] for one in told if one["event"] == "warning"]
+    [halved] = [one for one in warnings if "memory ran out" in one]
+    assert "process 1 of 2" in halved and "micro_batch 2" in halved
+    assert any("not finite" in one for one in warnings)
+    assert any(
+        one.startswith("process 1 of 2") and "odd on this machine" in one for one in warnings
+    )
+    assert len([one for one in told if one["event"] == "step"]) == 8
+    assert not started.shown(1)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_and_stops_it(tmp_path: Path) -> None:
+    files = files_of(tmp_path, "torch")
+    words = ["--nproc-per-node", "2", "-m", "ondevice"]
+    _launcher_starts_and_stops(
+        [sys.executable, "-m", "torch.distributed.run", *words], files, "torch"
+    )
+
+
+@pytest.mark.slow
+def test_mlx_launch_starts_it_and_stops_it(tmp_path: Path) -> None:
+    files = files_of(tmp_path, "mlx")
+    launcher = Path(sys.executable).with_name("mlx.launch")
+    [port] = many.free_ports(1)
+    words = [
+        "-n",
+        "2",
+        "--starting-port",
+        str(port),
+        "--python",
+        sys.executable,
+        "--",
+        "-m",
+        "ondevice",
+    ]
+    _launcher_starts_and_stops([sys.executable, str(launcher), *words], files, "mlx")
+
+
+def _launcher_starts_and_stops(launcher: list[str], files: Path, backend: str) -> None:
+    """A stage's own command by a launcher, which hears a Ctrl-C: the run is saved and goes on."""
+    run = files.parent / "run"
+    flags = [
+        "--sequence_length",
+        "60",
+        "--device",
+        "cpu",
+        "--backend",
+        backend,
+        "--batch_size",
+        "6",
+    ]
+    flags += ["--eval_every", "0", "--save_every", "0", "--schedule", "constant", "--out", str(run)]
+    command = ["sft", str(files / "policy"), str(files / "chats.jsonl"), *flags]
+    with (files / "shown").open("wb") as shown:
+        process = subprocess.Popen(
+            [*launcher, *command, "--steps", "100000"],
+            stdout=shown,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+    end = time.monotonic() + many.TIMEOUT
+    told = run / "sft" / "events.jsonl"
+    while not (told.is_file() and '"event": "step"' in told.read_text()):
+        assert process.poll() is None and time.monotonic() < end, (files / "shown").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    process.wait(many.TIMEOUT)
+    text = (files / "shown").read_text()
+    assert text.count("stopped after step") == 1, text
+    [saved] = (run / "sft" / "checkpoints").glob("step-*")
+    od.sft(
+        model=str(files / "policy"),
+        data=str(files / "chats.jsonl"),
+        sequence_length=60,
+        device="cpu",
+        backend=backend,
+        batch_size=6,
+        eval_every=0,
+        save_every=0,
+        schedule="constant",
+        out=str(run),
+        steps=int(saved.name[5:]) + 1,
+        resume=True,
+    )
 
 
 def test_micro_batches_are_shared_evenly() -> None:

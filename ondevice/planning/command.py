@@ -27,13 +27,17 @@ def plan(
     *,
     measure: bool = True,
     tell: Callable[[str], None] | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """A plan as JSON values (see `report.plan_recipe`). `what` names the recipe or the stage whose
     settings `cfg` are; `sets` are changes of a recipe. `measure`: this machine, where it was not
-    before. Raises UserError for what could not begin."""
+    before. `processes`: how many like this machine are to train together. Raises UserError for what
+    could not begin."""
     say = tell or to_stderr
     cfg.check()
-    machine = machine_for(cfg, say, measure=measure)
+    if processes < 1:
+        raise UserError(f"{processes} is too small", where="processes", hint="give 1 or more")
+    machine = replace(machine_for(cfg, say, measure=measure), processes=processes)
     if isinstance(cfg, RunConfig):
         recipe = load_recipe(
             recipe_for(cfg.recipe, cfg.arch),

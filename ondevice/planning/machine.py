@@ -22,7 +22,8 @@ GPU_SHARE = 0.9
 class Machine:
     """`memory_total`: bytes of the device; `budget`: bytes that a stage may take, None: not known;
     `limited`: a person has named it. `process`: bytes that a process takes before it reads a model,
-    0 where the budget is a GPU's own memory. `speeds` None: not calibrated.
+    0 where the budget is a GPU's own memory. `speeds` None: not calibrated. `processes`: how many
+    train together, each on a machine or a GPU like this one.
     """
 
     backend: str
@@ -34,6 +35,7 @@ class Machine:
     costs: Costs
     limited: bool = False
     speeds: Speeds | None = None
+    processes: int = 1
 
     @property
     def activation_factor(self) -> float:
@@ -87,6 +89,7 @@ def machine_of(backend: Backend, memory: str = "", found: Calibration | None = N
         costs_of(backend.name),
         bool(memory),
         found.speeds if found is not None else None,
+        backend.group.size,
     )
 
 

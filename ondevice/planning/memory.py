@@ -64,8 +64,9 @@ def bytes_of_stage(
     costs: Costs,
     dtype: str,
     cache_bytes: int,
+    processes: int = 1,
 ) -> Bytes:
-    """`cache_bytes`: of the keys and values of one token."""
+    """`cache_bytes`: of the keys and values of one token. `processes`: how many share the work."""
     size = 2 if dtype == "bfloat16" else _FLOAT
     checkpointing = getattr(cfg, "checkpointing", False)
     writing = 0.0
@@ -84,6 +85,8 @@ def bytes_of_stage(
     if work.micro_batch is not None and sum(one.times for one in work.learned) > work.updates:
         learning += gradients  # those of the micro-batches before
     moments = moment_bytes(cfg, trained)
+    if cfg.shard == "state":
+        moments /= processes
     return replace(
         found,
         gradients=gradients,
@@ -102,6 +105,14 @@ def moment_bytes(cfg: TrainingConfig, trained: Trained) -> float:
     if cfg.optimizer == "muon":
         return _FLOAT * trained.matrices + 2 * _FLOAT * (trained.numbers - trained.matrices)
     return float(2 * _FLOAT * trained.numbers)
+
+
+def sent_bytes(cfg: StageConfig, trained: Trained, work: Work, processes: int) -> float:
+    """That each of several processes sends in a step, by a ring: of each gradient's sum all but its
+    own part, twice (Patarasuk 2009); with the optimizer's state in parts as much."""
+    if not isinstance(cfg, TrainingConfig):
+        return 0.0
+    return work.updates * 2 * (processes - 1) / processes * _FLOAT * trained.numbers
 
 
 def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpointing: bool) -> float:

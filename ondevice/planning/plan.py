@@ -23,7 +23,13 @@ from ondevice.models.model import Model
 from ondevice.planning.calibration import Speeds
 from ondevice.planning.data_facts import unknown_prompts
 from ondevice.planning.dimensions import Dimensions, dimensions
-from ondevice.planning.memory import Bytes, bytes_of_stage, checkpoint_bytes, disk_bytes
+from ondevice.planning.memory import (
+    Bytes,
+    bytes_of_stage,
+    checkpoint_bytes,
+    disk_bytes,
+    sent_bytes,
+)
 from ondevice.planning.model_facts import ModelFacts
 from ondevice.planning.seconds import read_terms, step_seconds
 from ondevice.planning.settings import settings_of, with_settings
@@ -45,6 +51,7 @@ from ondevice.planning.work import (
     completion_length,
     decode_of,
     once_before,
+    share_of,
     training_work,
 )
 from ondevice.preferences.distinct import TRIES
@@ -95,6 +102,10 @@ class StagePlan:
     bytes: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those that a rule may decide, with the numbers that they will have, about."""
+    processes: int = 1
+    """How many share the work; memory and time are those of each, without what is sent."""
+    sent: float = 0.0
+    """Bytes that each of several processes sends in a step."""
 
     def mapping(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -143,12 +154,15 @@ class _Planned:
     def __post_init__(self) -> None:
         self.machine = self.around.machine
         self.dims: Dimensions = dimensions(self.facts.cfg)
-        self.step = Step(self.facts.model, self.data, self.machine, self.facts.answer)
+        self.processes = self.machine.processes
+        self.step = Step(
+            self.facts.model, self.data, self.machine, self.facts.answer, self.processes
+        )
 
     def training(self) -> StagePlan:
         cfg = self.cfg
         assert isinstance(cfg, TrainingConfig)
-        work, measured = training_work(cfg, self.step)
+        work, measured = (share_of(one, self.processes) for one in training_work(cfg, self.step))
         per_step = self._seconds(work, cfg)
         seconds = None
         if per_step is not None:
@@ -159,7 +173,7 @@ class _Planned:
         all_of = self.data.tokens if by_tokens else self.data.rows
         times = per * cfg.steps / all_of if all_of else None
         if isinstance(cfg, SFTConfig) and self.data.tokens:
-            read = sum(one.places * one.times for one in work.learned)
+            read = sum(one.places * one.times for one in work.learned) * self.processes
             times = read * cfg.steps / self.data.tokens
         return self._plan(work, cfg.steps, used, seconds, per_step, times)
 
@@ -180,6 +194,7 @@ class _Planned:
             prompts=max(1, round(one.prompts * share)),
         )
         work = Work(decodes=[decode], tokens=decode.rows * decode.written, rows=count)
+        work = share_of(work, self.processes)
         seconds = self._seconds(work, None)
         used = self._bytes(replace(work, decodes=[one]), Work())
         return self._plan(work, 1, used, seconds, seconds, 1.0)
@@ -220,6 +235,8 @@ class _Planned:
             self._seconds(Work(decodes=work.decodes), None) or 0.0,
             used.mapping(),
             settings_of(cfg),
+            self.processes,
+            sent_bytes(cfg, self.trained, work, self.processes),
         )
 
     def _token_bytes(self) -> float:
@@ -241,6 +258,7 @@ class _Planned:
             costs=self.machine.costs,
             dtype=self.machine.dtype,
             cache_bytes=cache_bytes(self.facts.model, self.machine.dtype),
+            processes=self.processes,
         )
 
     def _seconds(self, work: Work, cfg: TrainingConfig | None) -> float | None:

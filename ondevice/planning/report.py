@@ -89,6 +89,7 @@ def _report(stages: Sequence[tuple[str, StageConfig]], around: Surroundings) -> 
             "budget": machine.budget,
             "calibrated": machine.speeds is not None,
             "disk": free,
+            "processes": machine.processes,
         },
         "stages": rows,
         "seconds": seconds_of_all(plans),
@@ -223,6 +224,12 @@ def _told(report: dict[str, Any]) -> list[str]:
     budget = machine["budget"]
     room = f", {size(budget)} of memory for it" if budget is not None else ""
     lines = [f"{found}{room}, {size(machine['disk'] or 0)} of disk free"]
+    if machine.get("processes", 1) > 1:
+        most = max((row["sent"] for row in report["stages"]), default=0.0)
+        lines.append(
+            f"{machine['processes']} processes: memory and time of each; of a step each sends up to "
+            f"{size(most)}, whose time is not counted"
+        )
     if report["seconds"] is not None and len(report["stages"]) > 1:
         lines.append(f"all of it: ≈ {duration(report['seconds'])}, {size(report['disk'])} of disk")
     if not machine["calibrated"]:

@@ -34,6 +34,7 @@ from ondevice.models.model import Model
 from ondevice.planning.data_facts import chat_rows, unknown_prompts
 from ondevice.planning.source_facts import DataFacts
 from ondevice.runs.device_batch import Device, choose_decode_batch, fitting_micro_batch
+from ondevice.seam.group import at_once
 
 STEPS = 4  # whose batches are looked at
 HELD_PROMPTS = 64  # that rollouts are measured on
@@ -98,6 +99,7 @@ class Step:
     data: DataFacts
     device: Device
     answer: float | None = None  # tokens of an answer on average
+    processes: int = 1
     starts: int | None = field(init=False)
     prompt_rows: int = field(init=False)
 
@@ -140,6 +142,27 @@ def training_work(cfg: TrainingConfig, step: Step) -> tuple[Work, Work]:
     return work, Work(read=measured)
 
 
+def share_of(work: Work, processes: int) -> Work:
+    """What one of several processes does of a step: the batches and the rows that are written are
+    shared, each updates."""
+
+    def part(passes: Sequence[Pass]) -> list[Pass]:
+        return [replace(one, times=one.times / processes) for one in passes]
+
+    decodes = []
+    for one in work.decodes:
+        rows = -(-one.rows // processes)
+        prompts = -(-one.prompts // processes)
+        decodes.append(replace(one, rows=rows, prompts=prompts, at_once=min(one.at_once, rows)))
+    return replace(
+        work,
+        learned=part(work.learned),
+        read=part(work.read),
+        judged=part(work.judged),
+        decodes=decodes,
+    )
+
+
 def once_before(cfg: TrainingConfig, work: Work, data: DataFacts) -> list[Pass]:
     """What is read once before the first step: the reference's log-probabilities of every pair."""
     if not isinstance(cfg, DPOConfig) or cfg.loss_type in ("orpo", "simpo"):
@@ -154,8 +177,14 @@ def _micro_batch(
     cfg: TrainingConfig, step: Step, rows: int, cut: Callable[[int | None], list[Batch]]
 ) -> int:
     if cfg.micro_batch != "auto":
-        return min(cfg.micro_batch, rows)
-    return fitting_micro_batch(step.model, step.device, rows, cut, checkpointing=cfg.checkpointing)
+        found = min(cfg.micro_batch, rows)
+    else:
+        found = fitting_micro_batch(
+            step.model, step.device, rows, cut, checkpointing=cfg.checkpointing
+        )
+    if step.processes == 1:
+        return found
+    return at_once(found, rows, step.processes)
 
 
 def pass_of(batch: Mapping[str, Any], times: float = 1.0) -> Pass:

@@ -228,13 +228,16 @@ class Group:
 
     # ---- endings ---------------------------------------------------------------------------------
 
-    def out_of_memory(self, text: str) -> None:
-        """Has the others learn, where they meet next, that this one has no memory for it."""
-        if self._engine is not None:
-            try:
-                self._meet(_AGREE, state=_NO_MEMORY, words={"said": text})
-            except PeerOutOfMemory:
-                return  # it knows
+    def out_of_memory(self, text: str) -> str:
+        """Has the others learn, where they meet next, that this one has no memory for it; what all
+        of them then say of it."""
+        if self._engine is None:
+            return text
+        try:
+            self._meet(_AGREE, state=_NO_MEMORY, words={"said": text})
+        except PeerOutOfMemory as error:
+            return str(error)
+        raise AssertionError("a process without memory is told so itself")
 
     def begin_again(self) -> None:
         """Has the others leave the stage, which the first process begins once more."""
@@ -327,8 +330,7 @@ class Group:
         if _AGAIN in states:
             raise StageAgain
         rank = states.index(_NO_MEMORY)
-        said = words[rank]["said"]
-        raise PeerOutOfMemory(said if rank == self.rank else f"{self.title(rank)}: {said}")
+        raise PeerOutOfMemory(f"{self.title(rank)}: {words[rank]['said']}")
 
     def _guard(self, operation: Callable[..., T], *arguments: Any) -> T:
         try:

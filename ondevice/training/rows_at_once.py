@@ -100,7 +100,7 @@ class RowsAtOnce:
             # outside, where the error no longer holds what the work had made
             self.ctx.backend.free_memory()
             if not told:
-                self.ctx.group.out_of_memory(said)
+                said = self.ctx.group.out_of_memory(said)
             self._halve(step, during, said)
 
     def choose(self, step: int, during: str, plan: StepPlan) -> None:
