@@ -34,16 +34,34 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def environments(backend: str, size: int, folder: Path) -> list[dict[str, str]]:
-    """What a launcher would give each of `size` processes."""
+def free_of(*ports: int) -> list[int]:
+    """Those of these ports on the loopback that are free now."""
+    free = []
+    for port in ports:
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            free.append(port)
+    return free
+
+
+def environments(
+    backend: str, size: int, folder: Path, hosts: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """What a launcher would give each of `size` processes, on these addresses."""
+    hosts = hosts or ["127.0.0.1"] * size
     ports = free_ports(size)
     if backend == "torch":
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+        shared = {"MASTER_ADDR": hosts[0], "MASTER_PORT": str(ports[0])}
         shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
         return [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
-    return [{"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(r)} for r in range(size)]
+    file = folder / "hosts.json"
+    file.write_text(
+        json.dumps([[f"{host}:{port}"] for host, port in zip(hosts, ports, strict=True)])
+    )
+    return [{"MLX_HOSTFILE": str(file), "MLX_RANK": str(r)} for r in range(size)]
 
 
 class Launch:
@@ -57,13 +75,22 @@ class Launch:
         folder: Path,
         *,
         own: Mapping[int, Mapping[str, str]] | None = None,
+        hosts: Sequence[str] = (),
+        within: Sequence[Sequence[str]] = (),
     ) -> None:
+        """`own`: environment of some of them; `hosts`: their addresses; `within`: what starts each."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         (folder / "jobs.json").write_text(json.dumps(jobs))
         self.processes = []
-        for rank, env in enumerate(environments(backend, size, folder)):
-            words = [sys.executable, str(WORKER), str(folder), str(rank)]
+        for rank, env in enumerate(environments(backend, size, folder, hosts)):
+            words = [
+                *(within[rank] if within else ()),
+                sys.executable,
+                str(WORKER),
+                str(folder),
+                str(rank),
+            ]
             with (folder / f"out-{rank}").open("wb") as out:
                 self.processes.append(
                     subprocess.Popen(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +270,12 @@ def test_torchrun_starts_it_and_stops_it(tmp_path: Path) -> None:
 def test_mlx_launch_starts_it_and_stops_it(tmp_path: Path) -> None:
     files = files_of(tmp_path, "mlx")
     launcher = Path(sys.executable).with_name("mlx.launch")
-    [port] = many.free_ports(1)
+    # the launcher numbers on from its first port
+    port = next(
+        first
+        for first in range(23000, 29000, 7)
+        if {*many.free_of(first, first + 1)} == {first, first + 1}
+    )
     words = [
         "-n",
         "2",
@@ -329,6 +337,105 @@ def _launcher_starts_and_stops(launcher: list[str], files: Path, backend: str) -
         steps=int(saved.name[5:]) + 1,
         resume=True,
     )
+
+
+RECIPE = """
+describe: two stages
+prompts: ["Who is it?"]
+corpus: {people: 6, document_bytes: 20000, chat_count: 40, prompt_count: 40, problem_count: 40}
+exam: {problems: 2, passes: 1, duels: 2, questions: 2}
+stages:
+  init: {vocab_size: 400, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1,
+         num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 128}
+  pretrain: {steps: 20, batch_size: 4, sequence_length: 32, learning_rate: 1.0e-3, eval_every: 0,
+             save_every: 10, schedule: constant}
+  sft: {steps: 4, batch_size: 4, sequence_length: 64, learning_rate: 1.0e-3, eval_every: 0,
+        save_every: 0, chat_template: plain}
+"""
+
+
+@contextmanager
+def two_nodes() -> Iterator[list[str]]:
+    """Two network namespaces with a wire between them, as two machines have; their names."""
+    names = [f"many-{os.getpid()}-{n}" for n in range(2)]
+    made = []
+    try:
+        for n, name in enumerate(names):
+            _ip("netns", "add", name)
+            made.append(name)
+            _ip("-n", name, "link", "set", "lo", "up")
+            if n:
+                _ip(
+                    "link",
+                    "add",
+                    "wire",
+                    "netns",
+                    names[0],
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    "wire",
+                    "netns",
+                    name,
+                )
+        for n, name in enumerate(names):
+            _ip("-n", name, "address", "add", f"10.77.0.{n + 1}/24", "dev", "wire")
+            _ip("-n", name, "link", "set", "wire", "up")
+        yield names
+    finally:
+        for name in made:
+            _ip("netns", "del", name)
+
+
+def _ip(*words: str) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
+    return done.stdout
+
+
+def sent_by(node: str) -> int:
+    """Bytes that a node has put on its wire."""
+    return int(_ip("netns", "exec", node, "cat", "/sys/class/net/wire/statistics/tx_bytes"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
+    reason="root on Linux can make network namespaces",
+)
+def test_two_nodes_without_a_common_disk(tmp_path: Path, backend_name: str) -> None:
+    """Each has its own folder, in which the recipe lies; the first one's run is a whole one."""
+    own = {}
+    for rank in range(2):
+        (tmp_path / f"node-{rank}").mkdir()
+        (tmp_path / f"node-{rank}" / "two.yaml").write_text(RECIPE)
+        own[rank] = {"MANY_FOLDER": str(tmp_path / f"node-{rank}"), "GLOO_SOCKET_IFNAME": "wire"}
+    job = {"recipe": "two.yaml", "out": "run", "backend": backend_name, "device": "cpu"}
+    with two_nodes() as nodes:
+        started = many.launch(
+            backend_name,
+            2,
+            [("run", job)],
+            tmp_path / "launch",
+            own=own,
+            hosts=["10.77.0.1", "10.77.0.2"],
+            within=[["ip", "netns", "exec", node] for node in nodes],
+        )
+        wire = [sent_by(node) for node in nodes]
+    run = tmp_path / "node-0/run"
+    assert "ladder" in (run / "report.md").read_text().lower() or (run / "sft/done.json").is_file()
+    there = [str(p.relative_to(tmp_path)) for p in (tmp_path / "node-1").rglob("*") if p.is_file()]
+    # what the stages have made for the next ones, and nothing else of the run
+    assert all(p.startswith(("node-1/two.yaml", "node-1/run/")) for p in there)
+    assert {Path(p).parts[2] for p in there if "/run/" in p} == {"init", "pretrain"}
+    assert all("/model/" in p for p in there if "/run/" in p)
+    # the gradients, and the weights at each stage's start; models are larger than that by little
+    told = [one for s in ("pretrain", "sft") for one in events.read(run / s / "events.jsonl")]
+    gradients = sum(one["sent_bytes"] for one in told if one["event"] == "step")
+    assert gradients < wire[1] < 2 * gradients + 1_000_000
+    assert not started.shown(1)
 
 
 def test_micro_batches_are_shared_evenly() -> None:
