@@ -271,6 +271,12 @@ NIGHTLY = (
         r"snippets_of_every_kind",
         "the snippets of the other kinds of models: CI runs those of a push of all stages",
     ),
+    Nightly(
+        "test_many.py",
+        r"mlx-every stage|every stage-mlx|dies_ends_the_others\[mlx-0|two_nodes.*mlx",
+        "two processes on MLX at length: CI has every stage on torch, two of them on MLX, and on MLX the "
+        "death of one process",
+    ),
 )
 
 

@@ -238,6 +238,15 @@ def test_the_command_prints_a_table_and_json(
     assert "27 chats" in table and "no times" in table and table.splitlines()[1].endswith("yes")
     assert cli.main(["plan", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["steps"] == 7
+    assert cli.main(["plan", *words, "--json", "--processes", "4", "--shard", "state"]) == 0
+    [each] = json.loads(capsys.readouterr().out)["stages"]
+    assert each["processes"] == 4
+    assert each["sent"] == 2 * 3 / 4 * 4 * each["trained"]  # by a ring, of each float
+    assert each["bytes"]["moments"] == 2 * 4 * each["trained"] / 4
+    assert cli.main(["plan", *words, "--processes", "2"]) == 0
+    assert "2 processes: memory and time of each" in capsys.readouterr().out
+    assert cli.main(["plan", *words, "--processes", "many"]) == 2
+    assert "'many' is not a number" in capsys.readouterr().err
     assert cli.main(["plan", "minute", "--no-time"]) == 0
     assert "grpo" in capsys.readouterr().out
 
