@@ -25,6 +25,7 @@ from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.common.launcher import launched
 from ondevice.common.processes import Access, environment
+from ondevice.preferences.database import Ratings
 from ondevice.runs import events
 from ondevice.seam.group import ALONE, Group, at_once
 from ondevice.seam.select import load_backend
@@ -97,6 +98,12 @@ def completions(run: Path, stage: str) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
+def queued(run: Path) -> list[list[str]]:
+    """The responses that wait to be rated, prompt by prompt."""
+    with Ratings.open(run / "ratings.db") as ratings:
+        return [[one.text for one in item.responses] for item in ratings.items()]
+
+
 def losses(run: Path, stage: str, event: str = "step") -> list[float]:
     """The losses, or what a measurement tells in their place."""
     told = events.read(run / stage / "events.jsonl")
@@ -146,6 +153,9 @@ def test_two_processes_train_as_one_does(
         rows = (files / "chats.jsonl").read_text().splitlines()[rank:]
         (tmp_path / f"own-{rank}" / "rows.jsonl").write_text("\n".join(rows))
     asked = [(fn, {**f, "out": str(tmp_path / f"two-{name}")}) for name, (fn, f) in jobs.items()]
+    sampled = {"model": str(files / "policy"), "data": str(files / "prompts.jsonl")}
+    sampled |= {"prompts": 9, "max_new_tokens": 8, "backend": backend_name, "device": "cpu"}
+    asked.append(("sample", {**sampled, "out": str(tmp_path / "two-sample")}))
     asked.append(("sft", other))
     started = many.Launch(
         backend_name,
@@ -156,7 +166,9 @@ def test_two_processes_train_as_one_does(
     )
     for name, (function, fields) in jobs.items():
         getattr(od, function)(**fields, out=str(tmp_path / f"one-{name}"))
+    od.sample(**sampled, out=str(tmp_path / "one-sample"))
     done = started.wait()
+    assert queued(tmp_path / "two-sample") == queued(tmp_path / "one-sample"), started.shown(0)
     for n, (name, (function, _)) in enumerate(jobs.items()):
         one, two = tmp_path / f"one-{name}", tmp_path / f"two-{name}"
         for rank in range(2):

@@ -25,7 +25,7 @@ from .compiled import Compiled
 from .costs import COSTS
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
-from .sharded import ShardedOptimizer
+from .sharded import ShardedOptimizer, send_into
 
 
 def make(device: str, dtype: str) -> TorchBackend:
@@ -283,10 +283,7 @@ class TorchTrainer:
     @torch.no_grad()
     def _share_start(self) -> None:
         if self.group.several:
-            held = {n: p.detach() for n, p in self.trainable.items()}
-            self.group.send(held)  # type: ignore[arg-type]
-            for n, p in self.trainable.items():
-                p.copy_(held[n])
+            send_into(self.trainable, self.group, 0)
 
     def gradient(self, batches: Sequence[Batch]) -> None:
         try:
@@ -317,6 +314,8 @@ class TorchTrainer:
         grads = {
             n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.trainable.items()
         }
+        for p in self.trainable.values():
+            p.grad = None  # each is freed as its sum takes its place
         self.group.sum(grads)  # type: ignore[arg-type]
         for n, p in self.trainable.items():
             p.grad = grads[n]

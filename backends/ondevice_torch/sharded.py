@@ -17,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ondevice.seam.group import Group, deal
+from ondevice.seam.group import Group, chunks, deal
 from ondevice.seam.protocols import OptimSettings
 
 from .ops import TorchOps
@@ -63,9 +63,11 @@ class ShardedOptimizer:
             for n in names:
                 p = self.params[n]
                 grads[n] = torch.zeros_like(p) if p.grad is None else p.grad
+                p.grad = None  # freed as the sum takes its place
             self.group.sum(grads, owner)
-            for n in names:
-                self.params[n].grad = grads[n] if owner == self.group.rank else None
+            if owner == self.group.rank:
+                for n in names:
+                    self.params[n].grad = grads[n]
 
     def _norm(self) -> float:
         """Of all gradients, as `Optimizer` takes it: of the tensors' norms in their order."""
@@ -82,11 +84,7 @@ class ShardedOptimizer:
     def _share(self) -> None:
         """Each tensor, from its owner to all."""
         for owner, names in enumerate(self.owned):
-            held: dict[str, Any] = {n: self.params[n].detach() for n in names}
-            self.group.send(held, owner)
-            if owner != self.group.rank:
-                for n in names:
-                    self.params[n].copy_(held[n])
+            send_into({n: self.params[n] for n in names}, self.group, owner)
 
     # ---- files: tensor by tensor ------------------------------------------------------------------
 
@@ -143,6 +141,17 @@ class ShardedOptimizer:
         self.group.send(held, rank)
         tensor: Tensor = held[""]
         return tensor
+
+
+@torch.no_grad()
+def send_into(params: dict[str, Tensor], group: Group, source: int) -> None:
+    """Process `source`'s numbers into the parameters of all, some at a time."""
+    for names in chunks(params):  # type: ignore[arg-type]
+        held: dict[str, Any] = {n: params[n].detach() for n in names}
+        group.send(held, source)
+        if source != group.rank:
+            for n in names:
+                params[n].copy_(held[n])
 
 
 def _head(order: list[tuple[Any, ...]], steps: int) -> bytes:
