@@ -464,8 +464,9 @@ def test_two_nodes_without_a_common_disk(tmp_path: Path, backend_name: str) -> N
     there = [str(p.relative_to(tmp_path)) for p in (tmp_path / "node-1").rglob("*") if p.is_file()]
     # what the stages have made for the next ones, and nothing else of the run
     assert all(p.startswith(("node-1/two.yaml", "node-1/run/")) for p in there)
-    assert {Path(p).parts[2] for p in there if "/run/" in p} == {"init", "pretrain"}
-    assert all("/model/" in p for p in there if "/run/" in p)
+    sent = {Path(p).parts[2] for p in there if "/run/" in p}
+    assert sent == {"init", "pretrain", "recipe.yaml"}
+    assert not any("checkpoints" in p or "/data/" in p for p in there)
     # the gradients, and the weights at each stage's start; models are larger than that by little
     told = [one for s in ("pretrain", "sft") for one in events.read(run / s / "events.jsonl")]
     gradients = sum(one["sent_bytes"] for one in told if one["event"] == "step")

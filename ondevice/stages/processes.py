@@ -26,9 +26,10 @@ from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig
 from ondevice.datasets.preference_pairs import COPY as PAIRS
+from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.runs.context import Context, RunSettings, StageStart
 from ondevice.runs.events import ForwardedEvents
-from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
 from ondevice.seam.group import CHUNK, Group, StageAgain
 from ondevice.seam.select import available, load_backend
 from ondevice.stages.fingerprint import check_start, fingerprint_of
@@ -90,7 +91,7 @@ def begin(ctx: Context, cfg: StageConfig) -> None:
             "continued": to_tell(ctx.start.continued),
         }
     )
-    _send_own_models(group, cfg, folder.path.parent)
+    _send_files(group, _made_before(cfg, folder), None)
     _send_files(group, {file.name: file for file in files}, None)
     _compare(ctx)
 
@@ -101,15 +102,19 @@ def end(group: Group, path: Path) -> None:
         group.tell({"end": str(path)})
 
 
-def _send_own_models(group: Group, cfg: StageConfig | None, run: Path | None) -> None:
-    """The models that the run has made, to where they are not."""
-    files: dict[str, Path] = {}
-    if cfg is not None and run is not None:
-        for name in _MODELS:
-            folder = Path(getattr(cfg, name, "") or "")
-            if folder.name and run.resolve() in folder.resolve().parents:
-                files |= {str(p): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    _send_files(group, files, Path())
+def _made_before(cfg: StageConfig, stage: StageFolder) -> dict[str, Path]:
+    """What the run has made that a stage reads: models, ratings, and what earlier stages say of
+    themselves. It is sent to the machines that do not have it."""
+    run = stage.path.parent
+    files = [run / "recipe.yaml", run / RATINGS]
+    for other in RunFolder(run).stages():
+        if other.name != stage.name:
+            files += [other.events, other.settings, other.done]
+    for name in _MODELS:
+        folder = Path(getattr(cfg, name, "") or "")
+        if folder.name and run.resolve() in folder.resolve().parents:
+            files += sorted(folder.rglob("*"))
+    return {str(file): file for file in files if file.is_file()}
 
 
 def _send_files(group: Group, files: Mapping[str, Path], target: Path | None) -> None:
