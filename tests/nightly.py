@@ -273,9 +273,9 @@ NIGHTLY = (
     ),
     Nightly(
         "test_many.py",
-        r"mlx-every stage|every stage-mlx|dies_ends_the_others\[mlx-0|two_nodes.*mlx",
-        "two processes on MLX at length: CI has every stage on torch, two of them on MLX, and on MLX the "
-        "death of one process",
+        r"every stage|mlx.*some|some.*mlx|any_number|launch|two_nodes|others\[(torch|mlx-0)",
+        "the other stages, launchers and deaths of several processes: CI has four stages by two processes, "
+        "a fault of each kind and the death of one",
     ),
 )
 
