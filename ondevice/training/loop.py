@@ -194,7 +194,6 @@ class _Fit:
         cfg = self.cfg
         self._go_on()
         self._begin()
-        together.sent(self.ctx.group)  # what was sent before the first step is not of it
         with self.ctx.progress(cfg.steps, self.state.step) as bar:
             while self.state.step < cfg.steps and not self.state.ended:
                 shown, ruined = self._step()
@@ -277,6 +276,7 @@ class _Fit:
         finite.
         """
         began = ticks()
+        together.sent(self.ctx.group)  # what was sent between steps is of none
         state = self.state
         lr = learning_rate(state.step, self.cfg) * state.rate_factor
         number = state.number()
