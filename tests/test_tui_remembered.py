@@ -18,6 +18,7 @@ from ondevice_tui.remembered import Remembered, settings_file
 from ondevice_tui.screens.chat import ChatScreen
 from ondevice_tui.screens.chat_settings import is_sampling
 from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.sample_pairs import SAMPLING, is_pair_sampling
 from ondevice_tui.widgets.curve import Curve
 from test_tui import play
 from tui_runs import a_run, until, until_shown
@@ -68,6 +69,20 @@ def test_odd_settings_of_answers_are_not_taken(values: Any) -> None:
     assert is_sampling(
         {"temperature": 0.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 9, "seed": 3}
     )
+
+
+def test_a_rater_and_how_pairs_are_sampled(tmp_path: Path) -> None:
+    remembered = Remembered(tmp_path / "app.json")
+    login = live_sampling.rater_name()
+    assert live_sampling.rater_name(remembered) == login
+    for odd in ("settled:Ada", " ", 3, "x" * 300):
+        remembered.keep("rater", odd)
+        assert live_sampling.rater_name(remembered) == login
+    remembered.keep("rater", "Ada")
+    assert live_sampling.rater_name(remembered) == "Ada"
+    for odd in (None, [], {"temperatures": "1"}, dict.fromkeys(SAMPLING, 3)):
+        assert not is_pair_sampling(odd)
+    assert is_pair_sampling(dict.fromkeys(SAMPLING, "2"))
 
 
 @pytest.mark.slow

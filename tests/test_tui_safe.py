@@ -246,6 +246,7 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
         run.path,
         [{"role": "user", "content": whole}],
         (Response(whole, whole), Response("b", whole)),
+        whole,
     )
     item: Any = SimpleNamespace(id=1, kind="normal")
     project = Project(guidelines=whole[:9000], reasons=tuple(names[:9]))

@@ -19,9 +19,10 @@ from ondevice.inference.pair_sampling import Judge, Plan, judge_of, prompts
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.distinct import TRIES, DistinctResponses
 from ondevice.preferences.rating_queue import uncertainty
-from ondevice.preferences.votes import QueueEntry, Response
+from ondevice.preferences.votes import QueueEntry, Response, is_settled
 from ondevice.runs.folder import RunFolder
 from ondevice_tui.ratings_thread import RatingsThread
+from ondevice_tui.remembered import Remembered
 from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning
 
 # pairs that wait for the rater: sampling rests at so many, and begins again below so few
@@ -34,12 +35,20 @@ READS = "the reward model reads"
 IDLE_S = 1.0  # between two looks at whether there is something to do
 
 
-def rater_name() -> str:
-    """The login name; a name for anybody where the system knows none."""
+def rater_name(remembered: Remembered | None = None) -> str:
+    """Who rates: the name that was given last, else the login name; a name for anybody where the
+    system knows none."""
+    given = remembered.get("rater", _is_name) if remembered is not None else None
+    if given:
+        return str(given)
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
         return "me"
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value.strip()) <= 200 and not is_settled(value)
 
 
 def _look_different(chosen: DistinctResponses) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.inference.conversations import load, new_file, save, saved
 from ondevice.preferences.votes import Response
+from ondevice_tui.live_sampling import rater_name
 from ondevice_tui.screens.chat_pane import KWARGS, Pane
 from ondevice_tui.screens.chat_settings import is_sampling
 from ondevice_tui.screens.choose_chat import ChooseChat
@@ -162,7 +163,9 @@ class KeepingPage(Page):
         )
         model = panes[0].model
         if model is not None:
-            kept = Kept(Path(model[1]).parent.parent, panes[0].turns[:-1], answers)
+            run = Path(model[1]).parent.parent
+            rater = rater_name(self.ui.remembered)  # as on the screen that rates
+            kept = Kept(run, panes[0].turns[:-1], answers, rater)
             self.app.push_screen(Keep(kept), lambda choice: self._store(kept, choice))
 
     async def _another(self, pane: Pane) -> str:

@@ -16,7 +16,6 @@ from ondevice.common.clock import clock
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import Response
-from ondevice_tui.live_sampling import rater_name
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.safe import SafeText, content, line, titled
 
@@ -25,11 +24,12 @@ BATCH = "chat"
 
 @dataclass(frozen=True)
 class Kept:
-    """Two answers to the same messages, and the run whose ratings they belong to."""
+    """Two answers to the same messages, the run whose ratings they belong to, and who keeps them."""
 
     run: Path
     messages: Sequence[dict[str, Any]]
     answers: tuple[Response, Response]
+    rater: str
 
     def store(self, choice: str) -> str:
         """Queues the pair and votes on it: 1, 2, tie or bad. Who wrote the answers was seen, so
@@ -40,7 +40,7 @@ class Kept:
             ranking = [int(choice) - 1] if choice in ("1", "2") else []
             outcome: Any = {"tie": "tie", "bad": "all_bad"}.get(choice, "ranked")
             ratings.vote(
-                item, rater_name(), f"chat-{int(clock() * 1000):x}", outcome, ranking, seen_end=True
+                item, self.rater, f"chat-{int(clock() * 1000):x}", outcome, ranking, seen_end=True
             )
         return f"kept in {self.run.name}/{FILE}"
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.preferences import assignment, history
@@ -100,7 +99,7 @@ class QueuePage(MarkingPage):
             self.next()
 
     def _open(self, *, create: bool = False) -> None:
-        self.rater = self.rater or self.ui.remembered.get("rater", _is_name) or rater_name()
+        self.rater = self.rater or rater_name(self.ui.remembered)
         super()._open(create=create)
 
     @property
@@ -204,7 +203,3 @@ class QueuePage(MarkingPage):
             self.progress = progress
             self._show_top()
             self._show_told(*self._said)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value.strip()) <= 200

@@ -77,7 +77,7 @@ class MorePairs(Card[Found]):
         if self._ui.chosen is not None and (self._ui.chosen / FILE).is_file():
             prompts = ""
         usual = {"temperatures": "0.7, 1.1", "answers": "2", "longest": "64"}
-        before = self._ui.remembered.get(KEPT, _is_sampling) or {}
+        before = self._ui.remembered.get(KEPT, is_pair_sampling) or {}
         return {**usual, **before, "prompts": prompts, "file": ""}
 
     def compose(self) -> ComposeResult:
@@ -223,7 +223,7 @@ class MorePairs(Card[Found]):
         self.query_one("#more-verdict", SafeText).show(text, "$error")
 
 
-def _is_sampling(value: Any) -> bool:
+def is_pair_sampling(value: Any) -> bool:
     """Whether a value is what this card has remembered."""
     if not isinstance(value, dict) or set(value) != set(SAMPLING):
         return False
