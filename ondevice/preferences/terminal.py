@@ -107,9 +107,12 @@ class Session:
 
     def run(self) -> None:
         """Until nothing is left or the rater leaves."""
+        project = read_project(self.ratings)
         item = self._next()
         if self.keys.interactive and item is not None:
             say(HELP)
+            if project.guidelines:
+                say(guidelines(project))
         while item is not None:
             self._show(item)
             item = self._answered(item)

@@ -168,6 +168,8 @@ class QueuePage(MarkingPage):
             self.item = found.turn.item
             self.progress = found.turn.progress
             self.trouble = ""
+            if found.turn.project.guidelines and not found.turn.progress.rated:
+                told = told or "this project has guidelines: I shows them"
         self._begin_vote()
         self._said = ("", "")
         self.show()
