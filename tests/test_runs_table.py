@@ -246,6 +246,8 @@ def test_what_refers_to_a_run_goes_on_working(tmp_path: Path) -> None:
     # names of a run that is deleted are free again, those of one in the trash are not
     trash.remove_runs(["third"], folder, anyway=True)
     assert (folder / "a").is_symlink()
+    with pytest.raises(UserError, match="leads there, an older name of a run in the trash"):
+        rename_run("b", "third", folder)
     trash.empty_trash(folder)
     assert not os.path.lexists(folder / "a") and not os.path.lexists(folder / "renamed")
 

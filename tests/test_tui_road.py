@@ -479,3 +479,14 @@ def test_the_road_and_the_curves_show_the_time(tmp_path: Path) -> None:
 
     with stage.locked():
         play(tmp_path, script)
+
+
+def test_where_a_run_that_trains_is_in_its_recipe(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    assert run_status.place_in_recipe(None) == ""
+    [read] = RunsReader(tmp_path).read()
+    assert run_status.place_in_recipe(read) == "", "nothing trains"
+    with run.stage("sft").locked():
+        [read] = RunsReader(tmp_path).read()
+    steps = len(read["recipe"])
+    assert run_status.place_in_recipe(read) == f"step {read['recipe'].index('sft') + 1} of {steps}"

@@ -24,7 +24,9 @@ from textual.widgets import Input, TextArea
 
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response
+from ondevice.runs import table
 from ondevice.runs.folder import RunFolder
+from ondevice.runs.labels import add_tags, set_note
 from ondevice_tui import plan_process, push_process, run_reader, run_status
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate_queue, stage_page
@@ -61,7 +63,7 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TEXTUAL_THEME", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
-    for module in (run_status, stage_page):
+    for module in (run_status, stage_page, table):
         monkeypatch.setattr(module, "clock", lambda: START + 7300)
     monkeypatch.setattr(rate_queue, "rater_name", lambda: "vera")
 
@@ -101,6 +103,13 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def road_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
     await until_shown(pilot, "process gone after step 40")
+
+
+async def runs_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    set_note(Path("runs/first"), "the rate that worked")
+    add_tags(Path("runs/first"), ["good"])
+    await pilot.press("tab")
+    await until_shown(pilot, "#good the rate that worked", "exact 73%", "1.2M")
 
 
 async def start_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
@@ -149,6 +158,7 @@ async def push_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
 
 SCREENS = {
     "road": road_,
+    "runs": runs_,
     "start": start_,
     "train": train_,
     "rate": rate_,

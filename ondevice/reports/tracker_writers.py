@@ -160,7 +160,7 @@ class Trackio:
 
     def close(self, *, failed: bool) -> None:
         with _quiet():
-            self._run.finish()
+            self._trackio.finish()
 
 
 class Wandb:

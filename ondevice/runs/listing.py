@@ -64,7 +64,8 @@ def run_paths(folder: str | Path) -> list[Path]:
         if not root.is_dir():
             return []
         with os.scandir(root) as found:
-            return sorted(root / one.name for one in found if not is_older_name(one))
+            names = [one.name for one in found if not is_older_name(one)]
+        return [root / name for name in sorted(names)]
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(folder)) from error
 

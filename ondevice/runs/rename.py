@@ -67,7 +67,16 @@ def _checked(new: str) -> str:
 
 
 def _refuse_taken(target: Path, run: Path) -> None:
-    if not os.path.lexists(target) or _same(target, run):
+    if not os.path.lexists(target):
+        for link, leads in listing.older_names(target.parent).items():
+            if leads == target.name:  # of a run in the trash: this one is not meant by it
+                raise UserError(
+                    f"{link.name} leads there, an older name of a run in the trash",
+                    where=str(target),
+                    hint="give another name, or ondevice runs empty-trash",
+                )
+        return
+    if _same(target, run):
         return
     if listing.is_older_name(target):
         last = listing.by_newest_name(target)

@@ -24,6 +24,7 @@ TICK = "*"  # a character that every terminal has, and no state
 _COLUMNS = (("age", 6), ("exact", 7), ("held-out", 10), ("size", 7), ("reward", 9))
 # as they stand from left to right
 _ORDER = ("exact", "held-out", "reward", "size", "age")
+_MARKS = 3  # cells of what stands before a name: the highlight, whether chosen, whether ticked
 _NAME = (16, 32)  # cells of a name: at least, at most
 _STAGES = 13  # cells of the marks of stages
 _NOTE = 12  # fewer say nothing
@@ -40,7 +41,7 @@ class Layout:
 
 def layout(width: int, longest: int) -> Layout:
     """`longest`: cells of the longest name."""
-    room = width - 2 - _NAME[0] - 1 - _STAGES
+    room = width - _MARKS - _NAME[0] - 1 - _STAGES
     chosen = []
     for name, cells in _COLUMNS:
         if cells <= room:
@@ -59,7 +60,7 @@ def layout(width: int, longest: int) -> Layout:
 def head(shape: Layout, sort: str, reverse: bool) -> Content:
     """The names of the columns; an arrow stands at the one that the runs are ordered by."""
     parts: list[str | tuple[str, str]] = [
-        "  ",
+        " " * _MARKS,
         _head_cell("name", shape.name, sort, reverse, right=False),
         " ",
         _head_cell("state", _STAGES, sort, reverse, right=False),
@@ -82,7 +83,7 @@ def _head_cell(
 
 def column_at(shape: Layout, x: int) -> str:
     """The name of the column at this cell of a line; empty where there is none."""
-    at = 2
+    at = _MARKS
     for name, cells in (("name", shape.name + 1), ("state", _STAGES), *shape.columns):
         at += cells
         if x < at:
@@ -92,7 +93,7 @@ def column_at(shape: Layout, x: int) -> str:
 
 def run_line(run: Run, shape: Layout, *, chosen: bool, ticked: bool) -> Content:
     """A run in the columns of this layout."""
-    marks = f"{'▸' if chosen else ' '}{TICK if ticked else ' '}"
+    marks = f" {'▸' if chosen else ' '}{TICK if ticked else ' '}"
     name = (cell(str(run["run"]), shape.name), "bold" if chosen or ticked else "")
     begin = line((marks, "bold $primary"), name, " ")
     trouble = run.get("wrong")
@@ -163,7 +164,8 @@ def card(run: Run) -> list[Content]:
         f"{name} {table.shown(name, value)}" for name, value in table.figures(run).items()
     )
     taken = run.get("bytes")
-    facts = [figures, "size is being read" if taken is None else size(taken)]
+    place = run_status.place_in_recipe(run)
+    facts = [place, figures, "size is being read" if taken is None else size(taken)]
     if used := table.seconds_of(run):
         facts.append(f"{table.shown('time', used)} of work")
     rows.append(line((" · ".join(filter(None, facts)), "$muted")))

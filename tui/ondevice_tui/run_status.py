@@ -384,6 +384,17 @@ def left(stage: Mapping[str, Any]) -> str:
     return ""
 
 
+def place_in_recipe(run: Mapping[str, Any] | None) -> str:
+    """Where a run that trains is in its recipe: "step 2 of 8"; else empty."""
+    if not run:
+        return ""
+    recipe = list(run.get("recipe") or ())
+    for stage in run["stages"]:
+        if stage["state"] == "training" and stage["stage"] in recipe:
+            return f"step {recipe.index(stage['stage']) + 1} of {len(recipe)}"
+    return ""
+
+
 def time_used(stage: Mapping[str, Any]) -> str:
     """Of a stage that trains in a run with a time: "stage 3 of 7, 4:10 of 10:00"; else empty."""
     time = run_time_of(stage)

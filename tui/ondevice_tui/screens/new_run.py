@@ -29,28 +29,31 @@ class ChooseScreen(Card[None]):
         Binding("escape,q", "dismiss(None)", "close", key_display="esc")
     ]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, str] = {}  # what each row begins → what that does
+
     def compose(self) -> ComposeResult:
-        rows = Rows()
+        rows = Rows(id="new-rows")
         with Vertical(id="card") as card:
             titled(card, "begin a run", "Enter chooses   esc closes")
             yield SafeText("The whole road by a recipe, or one stage from any model folder:")
             yield rows
+            yield SafeText(id="new-about")
         made = []
         for name in sorted(for_decoders(), key=_order):
-            made.append(
-                (
-                    f"run:{name}",
-                    line(
-                        (cell(name, 15), "bold $primary"),
-                        "recipe  ",
-                        (load_recipe(name).describe, "$muted"),
-                    ),
-                )
-            )
+            told = self._told[f"run:{name}"] = load_recipe(name).describe
+            head = (cell(name, 15), "bold $primary")
+            made.append((f"run:{name}", line(head, "recipe  ", (told, "$muted"))))
         for name, cls in ((name, cls) for name, cls in STAGES.items() if startable(name)):
-            told = first_paragraph(cls)
+            told = self._told[name] = first_paragraph(cls)
             made.append((name, line((cell(name, 15), "bold"), "stage   ", (told, "$muted"))))
         rows.show(made)
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """All of what its row has no room for."""
+        told = self._told.get(event.option_id or "", "")
+        self.query_one("#new-about", SafeText).show(told)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         verb, _, recipe = (event.option_id or "").partition(":")

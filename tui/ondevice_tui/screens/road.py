@@ -14,6 +14,7 @@ from textual.events import Click
 from textual.widget import Widget
 from textual.widgets import OptionList
 
+from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import StageFolder
@@ -23,7 +24,7 @@ from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.run_actions import RunActions
 from ondevice_tui.stage_lines import enter_parts, first_answers, stage_line
 from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.run_list import RunList
+from ondevice_tui.widgets.run_list import AGES_S, RunList
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 from ondevice_tui.widgets.welcome import Welcome
 
@@ -93,6 +94,8 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         super().__init__()
         self.found: list[Row] = []
         self._shown_run: Path | None = None
+        self._seen: object = None  # what was last drawn
+        self._seen_of: list[dict[str, Any]] | None = None
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
@@ -115,9 +118,26 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         self.query_one("#stages").focus()
 
     def entered(self) -> None:
-        self.runs_changed()
+        self.show_all()
 
     def runs_changed(self) -> None:
+        """Each second: where nothing has changed, nothing is drawn."""
+        ui = self.ui
+        now = (
+            ui.chosen,
+            ui.unread,
+            ui.runs_trouble,
+            ui.machine,
+            ui.starting,
+            clock() // AGES_S,
+            None if ui.runs is None else list(map(id, ui.runs)),
+        )
+        if now != self._seen:
+            # keeps these records, so that no other has their identity
+            self._seen, self._seen_of = now, ui.runs
+            self.show_all()
+
+    def show_all(self) -> None:
         state = self.ui.run_state
         self.found = []
         if self.ui.runs is not None:
@@ -132,7 +152,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         self._show_answers()
 
     def on_resize(self) -> None:
-        self.call_after_refresh(self.runs_changed)
+        self.call_after_refresh(self.show_all)
 
     # what is shown
 
@@ -152,7 +172,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         for row in self.found:
             options.append((row.stage, stage_line(row, states.get(row.stage), width)))
         used = next(filter(None, map(run_status.time_used, states.values())), "")
-        titled(self.query_one("#stages"), "the road", used)
+        titled(self.query_one("#stages"), "the road", used or run_status.place_in_recipe(state))
         fresh = self._shown_run != self.ui.chosen or not rows.option_count
         unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
         rows.show(options)
@@ -273,13 +293,13 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         stages.display, card.display = not on, on
         self.set_class(on, "-lists")
         (self.run_list.rows if on else stages).focus()
-        self.runs_changed()
+        self.show_all()
 
     def take(self, run: Path) -> None:
         """Makes this run the one that all screens show."""
         if run != self.ui.chosen:
             self.ui.choose(run)
-        self.runs_changed()
+        self.show_all()
 
     def _take_highlighted(self) -> None:
         """A key that is about a run means the highlighted one while the list has the screen."""
