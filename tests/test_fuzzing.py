@@ -115,6 +115,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/rewards/process.py": ASKED,
     "ondevice/rewards/unit_tests.py": ("unit tests",),
     "ondevice/rl/rollout_log.py": ("groups",),
+    "ondevice/reports/trackers.py": OWN + "; a damaged one is made anew (test_trackers)",
     "ondevice/runs/checkpoint.py": ("checkpoint",),
     "ondevice/runs/dependents.py": ("run: events", "adapter that another run needs"),
     "ondevice/runs/events.py": ("events", "run: events"),

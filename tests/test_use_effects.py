@@ -100,6 +100,15 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
         "also": (["s"], {"action": "restore", "run": "r"}, {"action": "rm", "run": "r"}),
         "anyway": (True, HERE, {"action": "rm", "run": "r"}),
         "yes": (True, HERE, {"action": "empty-trash"}),
+        "search": ("s", {"action": "report", "run": "r"}, HERE),
+        "state": ("done", {"action": "report", "run": "r"}, HERE),
+        "sort": ("exact", {"action": "report", "run": "r"}, HERE),
+        "reverse": (True, HERE, {"sort": "exact"}),
+        "table": (True, {"action": "report", "run": "r"}, HERE),
+        "clear": (True, HERE, {"action": "note", "run": "r"}),
+        "everything": (True, HERE, {"action": "diff", "run": "r", "also": ["s"]}),
+        "to": ("parquet", HERE, {"action": "export", "run": "r"}),
+        "out": ("f", HERE, {"action": "export", "run": "r"}),
     },
     "RateConfig": {
         "seed": (3, {"repeat_share": 0.0}, HERE),
@@ -525,13 +534,21 @@ def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[
 
 
 # action → the settings that it has no use for
+OF_LISTS = {"search", "state", "sort", "reverse", "table"}
+OF_ONE = {"clear", "everything", "to", "out"}
 RUNS: dict[str, set[str]] = {
-    "list": {"run", "also", "anyway", "yes"},
-    "report": {"also", "anyway", "yes"},
-    "resume": {"also", "anyway", "yes"},
-    "rm": {"yes"},
-    "restore": {"also", "anyway", "yes"},
-    "empty-trash": {"run", "also", "anyway"},
+    "list": {"run", "also", "anyway", "yes", *OF_ONE},
+    "report": {"also", "anyway", "yes", *OF_LISTS, *OF_ONE},
+    "resume": {"also", "anyway", "yes", *OF_LISTS, *OF_ONE},
+    "rm": {"yes", *OF_LISTS, *OF_ONE},
+    "restore": {"also", "anyway", "yes", *OF_LISTS, *OF_ONE},
+    "empty-trash": {"run", "also", "anyway", *OF_LISTS, *OF_ONE},
+    "note": {"anyway", "yes", *OF_LISTS, *OF_ONE} - {"clear"},
+    "tag": {"anyway", "yes", *OF_LISTS, *OF_ONE},
+    "untag": {"anyway", "yes", *OF_LISTS, *OF_ONE},
+    "rename": {"anyway", "yes", *OF_LISTS, *OF_ONE},
+    "diff": {"anyway", "yes", *OF_LISTS, *OF_ONE} - {"everything"},
+    "export": {"also", "anyway", "yes", *OF_LISTS, *OF_ONE} - {"to", "out"},
 }
 
 
@@ -543,6 +560,12 @@ def test_runs_reads_all_that_it_takes(action: str, ready: Path) -> None:
         needed = {"yes": True}
     if action == "restore":
         od.remove_runs(ready.name, folder=ready.parent)
+    words = {"tag": "good", "untag": "good", "rename": ready.name, "diff": ready.name}
+    if action in words:
+        od.tag_run(ready.name, "good", folder=ready.parent)
+        needed["also"] = (words[action],)
+    if action == "export":
+        needed["out"] = str(ready.parent / "events.csv")
     cfg = recording(runs.RunsConfig, read, action=action, folder=str(ready.parent), **needed)
     cli._runs(cfg, Line())
     if action == "rm":
