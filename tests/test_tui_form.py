@@ -104,17 +104,18 @@ def test_what_is_typed_while_fields_are_coming_reaches_its_field(
         await until_shown(pilot, "start pretrain")
         assert "seed" not in entries(app)
         await pilot.press("ctrl+f", *"seed", "enter", *"12")
-        await pilot.press("ctrl+f", *"out", "enter", *"elsewh")
+        await pilot.press("ctrl+f", *"memory", "enter", *"elsewh")
         await until(pilot, lambda: app.screen.query_one("#find", Input).value == "elsewh")
         go.set()
-        await until(pilot, lambda: "seed" in entries(app) and entries(app)["out"] == "elsewh")
+        await until(pilot, lambda: "seed" in entries(app) and entries(app)["memory"] == "elsewh")
         await until(
             pilot,
             lambda: isinstance(app.focused, Input) and not form(app).query_one("#find").display,
         )
         await pilot.press(*"ere")
-        await until(pilot, lambda: entries(app)["out"] == "elsewhere")
+        await until(pilot, lambda: entries(app)["memory"] == "elsewhere")
         assert entries(app)["seed"] == "12"
+        assert all(one.display for one in app.screen.query(Field) if one.control.has_focus)
 
     play(tmp_path, script)
 

@@ -327,7 +327,7 @@ def test_ctrl_c_says_how_to_leave_and_help_names_the_keys(tmp_path: Path) -> Non
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
         await pilot.resize_terminal(120, 40)
-        await until_shown(pilot, "1 ← left")
+        await until_shown(pilot, "1 ←")
         await pilot.press("question_mark")
         text = await until_shown(pilot, "← 1  The first (left) answer is better", "→ 2  The second")
         assert "Focus" not in text and "Copy selected" not in text

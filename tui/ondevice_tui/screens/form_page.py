@@ -57,6 +57,7 @@ class FormPage(Page):
         self._planned_line = ""  # what the command would take
         # a field that was looked for and is not mounted yet: what is typed is for it
         self._goal: Field | None = None
+        self._reached: Field | None = None  # the one that was looked for last
         self._coming: list[Widget] = []
         for name, specs in self.groups.items():
             if name != FIRST:
@@ -185,7 +186,8 @@ class FormPage(Page):
 
     def _is_shown(self, field: Field) -> bool:
         unfolded = field.group == FIRST or self.heads[field.group].open
-        return unfolded or field.changed or field.wrong or field.control.has_focus
+        in_view = field.control.has_focus or field is self._reached
+        return unfolded or field.changed or field.wrong or in_view
 
     def on_group_head_toggled(self, message: GroupHead.Toggled) -> None:
         message.head.open = not message.head.open
@@ -273,6 +275,7 @@ class FormPage(Page):
         """The cursor stands in this field, behind what was typed for it meanwhile; every field is
         shown again.
         """
+        self._reached = field  # a field of a folded group is shown before it can have the cursor
         typed = self._end_find()
         if typed and isinstance(field.control, Input):
             # what is typed next goes on with it and does not replace it
