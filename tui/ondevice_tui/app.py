@@ -127,7 +127,6 @@ class OndeviceApp(Steady, App[str]):
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
         # the stage whose model was asked for (empty: the run's newest), and how many times
         self.talk_with = ("", 0)
-        self.ticked_runs: tuple[Path, ...] = ()  # to be laid over the curves of the chosen one
         self.alerts = Alerts()
         self.machine = "looking at this machine …"
         self.started: list[stage_processes.Child] = []

@@ -35,6 +35,7 @@ class Overlays:
         self._page = page
         self._stage: StageFolder | None = None
         self._followers: dict[Path, Follower] = {}
+        self._left_out = 0  # ticked ones beyond MOST
 
     def follow(self, stage: StageFolder | None, ticked: Sequence[Path]) -> bool:
         """Reads these runs' stage of the same name, but for the stage itself. True where others are
@@ -45,6 +46,7 @@ class Overlays:
                 other = run / stage.name
                 if other != stage.path and other not in wanted and other.is_dir():
                     wanted.append(other)
+        self._left_out = len(wanted[MOST:])
         wanted = wanted[:MOST]
         if list(self._followers) == wanted:
             return False
@@ -89,6 +91,8 @@ class Overlays:
                 last = None if series is None else series.last
             parts.append((NAMES[at], f"bold {STYLES[at]}"))
             parts.append(f" {cell(path.parent.name, 28).rstrip()} {number(last)}   ")
+        if self._left_out:
+            parts.append((f"{self._left_out} more ticked, not shown", "$muted"))
         return line(*parts)
 
 
