@@ -33,6 +33,9 @@ class RoundsConfig:
     learning_rate: AutoFloat = auto()
     """Peak rate of a version's training. auto: the recipe's, else what is published for the model's
     size."""
+    sft_coef: float = 1.0
+    """Weight of the chats of the start's own stage sft beside the votes: more keeps what nobody votes
+    on, less lets the votes move further. 0: off."""
     data: str = ""
     """Prompts to answer: a file, a folder, builtin[:RECIPE], or several with their shares. Empty:
     those of the recipe's stage sample."""
@@ -100,6 +103,10 @@ class RoundsConfig:
                 raise UserError(
                     f"{getattr(self, name):g} is too small", where=name, hint="give more than 0"
                 )
+        if self.sft_coef < 0:
+            raise UserError(
+                f"{self.sft_coef:g} is too small", where="sft_coef", hint="give 0 or more"
+            )
         for name in ("random_share", "measure_share", "repeat_share"):
             high = 0.5 if name != "random_share" else 1.0
             if not 0 <= getattr(self, name) <= high:

@@ -36,9 +36,6 @@ from ondevice.seam.select import load_backend
 from ondevice.stages.pipeline import recipe_exam
 from ondevice.stages.runner import Caller, run_stage
 
-SFT_COEF = 1.0
-"""Weight of the start's own chats beside the pairs, at least: a hundred votes, gone through several
-times, take away more than a recipe's thousands (docs/rounds.md)."""
 SFT_BATCH = 8
 """Rows of chats beside each update: a version is to be there soon."""
 C = TypeVar("C", bound=StageConfig)
@@ -135,7 +132,12 @@ def stage_settings(
     }
     if not is_auto(cfg, "learning_rate"):
         common["learning_rate"] = cfg.learning_rate
+    if name != "reward" and cfg.sft_coef:
+        common |= {"sft_coef": cfg.sft_coef, "sft_batch": SFT_BATCH}
+    elif name != "reward":
+        common |= {"sft_coef": 0.0, "sft_batch": ChatsBesideConfig.sft_batch, "sft_data": ""}
     if name == "ppo":
+        common["data"] = prompts_of(cfg, folder)
         return replace(_of_recipe(PPOConfig, name, folder), **common)
     pairs: dict[str, Any] = {
         **common,
@@ -159,9 +161,6 @@ def _of_recipe(cls: type[C], name: str, folder: RoundsFolder) -> C:
         for way in recipe_ways(name):
             found = load_recipe(recipe.name, preference=way).stages.get(name)
     settings = found if isinstance(found, cls) else cls()
-    if isinstance(settings, ChatsBesideConfig):
-        coef = max(settings.sft_coef, SFT_COEF)
-        settings = replace(settings, sft_coef=coef, sft_batch=SFT_BATCH)
     return settings
 
 
