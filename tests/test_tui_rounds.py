@@ -80,7 +80,7 @@ def test_by_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await pilot.press("plus")
         await until_shown(pilot, "every 50 usable")
         await pilot.press("s")
-        await until_shown(pilot, "has no tuned model to begin with")
+        await until_shown(pilot, "✗", "tuned")
         (run.stage("sft").model).mkdir(exist_ok=True)
         (run.stage("sft").model / "config.json").write_text("{}")
         await pilot.press("s")

@@ -52,6 +52,7 @@ class RoundsCard(Card[RoundsConfig | None]):
         self.folder = RoundsFolder(run)
         self.rater = rater
         self.trouble = ""
+        self._told = content("")
         self._process: subprocess.Popen[bytes] | None = None
 
     def compose(self) -> ComposeResult:
@@ -82,8 +83,9 @@ class RoundsCard(Card[RoundsConfig | None]):
             self.app.call_from_thread(self._show, told)
 
     def _show(self, told: Content) -> None:
+        self._told = told
         if self.is_attached:
-            self.query_one("#rounds-text", SafeText).update(told)
+            self.query_one("#rounds-text", SafeText).update(self._told)
 
     def _settings(self) -> RoundsConfig:
         """What the loop was begun with last, else the usual settings."""
