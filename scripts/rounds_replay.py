@@ -45,7 +45,7 @@ def replay(file: Path, base: Path, options: argparse.Namespace) -> list[dict[str
         asked = [{"role": "user", "content": row["prompt"]}]
         texts = []
         for side in ("chosen", "rejected"):
-            if not pair[side].strip():
+            if not (isinstance(pair[side], str) and pair[side].strip()):
                 break
             texts.append(prompt_and_completion(completion_row(asked, pair[side], model.tokenizer)))
         differ = len(texts) == 2 and texts[0].tolist() != texts[1].tolist()
