@@ -13,6 +13,7 @@ import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +24,13 @@ from ondevice.common.errors import UserError
 from ondevice.common.power import kept_awake
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import from_mapping, to_mapping
+from ondevice.config.preference import GRPOConfig
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig
+from ondevice.datasets.chats_beside import sft_before
+from ondevice.datasets.pairs_beside import kept_pairs
 from ondevice.datasets.preference_pairs import COPY as PAIRS
+from ondevice.models.digest import model_digest
 from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.runs.context import Context, RunSettings, StageStart
 from ondevice.runs.events import ForwardedEvents
@@ -37,7 +42,6 @@ from ondevice.training.together import as_told, to_tell
 
 ALONE = ("init", "rate")
 """Stages that the first process does alone, while the others wait."""
-_MODELS = ("model", "other", "reward_model")
 _MACHINES_OWN = ("threads", "machine", "processes")
 
 
@@ -85,15 +89,23 @@ def begin(ctx: Context, cfg: StageConfig) -> None:
     group.tell(
         {
             "stage": ctx.name,
-            "config": to_mapping(cfg),
+            "config": to_mapping(_with_pairs(cfg, folder.path.parent)),
             "corpus": to_mapping(ctx.shared.corpus),
             "resume": ctx.start.resume,
             "continued": to_tell(ctx.start.continued),
         }
     )
-    _send_files(group, _made_before(cfg, folder), None)
+    _send_files(group, _made_before(folder), None)
     _send_files(group, {file.name: file for file in files}, None)
-    _compare(ctx)
+    _compare(ctx, cfg)
+
+
+def _with_pairs(cfg: StageConfig, run: Path) -> StageConfig:
+    """`cfg` with the name of the run's own pairs, which the others have no run to find in."""
+    if not isinstance(cfg, GRPOConfig):
+        return cfg
+    kept = kept_pairs(cfg, run)
+    return cfg if kept is None else replace(cfg, pair_data=kept.data)
 
 
 def end(group: Group, path: Path) -> None:
@@ -102,18 +114,14 @@ def end(group: Group, path: Path) -> None:
         group.tell({"end": str(path)})
 
 
-def _made_before(cfg: StageConfig, stage: StageFolder) -> dict[str, Path]:
+def _made_before(stage: StageFolder) -> dict[str, Path]:
     """What the run has made that a stage reads: models, ratings, and what earlier stages say of
     themselves. It is sent to the machines that do not have it."""
     run = stage.path.parent
     files = [run / "recipe.yaml", run / RATINGS]
     for other in RunFolder(run).stages():
         if other.name != stage.name:
-            files += [other.events, other.settings, other.done]
-    for name in _MODELS:
-        folder = Path(getattr(cfg, name, "") or "")
-        if folder.name and run.resolve() in folder.resolve().parents:
-            files += sorted(folder.rglob("*"))
+            files += [other.events, other.settings, other.done, *sorted(other.model.rglob("*"))]
     return {str(file): file for file in files if file.is_file()}
 
 
@@ -154,9 +162,13 @@ def _receive(group: Group, size: int, file: Path | None) -> None:
         atomic.replace(new, file)
 
 
-def _compare(ctx: Context) -> None:
+def _compare(ctx: Context, cfg: StageConfig) -> None:
+    contents = dict(ctx.start.fingerprint)
+    if isinstance(cfg, GRPOConfig) and cfg.pair_coef:  # the reference of pairs beside
+        before = sft_before(cfg.model)
+        contents["sft"] = model_digest(before.model) if before and before.has_model else ""
     own = {
-        "contents": ctx.start.fingerprint,
+        "contents": contents,
         "versions": {n: v for n, v in ctx.versions().items() if n not in _MACHINES_OWN},
     }
     refuse_differences(ctx.group, own)
@@ -217,7 +229,7 @@ def _follow_stage(group: Group, order: Mapping[str, Any], scratch: Path, stop: S
         shared=RunSettings(stop, corpus=corpus, say=lambda text: None),
         start=start,
     )
-    _compare(ctx)
+    _compare(ctx, cfg)
     first_here = group.hosts.index(group.hosts[group.rank]) == group.rank
     with kept_awake(ctx.tell) if cfg.keep_awake and first_here else nullcontext():
         importlib.import_module(f"ondevice.stages.{name}").run(cfg, ctx)

@@ -408,6 +408,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
         ctx.backend.group = ALONE
     processes.begin(ctx, cfg)
     stage_result = body(cfg, ctx)
+    versions = ctx.versions()
     ctx.backend.group = ALONE  # what is left to do the first process does by itself
     cfg = ctx.settled or cfg
     if isinstance(stage_result, Model):
@@ -437,7 +438,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
     record |= {
         **ctx.spent.mapping(),
         "peak_bytes": ctx.backend.memory().peak,
-        "versions": ctx.versions(),
+        "versions": versions,
     }
     write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
     ctx.events.emit(
