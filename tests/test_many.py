@@ -131,14 +131,16 @@ def same_rollouts(one: list[Any], other: list[Any]) -> None:
 
 
 def same_folders(one: Path, other: Path, near: float) -> None:
-    """The same files in two models' folders, and weights that are as near as that."""
+    """The same files in two models' folders, and weights that are as near as that: but for one in a
+    thousand, whose gradient is rounding and which AdamW all the same moves by about its rate."""
     names = {p.name for p in one.iterdir()}
     assert names == {p.name for p in other.iterdir()}
     for file in one.glob("*.safetensors"):
         ours, theirs = load_file(file), load_file(other / file.name)
         assert list(ours) == list(theirs)
         for name, tensor in ours.items():
-            np.testing.assert_allclose(tensor, theirs[name], atol=near, err_msg=name)
+            apart = np.abs(tensor - theirs[name])
+            assert np.mean(apart > near) <= 1e-3 and apart.max() < 2 * STEPS * 3e-3, name
 
 
 @pytest.mark.slow
