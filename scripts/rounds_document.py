@@ -31,7 +31,7 @@ def document(known: Mapping[str, Any], aim: float) -> str:
         "dislikes other lines of courtesy, and likes a sum whose working is written out; whether an answer is",
         "right is nothing to them. The noisy one is the same and says the opposite in 15 % of the votes. The",
         "third likes short answers. All votes are counted, ties and pairs against the start too; the first two",
-        "find about two pairs in five equally good. Of those two, seed 2 was not measured.",
+        "find about two pairs in five equally good.",
         "",
         f"## Votes until the model is preferred in {100 * aim:.0f} % of blind pairs",
         "",
@@ -43,7 +43,7 @@ def document(known: Mapping[str, Any], aim: float) -> str:
             lines += _row(
                 [r for r in runs if (r["person"], r["choose"]) == (person, way)], person, way
             )
-    lines += ["", _verdict(runs), "", "![share against votes](rounds.svg)", ""]
+    lines += ["", _verdict(runs), *_missing(runs), "", "![share against votes](rounds.svg)", ""]
     lines += [
         "## What was learned, and what it cost",
         "",
@@ -75,6 +75,19 @@ def _row(runs: Sequence[Mapping[str, Any]], person: str, way: str) -> list[str]:
     return [
         f"| {NAMES[person]} | {WAYS[way]} | {seeds} | {', '.join(each)} | {middle} | {', '.join(ends)} |"
     ]
+
+
+def _missing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which seeds were measured of some people and not of others."""
+    seeds = sorted({run["seed"] for run in runs})
+    found = []
+    for person, name in NAMES.items():
+        for way, told in WAYS.items():
+            had = {r["seed"] for r in runs if (r["person"], r["choose"]) == (person, way)}
+            gone = [str(seed) for seed in seeds if seed not in had]
+            if gone:
+                found.append(f"{name}, {told}: seed {' and '.join(gone)}")
+    return ["", f"Not measured: {'; '.join(found)}."] if found else []
 
 
 def _verdict(runs: Sequence[Mapping[str, Any]]) -> str:
