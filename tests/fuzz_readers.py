@@ -38,6 +38,7 @@ from ondevice.exports import mlx_adapter
 from ondevice.hub.client import _remote_file
 from ondevice.hub.pull import _refuse_code, origin
 from ondevice.inference import conversations
+from ondevice.inference.fixed_prompts import given_prompts
 from ondevice.models import peft
 from ondevice.models.generation_config import generation_settings
 from ondevice.models.load import load_model
@@ -48,10 +49,13 @@ from ondevice.planning import calibration
 from ondevice.planning.model_facts import facts_of
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.import_export import import_file, manage
+from ondevice.preferences.project import Project, project_of
 from ondevice.preferences.repair import find_damage, repair_if_damaged
 from ondevice.preferences.review import Review
 from ondevice.preferences.votes import Response
 from ondevice.publishing import history
+from ondevice.rating_rounds.places import RoundsFolder
+from ondevice.rating_rounds.standing import standing
 from ondevice.rewards import isolated
 from ondevice.rewards.problems import to_problem
 from ondevice.rewards.unit_tests import of_row
@@ -65,6 +69,8 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice_tui import remembered
 from ondevice_tui.event_reader import Follower
+from ondevice_tui.group_places import GroupPlaces
+from ondevice_tui.problems import Problems
 from ondevice_tui.rollout_groups import groups_at
 
 _RATES = [field.name for field in fields(calibration.Rates)]
@@ -481,6 +487,7 @@ def _yaml_field(file: Path) -> None:
     parse_yaml(file.read_text(encoding="utf-8", errors="replace"), file.name)
 
 
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c", "raters": ["ann"]}\n'
 ASKED = (
     '{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Anna."}], '
     '"passage": "Anna.", "source": "a.pdf"}\n'
@@ -502,6 +509,44 @@ def _document_of(file: Path) -> Any:
     told = child.answer({"file": str(file), "kind": file.suffix, "out": str(file) + ".text"})
     assert told.get("reason") or told["characters"] > 0
     return told
+
+
+def _rounds(folder: Path) -> None:
+    _run(folder)
+    version = folder / "run" / "rounds" / "v001"
+    (version / "dpo" / "model").mkdir(parents=True)
+    (version / "votes.jsonl").write_text(PAIR)
+    for file in (version / "dpo" / "done.json", version / "failed.json"):
+        file.write_text(json.dumps({"why": "died", "marks": {"exact": 0.5}}))
+    Ratings.open(folder / "run", create=True).close()
+
+
+def _standing(file: Path) -> Any:
+    """As `ondevice rounds RUN --show` says it."""
+    folder = RoundsFolder(next(one for one in file.parents if one.name == "run"))
+    if folder.settings.is_file():
+        folder.kept_settings()
+    with Ratings.open(folder.run.path) as ratings:
+        return standing(folder, ratings), folder.versions()[0].why_failed()
+
+
+def _problems(file: Path) -> Any:
+    found = Problems(file)
+    while found.read_on():
+        pass
+    return [found.strip(one, 9) for one in found.listed("gain")]
+
+
+def _places(file: Path) -> Any:
+    places = GroupPlaces(2)
+    for step, offset in enumerate(range(0, len(GROUPS), 40)):
+        places.add(step, offset)
+    return places.until(file, 2), places.after(file, 2)
+
+
+def _project(file: Path) -> Any:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return project_of({field.name: text for field in fields(Project)})
 
 
 READERS_OF: Mapping[str, Reader] = {
@@ -609,6 +654,27 @@ READERS_OF: Mapping[str, Reader] = {
     "groups": Reader(
         "groups.jsonl", _text(GROUPS), lambda file: groups_at(file, 1, 0), names=False
     ),
+    "problems": Reader("groups.jsonl", _text(GROUPS), _problems, names=False),
+    "places of groups": Reader("groups.jsonl", _text(GROUPS), _places, names=False),
+    "prompts of a stage": Reader(
+        "prompts.txt", _text("One?\nTwo?\n"), lambda file: given_prompts(str(file))
+    ),
+    "project": Reader("a.json", _text(["wrong", "too long"], "3", "true", '"text"'), _project),
+    "rounds: settings": Reader(
+        "run/rounds/settings.json",
+        _text({"run": "runs/a", "every": 30, "method": "dpo", "prompts": ["a"]}, {"every": 9}),
+        _standing,
+        _rounds,
+    ),
+    **{
+        f"rounds: {name}": Reader(f"run/rounds/{name}", _text(*samples), _standing, _rounds, False)
+        for name, samples in {
+            "start.json": ({"exact": 0.5, "questions": 90, "skills": {"sum": [3, 9]}},),
+            "v001/votes.jsonl": (PAIR,),
+            "v001/failed.json": ({"why": "died"},),
+            "v001/dpo/done.json": ({"loss": 2.0, "marks": {"exact": 0.5, "questions": 90}},),
+        }.items()
+    },
     "run: events": Reader("run/grpo/events.jsonl", _text(EVENTS), _list, _run, names=False),
     "run: done.json": Reader("run/grpo/done.json", _of("run/grpo/done.json"), _list, _run, False),
     "run: recipe": Reader(

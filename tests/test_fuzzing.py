@@ -27,6 +27,17 @@ OWN = "what this program wrote, read back as it was written"
 ASKED = "a process of this program, which answers in lines"
 HANDED = "handed on to a reader that is listed: "
 READ_BY: Mapping[str, tuple[str, ...] | str] = {
+    "backends/ondevice_torch/sharded.py": OWN + "; between its processes",
+    "ondevice/datasets/chats_beside.py": HANDED + "run: recipe",
+    "ondevice/inference/fixed_prompts.py": ("prompts of a stage",),
+    "ondevice/preferences/project.py": ("project",),
+    "ondevice/rating_rounds/command.py": HANDED + "rounds: settings",
+    "ondevice/rating_rounds/places.py": ("rounds: settings", "rounds: v001/failed.json"),
+    "ondevice/rating_rounds/standing.py": ("rounds: start.json", "rounds: v001/votes.jsonl"),
+    "ondevice/rating_rounds/trainer.py": HANDED + "rounds: v001/failed.json",
+    "ondevice/seam/group.py": ASKED,
+    "tui/ondevice_tui/group_places.py": ("places of groups",),
+    "tui/ondevice_tui/problems.py": ("problems",),
     "backends/ondevice_mlx/backend.py": ("tensors",),
     "backends/ondevice_mlx/libraries.py": HANDED + "tensors",
     "backends/ondevice_torch/backend.py": ("tensors",),

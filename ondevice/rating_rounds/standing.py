@@ -16,10 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ondevice.common import bounded
 from ondevice.common.intervals import Share, clustered, wilson
-from ondevice.common.json_files import json_lines, read_json
+from ondevice.common.json_files import read_json
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.strengths import Comparison, comparisons, preferred_to
@@ -73,7 +75,7 @@ def standing(folder: RoundsFolder, ratings: Ratings, *, simulated: bool = False)
     current = 0
     learned = 0
     for version in folder.versions():
-        learned = sum(1 for _ in json_lines(version.votes))
+        learned = _lines(version.votes)
         marks = _marks(version)
         blind = share_of(compared, version.name)
         refused = refusal(blind, start_marks(folder), marks) if marks is not None else ""
@@ -94,6 +96,12 @@ def standing(folder: RoundsFolder, ratings: Ratings, *, simulated: bool = False)
         )
     usable = len(pairs_of(ratings, simulated=simulated))
     return Rounds(found, current, usable, usable - learned, sentence(found, current), start)
+
+
+def _lines(file: Path) -> int:
+    """How many rows it has, good or not: a version was begun with so many."""
+    with bounded.open_plain(file) as rows:
+        return sum(1 for _ in bounded.lines(rows))
 
 
 def start_marks(folder: RoundsFolder) -> Mapping[str, Any]:
