@@ -20,7 +20,7 @@ from ondevice_tui.app import OndeviceApp
 from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.screens.run_cards import difference_lines
-from ondevice_tui.widgets.run_list import RunList
+from ondevice_tui.widgets.run_list import SORTS, RunList
 from ondevice_tui.widgets.welcome import UNMEASURED, Welcome
 from test_tui import no_plans, play  # noqa: F401
 from tui_runs import a_run, until, until_shown, write_stage
@@ -44,6 +44,11 @@ def test_a_line_has_its_width(tmp_path: Path, width: int, name: str) -> None:
     # a column's name stands over its values, and a click there finds it
     at = head.index("exact")
     assert run_lines.column_at(shape, at) == "exact"
+    for sort in SORTS:  # what they are ordered by is seen
+        ordered_by = run_lines.layout(width, 20, sort)
+        assert f"{sort}▾" in run_lines.head(ordered_by, sort, False).plain
+        drawn = run_lines.run_line(run, ordered_by, chosen=False, ticked=False).plain
+        assert cell_len(drawn) <= width
     wrong = run_lines.run_line({**run, "wrong": "no"}, shape, chosen=False, ticked=False).plain
     assert "cannot be read: no" in wrong or width < 55
     assert cell_len(wrong) <= width

@@ -22,6 +22,7 @@ Run = Mapping[str, Any]
 TICK = "*"  # a character that every terminal has, and no state
 # figures and what else has a column, the first to be kept first; with their widths
 _COLUMNS = (("age", 6), ("exact", 7), ("held-out", 10), ("size", 7), ("reward", 9))
+_OTHER = 10  # cells of another figure
 # as they stand from left to right
 _ORDER = ("exact", "held-out", "reward", "size", "age")
 _MARKS = 3  # cells of what stands before a name: the highlight, whether chosen, whether ticked
@@ -39,11 +40,15 @@ class Layout:
     columns: tuple[tuple[str, int], ...]
 
 
-def layout(width: int, longest: int) -> Layout:
-    """`longest`: cells of the longest name."""
+def layout(width: int, longest: int, sort: str = "") -> Layout:
+    """`longest`: cells of the longest name. What the runs are ordered by has a column before any
+    other, also where it usually has none."""
     room = width - _MARKS - _NAME[0] - 1 - _STAGES
     chosen = []
-    for name, cells in _COLUMNS:
+    known = dict(_COLUMNS)
+    if sort in table.SORTS and sort not in ("name", "state"):  # which stand there anyhow
+        known = {sort: known.pop(sort, _OTHER), **known}
+    for name, cells in known.items():
         if cells <= room:
             chosen.append((name, cells))
             room -= cells
@@ -53,7 +58,8 @@ def layout(width: int, longest: int) -> Layout:
     note = room - 1 if room > _NOTE else 0
     if not note:
         name_cells += max(room, 0)
-    columns = sorted(chosen, key=lambda column: _ORDER.index(column[0]))
+    order = _ORDER if sort in _ORDER else (sort, *_ORDER)
+    columns = sorted(chosen, key=lambda column: order.index(column[0]))
     return Layout(name_cells, note, tuple(columns))
 
 

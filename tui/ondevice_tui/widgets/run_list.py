@@ -29,7 +29,20 @@ if TYPE_CHECKING:
 
 AGES_S = 10  # between two looks at how long ago the runs of the list began
 STATES = ("", "training", "done", "stopped", "failed", "died", "open")  # what f goes through
-SORTS = ("age", "name", "state", "exact", "held-out", "reward", "accuracy", "bits", "size", "time")
+SORTS = (
+    "age",
+    "name",
+    "state",
+    "exact",
+    "held-out",
+    "reward",
+    "accuracy",
+    "bits",
+    "loss",
+    "size",
+    "time",
+    "step",
+)
 
 
 class RunList(Panel):
@@ -123,7 +136,7 @@ class RunList(Panel):
             return
         self._drawn, self._drawn_of = drawn, runs
         self.shown = self._those_wanted(runs or ())
-        shape = run_lines.layout(width, run_lines.longest_name(self.shown))
+        shape = run_lines.layout(width, run_lines.longest_name(self.shown), self.sort)
         head = self.query_one("#runs-head", SafeText)
         head.display = bool(self.shown)
         head.show(run_lines.head(shape, self.sort, self.reverse), layout=False)
@@ -272,7 +285,7 @@ class RunList(Panel):
         """A click on a column's name orders by it, a second one turns the order round."""
         if event.widget is not self.query_one("#runs-head"):
             return
-        shape = run_lines.layout(self._width(), run_lines.longest_name(self.shown))
+        shape = run_lines.layout(self._width(), run_lines.longest_name(self.shown), self.sort)
         name = run_lines.column_at(shape, event.x)
         if name == self.sort:
             self.action_reverse()
