@@ -92,7 +92,7 @@ def test_another_answer_an_edit_a_system_prompt_and_a_copy(tmp_path: Path) -> No
         await pilot.press("ctrl+r", "f2", "ctrl+y")
         await until_shown(pilot, "nothing to copy yet")
         await say(pilot, "Question one")
-        await until_shown(pilot, "answer 1 at 0.8", "first · pretrain · 8/64 tokens")
+        await until_shown(pilot, "answer 1 at 0.8", "first · pretrain · 9/64 tokens")
         await pilot.press("ctrl+s")
         await until(pilot, lambda: pane.file is not None)
         saved = pane.file
