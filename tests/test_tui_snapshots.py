@@ -65,7 +65,7 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     for module in (run_status, stage_page, table):
         monkeypatch.setattr(module, "clock", lambda: START + 7300)
-    monkeypatch.setattr(rate_queue, "rater_name", lambda: "vera")
+    monkeypatch.setattr(rate_queue, "rater_name", lambda *_: "vera")
 
     async def plan(values: dict[str, Any]) -> dict[str, Any]:
         return PLAN
