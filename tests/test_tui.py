@@ -101,7 +101,7 @@ def test_home_shows_the_road_and_the_runs(tmp_path: Path, size: tuple[int, int])
         )
         assert any("sft " in row and "✗ died" in row for row in rows)
         for stage in ROAD:
-            assert f"│  {stage} " in text or f"│› {stage} " in text
+            assert f"│ {stage} " in text or f"│›{stage} " in text
         assert "classify" not in text
         assert "▸ first" in text and "other" in text and "✗ pretrain" in text and "exact" in text
         assert "R resumes" in text and "? help" in text.replace("?help", "? help")

@@ -40,7 +40,7 @@ def test_a_line_has_its_width(tmp_path: Path, width: int, name: str) -> None:
     drawn = run_lines.run_line(run, shape, chosen=True, ticked=True).plain
     head = run_lines.head(shape, "exact", False).plain
     assert cell_len(drawn) <= width and cell_len(head) <= width
-    assert drawn.startswith(" ▸*") and "✓ pretrain" in drawn and "exact" in head
+    assert drawn.startswith("▸*") and "✓ pretrain" in drawn and "exact" in head
     # a column's name stands over its values, and a click there finds it
     at = head.index("exact")
     assert run_lines.column_at(shape, at) == "exact"

@@ -25,7 +25,7 @@ _COLUMNS = (("age", 6), ("exact", 7), ("held-out", 10), ("size", 7), ("reward", 
 _OTHER = 10  # cells of another figure
 # as they stand from left to right
 _ORDER = ("exact", "held-out", "reward", "size", "age")
-_MARKS = 3  # cells of what stands before a name: the highlight, whether chosen, whether ticked
+_MARKS = 2  # cells of what stands before a name: whether chosen, whether ticked
 _NAME = (16, 32)  # cells of a name: at least, at most
 _STAGES = 13  # cells of the marks of stages
 _NOTE = 12  # fewer say nothing
@@ -99,7 +99,7 @@ def column_at(shape: Layout, x: int) -> str:
 
 def run_line(run: Run, shape: Layout, *, chosen: bool, ticked: bool) -> Content:
     """A run in the columns of this layout."""
-    marks = f" {'▸' if chosen else ' '}{TICK if ticked else ' '}"
+    marks = f"{'▸' if chosen else ' '}{TICK if ticked else ' '}"
     name = (cell(str(run["run"]), shape.name), "bold" if chosen or ticked else "")
     begin = line((marks, "bold $primary"), name, " ")
     trouble = run.get("wrong")

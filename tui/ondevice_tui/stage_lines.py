@@ -68,7 +68,6 @@ def stage_line(row: Row, state: dict[str, Any] | None, width: int) -> Content:
     elif row.state == "next":
         word = "ready"
     head = line(
-        " ",  # where the highlight is marked
         (cell(row.stage, 10), "bold"),
         " ",
         (f"{MARKS[row.state]} ", f"bold {style}"),

@@ -145,8 +145,8 @@ class RunList(Panel):
         titled(self, self._title(runs), self._hint(runs))
 
     def _width(self) -> int:
-        """Cells of a line; the last column of the box is the scrollbar's."""
-        return max(self.content_size.width - 1, 40)
+        """Cells of a line: between the highlight's mark and the scrollbar."""
+        return max(self.content_size.width - 2, 40)
 
     def _those_wanted(self, runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         found = [
@@ -286,7 +286,7 @@ class RunList(Panel):
         if event.widget is not self.query_one("#runs-head"):
             return
         shape = run_lines.layout(self._width(), run_lines.longest_name(self.shown), self.sort)
-        name = run_lines.column_at(shape, event.x)
+        name = run_lines.column_at(shape, event.x - 1)
         if name == self.sort:
             self.action_reverse()
         elif name in SORTS:
