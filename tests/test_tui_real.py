@@ -203,7 +203,7 @@ def test_ctrl_z_leaves_to_the_shell_and_fg_draws_everything_anew(tmp_path: Path)
     os.close(terminal_of_app)
     try:
         read = bytearray()
-        read_until(own, "No run yet", read)
+        read_until(own, "no run yet", read)
         os.write(own, b"6")
         read_until(own, "say something", read)
         os.write(own, b"\x03")
