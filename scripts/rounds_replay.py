@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 import ondevice as od
+from ondevice.common.files import digest
 from ondevice.common.intervals import wilson
 from ondevice.common.json_files import json_lines
 from ondevice.common.rng import permutation
 from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.preference_batches import completion_row
 from ondevice.models.load import load_for_use
+from ondevice.preferences.pairs import held_out
 from ondevice.preferences.rating_queue import uncertainty
 from ondevice.rating_rounds.choice import chosen
 from ondevice.seam.select import load_backend
@@ -52,7 +54,12 @@ def replay(file: Path, base: Path, options: argparse.Namespace) -> list[dict[str
         if differ and max(map(len, texts)) <= LONGEST:
             pairs.append((pair, texts))
     order = permutation(0, "replay", 0, len(pairs)).tolist()
-    held, free = [pairs[n] for n in order[:HELD]], [pairs[n] for n in order[HELD:]]
+    # one prompt has several pairs of the same answers: its pairs are all held out, or none is
+    held: list[Any] = []
+    free: list[Any] = []
+    for n in order:
+        prompt = pairs[n][0]["prompt"]
+        (held if held_out(digest(prompt), HELD / len(pairs)) else free).append(pairs[n])
     found = []
     for way in options.choose:
         found += _way(way, free, held, base, options, backend)
