@@ -26,8 +26,9 @@ from ondevice.data.plain_text import UTF_8, Part, parts, pieces
 
 NAMED = 3
 """Files that a line for people names for each reason."""
-_LARGEST_RUNS = 4 << 20
-"""Runs of words of a text beyond which it is compared as a whole alone."""
+_MOST_COMPARED = 32 << 20
+"""Characters of a text beyond which it is compared as a whole alone: its runs of words take some
+times as much memory."""
 EXACT = "repeats another file"
 NEAR = "is nearly another file"
 
@@ -174,7 +175,7 @@ def _survey(files: Sequence[Path]) -> Survey:
             one = _left_out(one, EXACT, seen[one.sha256])
         elif not one.reason and len(files) > 1 and near_duplicates.is_installed():
             runs = _runs(one)
-            if LEAST_RUNS <= len(runs) <= _LARGEST_RUNS:
+            if len(runs) >= LEAST_RUNS:
                 near = near or NearDuplicates()
                 like = near.like(runs, str(file))
                 if like:
@@ -186,7 +187,7 @@ def _survey(files: Sequence[Path]) -> Survey:
 
 
 def _runs(one: Document) -> Any:
-    if one.characters > 64 * _LARGEST_RUNS:
+    if one.characters > _MOST_COMPARED:
         return ()
     return runs_of(pieces(one.text, one.encoding))
 
