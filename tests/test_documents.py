@@ -22,7 +22,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.data.extraction import near_duplicates, store, survey
 from ondevice.data.extraction.asking import Asker
 from ondevice.data.extraction.pdf_pages import joined, without_repeated
-from ondevice.data.extraction.web_page import blocks_of
+from ondevice.data.extraction.web_page import blocks_of, decoded
 from ondevice.data.folders import RICH
 from ondevice.data.rows import read
 from ondevice.datasets.spec import data_digest
@@ -206,6 +206,76 @@ def test_html_as_markdown() -> None:
         "## A b", "one\ntwo & three", "- x", "- y", "```\na\n  b\n```", "1 | 2\n3", "tail",
     ]  # fmt: skip
     assert list(blocks_of("<title>T</title><p>x")) == ["# T", "x"]
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding", "text"),
+    [
+        ('<meta charset="iso-8859-1">', "cp1252", "“Déjà vu” — it’s €5"),
+        ('<meta charset="gb2312">', "gb18030", "朱镕基总理说话，𠀀。"),
+        ('<meta http-equiv="a" content="text/html; charset=shift_jis">', "cp932", "①髙橋さん"),
+        ('<?xml version="1.0" encoding="iso-8859-2"?>', "iso-8859-2", "Zażółć gęślą jaźń"),
+        ('<meta charset="nothing-like-it">', "utf-8", "Grüße"),
+    ],
+)
+def test_html_is_read_in_the_encoding_that_browsers_take(
+    head: str, encoding: str, text: str
+) -> None:
+    page = f"{head}<body><p>{text}</p>"
+    assert list(blocks_of(decoded(page.encode(encoding)))) == [text]
+
+
+def test_a_page_that_is_one_form_is_read() -> None:
+    page = "<form><h1>A</h1><p>b</p><select><option>no</select><button>no</button></form>"
+    assert list(blocks_of(page)) == ["# A", "b"]
+
+
+def test_a_notebook_need_not_say_its_language(tmp_path: Path) -> None:
+    cells = [{"cell_type": "code", "source": "x = 1"}]
+    for metadata in (None, [], {"kernelspec": None, "language_info": "?"}):
+        (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells, "metadata": metadata}))
+        survey._made.clear()
+        assert [row["text"] for row, _ in read(tmp_path / "a.ipynb")] == ["```\nx = 1\n```\n"]
+
+
+def _in_word(tmp_path: Path, body: str) -> Path:
+    """A Word file with this in its body, in place of what the script writes there."""
+    made = make(tmp_path, ".docx")
+    with zipfile.ZipFile(made) as archive:
+        entries = {name: archive.read(name).decode() for name in archive.namelist()}
+    start, rest = entries["word/document.xml"].split("<w:body>")
+    entries["word/document.xml"] = f"{start}<w:body>{body}</w:body></w:document>"
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, text in entries.items():
+            archive.writestr(name, text)
+    return made
+
+
+def test_word_text_is_read_wherever_it_stands(tmp_path: Path) -> None:
+    """Content controls, insertions, fields and text boxes hold text that python-docx passes over."""
+    run = "<w:r><w:t>{}</w:t></w:r>".format
+    box = "<w:r><w:pict><w:txbxContent><w:p>{}</w:p></w:txbxContent></w:pict></w:r>".format(
+        run("box")
+    )
+    file = _in_word(
+        tmp_path,
+        f"<w:sdt><w:sdtContent><w:p>{run('control')}</w:p></w:sdtContent></w:sdt><w:p>{run('one ')}"
+        f"<w:ins>{run('two ')}</w:ins><w:del><w:r><w:delText>no</w:delText></w:r></w:del><w:moveFrom>"
+        f"{run('moved')}</w:moveFrom><w:sdt><w:sdtContent>{run('three ')}</w:sdtContent></w:sdt>"
+        f"<w:fldSimple>{run('four')}</w:fldSimple>{box}</w:p><w:tbl><w:tr><w:tc><w:p>{run('a')}</w:p>"
+        f"</w:tc><w:tc><w:tbl><w:tr><w:tc><w:p>{run('b')}</w:p></w:tc></w:tr></w:tbl><w:p/></w:tc></w:tr>"
+        f"</w:tbl><w:tbl><w:tr><w:tc><w:p>{run('framed')}</w:p><w:p>{run('both')}</w:p></w:tc></w:tr></w:tbl>",
+    )
+    (row, _), = read(file)  # fmt: skip
+    assert row["text"].split("\n\n") == [
+        "control", "one two three four", "box", "a | b", "framed", "both\n",
+    ]  # fmt: skip
+    survey._made.clear()
+    file.write_bytes(b"\xd0\xcf\x11\xe0" + bytes(600))
+    assert "an old Word file" in reason_of(file)
+    assert "nested too deep" in reason_of(
+        _in_word(tmp_path, "<w:tbl><w:tr><w:tc>" * 60 + run("x") + "</w:tc></w:tr></w:tbl>" * 60)
+    )
 
 
 def test_copies_and_near_copies_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -30,11 +30,14 @@ def _cells(found: Any) -> Iterator[Any]:
 
 
 def _language(found: Any) -> str:
-    metadata = found.get("metadata", {})
-    name = metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get(
-        "name", ""
-    )
-    return name if isinstance(name, str) and name.isidentifier() else ""
+    """Empty where it is not said: the cells are there without it."""
+    metadata = found.get("metadata")
+    for place, field in (("kernelspec", "language"), ("language_info", "name")):
+        said = metadata.get(place) if isinstance(metadata, dict) else None
+        name = said.get(field) if isinstance(said, dict) else None
+        if isinstance(name, str) and name.isidentifier():
+            return name
+    return ""
 
 
 def _block(cell: Any, language: str) -> Iterator[str]:

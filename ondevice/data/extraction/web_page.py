@@ -4,6 +4,7 @@ is for programs, and without menus and page footers.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +16,30 @@ from ondevice.data.plain_text import UTF_8, guessed, marked
 
 LARGEST = 64 << 20
 _LEFT_OUT = {
-    "script", "style", "noscript", "template", "nav", "footer", "aside", "form", "button", "select",
-    "svg", "math", "iframe", "object", "head", "dialog",
+    "script", "style", "noscript", "template", "nav", "footer", "aside", "button", "select", "textarea",
+    "datalist", "svg", "math", "iframe", "object", "head", "dialog",
 }  # fmt: skip
 _ROLES = {"navigation", "banner", "contentinfo", "search", "complementary"}
 _BLOCKS = {
     "address", "article", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl",
-    "dt", "fieldset", "figcaption", "figure", "header", "hr", "html", "li", "main", "ol", "p",
+    "dt", "fieldset", "figcaption", "figure", "form", "header", "hr", "html", "li", "main", "ol", "p",
     "section", "summary", "table", "tbody", "tfoot", "thead", "ul",
 }  # fmt: skip
 _HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 _CELLS = {"td", "th"}
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.I)
+_DECLARED_XML = re.compile(rb"\s*<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([A-Za-z0-9_.:-]{1,40})")
+_MEANT = {
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "iso8859-9": "cp1254",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "big5": "big5hkscs",
+}
+"""What browsers read (WHATWG, Encoding) where a page declares the smaller one: pages are written so."""
 _SPACE = re.compile(r"[ \t\n\r\f\u00a0]+")
 
 
@@ -41,16 +54,24 @@ def read(file: Path, account: Account) -> Iterator[str]:
 
 def decoded(data: bytes) -> str:
     """HTML as text: its encoding is what its first bytes, or else its head, say, where that fits."""
-    declared = _DECLARED.search(data[:4096])
+    declared = _DECLARED_XML.match(data[:200]) or _DECLARED.search(data[:4096])
     names = [marked(data[:4]), UTF_8]
     if declared is not None:
-        names.insert(1, declared[1].decode("ascii"))
+        names.insert(1, _meant(declared[1].decode("ascii")))
     for name in filter(None, names):
         try:
             return data.decode(name)
         except (UnicodeError, LookupError):
             continue  # it says what it is not
     return data.decode(guessed(data[: 1 << 16]), "replace")
+
+
+def _meant(name: str) -> str:
+    try:
+        usual = codecs.lookup(name).name
+    except LookupError:
+        return ""
+    return _MEANT.get(usual, usual)
 
 
 def blocks_of(text: str) -> Iterator[str]:
