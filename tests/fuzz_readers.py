@@ -490,7 +490,7 @@ def _yaml_field(file: Path) -> None:
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c", "raters": ["ann"]}\n'
 ASKED = (
     '{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Anna."}], '
-    '"passage": "Anna.", "source": "a.pdf"}\n'
+    '"asked_of": "Anna.", "source": "a.pdf"}\n'
 )
 
 

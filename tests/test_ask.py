@@ -173,7 +173,7 @@ def test_what_was_asked_survives_a_stop_at_any_point(
     assert whole["kept"] >= 3 and whole["passages"] >= 4 and whole["written"] == whole["passages"]
     row = json.loads(expected.splitlines()[0])
     assert row["messages"][1]["content"].startswith("Anna 0") and row["source"].endswith("0.md")
-    assert "In the town 0" in row["passage"]
+    assert "In the town 0" in row["asked_of"]
     out = tmp_path / "stopped.jsonl"
     for _ in range(calls + 1):
         Written.calls, Written.ends = 0, 2

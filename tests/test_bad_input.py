@@ -188,8 +188,8 @@ CASES = {
     "no tokenizer": Case(
         "init --tokenizer gone --out o", "gone", "no tokenizer.json", "Hugging Face"
     ),
-    "empty": Case(f"pretrain m empty.txt {SFT}", "empty.txt", "empty", "mend"),
-    "empty for init": Case("init empty.txt --out o", "empty.txt", "empty", "mend"),
+    "empty": Case(f"pretrain m empty.txt {SFT}", "empty.txt", "empty", "documents are"),
+    "empty for init": Case("init empty.txt --out o", "empty.txt", "empty", "documents are"),
     "blank rows": Case(f"sft m blank.jsonl {SFT}", "blank.jsonl", "no rows in it", "give data"),
     "blank table": Case(f"sft m blank.csv {SFT}", "blank.csv", "no rows in it", "give data"),
     "blank to measure": Case("eval m blank.jsonl", "blank.jsonl", "no rows in it", "give data"),
@@ -200,7 +200,7 @@ CASES = {
         f"pretrain m pictures {SFT}", "pictures", "no data in this folder", "known: .csv"
     ),
     "no data": Case(f"sft m model.bin {SFT}", "model.bin", "cannot read .bin", "known: .csv"),
-    "binary": Case(f"pretrain m binary.txt {SFT}", "binary.txt", "not UTF-8", "mend"),
+    "binary": Case(f"pretrain m binary.txt {SFT}", "binary.txt", "NUL bytes", "documents are"),
     "bad row": Case(f"sft m bad.jsonl {SFT}", "bad.jsonl:3", "not JSON", "mend"),
     "torn row": Case(f"sft m torn.jsonl {SFT}", "torn.jsonl:2", "cut off?", "mend"),
     "text for chats": Case(f"sft m book.txt {SFT}", "book.txt", "a text and no chat", "mend"),

@@ -183,7 +183,7 @@ def test_it_tells_what_happened(run: RunFolder) -> None:
     rows = {line.split(" | ")[0].strip("| "): line for line in card.split("## ")[2].splitlines()}
     assert "random weights" in rows["init"] and "built-in corpus (a91b84d24b607257)" in rows["sft"]
     assert "| 4 | 40 | 0:12 |" in rows["sft"] and "pretrain" in rows["sft"]
-    assert "| sft | 1.500 +0.000 | 50.0% |" in card  # the ladder
+    assert "| sft | 1.500 +0.00 | 50.0% |" in card  # the ladder
     assert "![sft loss](curves/sft-loss.svg)" in card
     assert "- time: 0:36 (30 CPU seconds)" in card and "- tokens trained on: 120" in card
     assert "backend torch, device cpu" in card

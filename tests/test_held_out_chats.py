@@ -430,7 +430,9 @@ def test_data_show_compares_long_documents_as_a_whole(
     (tmp_path / "a").mkdir()
     text = "".join(f"This is line {n} of it.\n" for n in range(40))
     (tmp_path / "a" / "one.txt").write_text(text)
-    (tmp_path / "a" / "two.txt").write_text(text + "And more.\n")
+    (tmp_path / "a" / "two.txt").write_text(
+        text + "".join(f"And {n * n} more.\n" for n in range(90))
+    )
     (tmp_path / "held.txt").write_text(text)
     held = str(tmp_path / "held.txt")
     found = show(DataConfig(action="show", data=str(tmp_path / "a"), model=model, validation=held))

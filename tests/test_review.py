@@ -23,7 +23,7 @@ def written(folder: Path, count: int = 5) -> Path:
             {"role": "user", "content": f"What is {n}?"},
             {"role": "assistant", "content": f"A number {n}."},
         ]
-        rows.append({"messages": messages, "source": "a.pdf", "passage": f"{n} is a number."})
+        rows.append({"messages": messages, "source": "a.pdf", "asked_of": f"{n} is a number."})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 

@@ -26,6 +26,7 @@ from ondevice.rl.advantages import group_advantages
 from ondevice.rl.rollout import Sampled
 from ondevice.rl.step_times import StepTimes
 from ondevice.runs.events import read
+from ondevice.seam.group import ALONE
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.stages.grpo import GRPOFeed, Updates
@@ -51,6 +52,7 @@ def updates(cfg: GRPOConfig) -> Updates:
     feed = GRPOFeed.__new__(GRPOFeed)
     old = [np.full(len(one.ids), -4.0, np.float32) for one in rollout()]
     feed.cfg, feed.reference, feed.prompt_rows = cfg, {}, NO_SHARING
+    feed.chats = feed.pairs = SimpleNamespace(coef=0.0)  # type: ignore[assignment]
     feed.scorer = SimpleNamespace(network=network(CFG), logprobs=lambda *_: old)  # type: ignore[assignment]
     logps = feed._logps({}, rollout())
     return feed.updates(rollout(), group_advantages(REWARDS, "group").reshape(-1), logps)
@@ -71,7 +73,7 @@ def test_rewards_are_found_while_the_device_reads() -> None:
     feed = GRPOFeed.__new__(GRPOFeed)
     feed.cfg, feed.reference = GRPOConfig(beta=0.1, updates=2), {}
     feed.scorer = SimpleNamespace(logprobs=logprobs)  # type: ignore[assignment]
-    feed.ctx = SimpleNamespace(warn=told.append)  # type: ignore[assignment]
+    feed.ctx = SimpleNamespace(warn=told.append, group=ALONE)  # type: ignore[assignment]
     feed._judge = judge  # type: ignore[method-assign]
     times = StepTimes()
     scores, logps = feed._judged_and_read({}, [], rollout(), times)
@@ -154,6 +156,7 @@ def test_a_step_that_teaches_nothing_is_one_of_a_gradient_of_0(
         reward_file=str(tmp_path / "reward.py"),
         micro_batch="auto",
     )
+    fields = {k: v for k, v in fields.items() if not k.startswith(("sft_", "pair_"))}  # they teach
     od.grpo(**fields)
     before = load_file(files / "policy" / "model.safetensors")
     after = load_file(tmp_path / "r" / "grpo" / "model" / "model.safetensors")

@@ -86,7 +86,7 @@ HARMLESS = {
         ),
         "says where it is from",
     ),
-    "passage": "says what a question was made of",
+    "asked_of": "says what a question was made of",
     **dict.fromkeys(("model", "sampling"), "says who answered, and with which settings"),
 }
 """Names that say nothing about what is learned, each with its reason: these are not told of."""

@@ -427,7 +427,7 @@ def _row(line: Mapping[str, Any], one: Mapping[str, Any], model: str) -> dict[st
             {"role": "assistant", "content": one["answer"]},
         ],
         "source": line["source"],
-        "passage": line["passage"],
+        "asked_of": line["passage"],
         "model": model,
     }
 

@@ -93,7 +93,7 @@ class Review:
         """A row by its number."""
         messages, more = _said(parse_json(self._line(number)))
         return Row(
-            number, messages[-2], messages[-1], more.get("passage", ""), more.get("source", "")
+            number, messages[-2], messages[-1], more.get("asked_of", ""), more.get("source", "")
         )
 
     def give(self, number: int, verdict: Verdict) -> None:
