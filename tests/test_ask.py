@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ import small_stages
 from ondevice import cli
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.data.passages import passages
+from ondevice.data.plain_text import Part
 from ondevice.inference import ask_documents
 from ondevice.inference.generator import Generator
 from ondevice.inference.question_checks import (
@@ -192,6 +193,43 @@ def test_what_was_asked_survives_a_stop_at_any_point(
         od.ask(folder, model, out=out, again=True, **{**COMMON, "questions": 2})["written"]
         > whole["written"]
     )
+
+
+def test_no_file_of_a_person_is_written_over(model: Path, tmp_path: Path) -> None:
+    """Nor do the rows come to stand among the documents, which then would be read no more."""
+    folder = _documents(tmp_path / "documents")
+    mine = tmp_path / "chats.jsonl"
+    mine.write_text('{"messages": []}\n')
+    for out, reason in (
+        (mine, "is there already"),
+        (folder / "chats.jsonl", "stands among the documents"),
+        (folder / "more" / "chats.jsonl", "stands among the documents"),
+    ):
+        for again in (False, True):
+            with pytest.raises(UserError, match=reason):
+                od.ask(folder, model, out=out, again=again, **COMMON)
+    with pytest.raises(UserError, match="is there already"):
+        od.ask(mine, model, out=mine, **COMMON)
+    assert mine.read_text() == '{"messages": []}\n' and len(list(folder.iterdir())) == 4
+
+
+def test_a_long_document_is_never_in_memory_whole() -> None:
+    """Its parts are asked for one after the other, with paragraphs or without."""
+    parts = iter([Part.of("a b\n" * (1 << 18), n < 49) for n in range(50)])
+    taken = 0
+
+    def rows() -> Iterator[tuple[str, str]]:
+        nonlocal taken
+        for part in parts:
+            taken += 1
+            yield "a.txt", part
+        yield "b.txt", "other"
+
+    found = ask_documents._documents(rows())
+    place, inside = next(found)
+    assert place == "a.txt" and len(next(passages(inside, len, 1000))) > 400 and taken <= 3
+    assert sum(1 for _ in inside) >= 47
+    assert [(place, list(inside)) for place, inside in found] == [("b.txt", ["other"])]
 
 
 def test_the_command_and_what_it_refuses(

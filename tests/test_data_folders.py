@@ -128,6 +128,8 @@ def test_only_the_files_of_a_split_are_read_and_the_rest_is_named(tmp_path: Path
         (("a.jsonl", "b.jsonl"),) + (["a.jsonl", "b.jsonl"],) * 3,
         (("test drive.txt", "b.txt"),)
         + (["b.txt", "test drive.txt"],) * 3,  # names of texts are words
+        (("a.md", "test results.md", "training plan.md"),)
+        + (["a.md", "test results.md", "training plan.md"],) * 3,
         (("train.txt", "test.txt"), ["train.txt"], ["train.txt"], ["test.txt"]),
     ],
 )
@@ -140,6 +142,21 @@ def test_folders_with_and_without_splits(
         validation,
         test,
     ]
+
+
+def test_a_table_among_many_documents_lies_beside_them(tmp_path: Path) -> None:
+    """Rows are read where a folder was made to learn from."""
+    fill(tmp_path, "a.md", "b.md", "c.md", "bank.csv")
+    assert texts_of(tmp_path) == ["a.md", "b.md", "c.md"]
+    assert listing(tmp_path).notes == ["files not read: 1 of .csv (bank.csv)"]
+    assert od.show_data(tmp_path)["documents"] == 3
+    (tmp_path / "c.md").rename(tmp_path / "README.md")
+    assert [file.name for file in listing(tmp_path).files] == ["bank.csv"]
+    (tmp_path / "README.md").rename(tmp_path / "c.md")
+    fill(tmp_path, "rows.jsonl")
+    assert [file.name for file in listing(tmp_path).files] == ["bank.csv", "rows.jsonl"]
+    with pytest.raises(UserError, match="are read, and 3 documents beside them are not"):
+        od.show_data(tmp_path)
 
 
 def test_a_folder_with_nothing_to_learn_from(tmp_path: Path) -> None:

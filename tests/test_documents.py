@@ -177,7 +177,13 @@ def test_lines_repeated_at_the_edges_of_pages_are_left_out() -> None:
         [[f"text {'abcdefgh'[n]}"] for n in range(8)],
         32,
     )
-    assert without_repeated(pages[:2]) == (pages[:2], 0)
+    two = [
+        ["My book", f"one {w}", "same", "a", "b", w, "same", f"{n} / 2"] for n, w in enumerate("xy")
+    ]
+    assert without_repeated(two) == ([page[1:-2] for page in two], 6)
+    assert without_repeated([*two, []])[1] == 6 and without_repeated(two[:1]) == (two[:1], 0)
+    table = [[f"{n} 1.5 20", f"{n + 1} 2.5 30", "a", "b", f"{n + 2} 3.5 40"] for n in range(9)]
+    assert without_repeated(table)[0][3][0] == "3 1.5 20"
 
 
 def test_lines_of_a_paragraph_are_joined_and_divided_words_made_whole() -> None:

@@ -93,3 +93,9 @@ def test_files_of_other_things_are_refused(tmp_path: Path, content: str) -> None
     file.write_text(content)
     with pytest.raises(UserError, match=r"a\.jsonl"), Review(file):
         pass
+
+
+@pytest.mark.parametrize("name", [".", "/", "", ".."])
+def test_a_folder_is_no_file_of_rows(name: str) -> None:
+    with pytest.raises(UserError, match=r"folder|not a file"), Review(name):
+        pass

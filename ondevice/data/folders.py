@@ -17,6 +17,10 @@ from ondevice.common.errors import UserError
 from ondevice.data.plain_text import PACKED
 
 ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
+_MADE_TO_LEARN = {".jsonl", ".ndjson", ".parquet"}
+"""Rows that nobody has but to learn from; tables and JSON lie in any folder."""
+_OUTNUMBERED = 2
+"""Times as many documents as there are tables and JSON files, from which on these lie beside them."""
 TEXTS = {".txt", ".md", ".text", ".rst"}
 RICH = {".pdf", ".docx", ".html", ".htm", ".xhtml", ".epub", ".ipynb"}
 """Documents whose text has to be taken out of them."""
@@ -99,9 +103,16 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _data_among(files: Sequence[Path]) -> list[Path]:
-    """Those of the files that hold rows, or documents where none does."""
+    """Those of the files that hold rows; or documents where none does, or where a few tables lie
+    beside many documents."""
     rows = [file for file in files if kind_of(file) in ROWS and not _ABOUT.match(file.name)]
-    return rows or [file for file in files if kind_of(file) in DOCUMENTS]
+    documents = [file for file in files if kind_of(file) in DOCUMENTS]
+    if not rows:
+        return documents
+    if any(kind_of(file) in _MADE_TO_LEARN for file in rows):
+        return rows
+    written = sum(not _ABOUT.match(file.name) for file in documents)
+    return documents if written > _OUTNUMBERED * len(rows) else rows
 
 
 def _other_kinds(folder: Path, files: Sequence[Path], data: set[Path]) -> list[str]:
@@ -143,14 +154,19 @@ def known() -> str:
 
 
 def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files by split. Without any for training the files of no split are those; of texts, whose
-    names may be words like any other, none is then of a split. Files that all are of one split are
-    what somebody wants of this folder."""
+    """The files by split. Without any for training the files of no split are those. Documents have
+    names of words like any other ("training plan.pdf", "test results.docx"): none is of a split
+    unless some are for training and others held out, and each is of one. Files that all are of one
+    split are what somebody wants of this folder."""
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": [], "": []}
     for file in files:
         found[split_of(file.relative_to(folder))].append(file)
-    texts = bool(files) and kind_of(files[0]) in DOCUMENTS
-    if sum(map(bool, found.values())) == 1 or (texts and not found["train"]):
+    if bool(files) and kind_of(files[0]) in DOCUMENTS:
+        about = {file for file in found[""] if _ABOUT.match(file.name)}
+        by_words = len(found[""]) > len(about) or not found["train"]
+    else:
+        by_words = False
+    if sum(map(bool, found.values())) == 1 or by_words:
         return {"train": list(files), "validation": [], "test": [], "": []}
     if not found["train"]:
         found["train"], found[""] = found[""], []

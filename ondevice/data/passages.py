@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 LEAST_WORDS = 40
 """A passage of fewer says too little to ask about."""
+_LONGEST = 1 << 20
+"""Characters of a paragraph, from which it is divided at a line: memory counts more."""
 _SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+")
 
 
@@ -48,6 +50,10 @@ def _paragraphs(parts: Iterable[str]) -> Iterator[str]:
         for paragraph in whole:
             if paragraph.strip():
                 yield paragraph.strip("\n")
+        if len(rest) > _LONGEST:
+            end = rest.rfind("\n") + 1 or len(rest)
+            yield rest[:end].strip("\n")
+            rest = rest[end:]
     if rest.strip():
         yield rest.strip("\n")
 

@@ -41,6 +41,14 @@ def files_of(data: str) -> list[Path]:
     return files if kind_of(files[0]) in DOCUMENTS else []
 
 
+def beside_rows(data: str) -> int:
+    """How many documents a folder holds that are not read, because rows are."""
+    path = Path(os.path.expanduser(ordered(data)[1]))
+    if is_by_name(data) or not path.is_dir():
+        return 0
+    return sum(kind_of(file) in DOCUMENTS for file in listing(path).ignored)
+
+
 def show(cfg: DataConfig, files: list[Path]) -> dict[str, Any]:
     """{"data", "documents", "characters", "kinds", "languages", "pages", "left_out": [{"where",
     "reason", "like"}], "notes", "examples": [{"where", "text"}]}: raw text of files, make it inert

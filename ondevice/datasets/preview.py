@@ -71,6 +71,13 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if not cfg.model:
         files = document_preview.files_of(cfg.data)
         if not files:
+            beside = document_preview.beside_rows(cfg.data)
+            if beside:
+                raise UserError(
+                    f"its rows (.jsonl, .csv, …) are read, and {beside:,} documents beside them are not",
+                    where=cfg.data,
+                    hint="put the documents into a folder of their own, or give --model to see the rows",
+                )
             raise UserError(
                 "no model was named",
                 where="model",

@@ -29,6 +29,7 @@ from ondevice.common.progress import Progress, with_progress
 from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.asking import AskConfig
 from ondevice.data.formats import to_text
+from ondevice.data.mixture import ordered
 from ondevice.data.passages import LEAST_WORDS, passages
 from ondevice.data.rows import Reading
 from ondevice.datasets.spec import check_rejected, convert_rows, open_rows
@@ -84,6 +85,8 @@ def ask(cfg: AskConfig) -> dict[str, Any]:
     request, and a journal of other settings.
     """
     cfg.check()
+    out = Path(os.path.expanduser(cfg.out))
+    _refuse_place(out, cfg.data)
     model, backend = open_model(cfg)
     require_chat_template(model)
     room = model.cfg.max_position_embeddings - SPARE - 2 * cfg.max_new_tokens
@@ -93,7 +96,6 @@ def ask(cfg: AskConfig) -> dict[str, Any]:
             where="passage_tokens",
             hint=f"give {max(room, 0)} or fewer",
         )
-    out = Path(cfg.out)
     with naming(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     found = Passages(cfg, model)
@@ -104,6 +106,26 @@ def ask(cfg: AskConfig) -> dict[str, Any]:
         asker = _Asker(cfg, model, writer, answerer, journal)
         asker.run(found)
         return {"out": str(out), "passages": len(found), **write_rows(journal, out, cfg.model)}
+
+
+def _refuse_place(out: Path, data: str) -> None:
+    """Raises UserError where what is written would take the place of somebody's file, or would be
+    read as data the next time."""
+    place = Path(os.path.expanduser(ordered(data)[1]))
+    if out.is_dir():
+        raise UserError("is a folder", where=str(out), hint="give a file, as chats.jsonl")
+    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise UserError(
+            f"stands among the documents ({place}), which would then hold rows",
+            where=str(out),
+            hint="give --out another folder",
+        )
+    if out.exists() and not journal_of(out).exists():
+        raise UserError(
+            "is there already, and nothing says that `ondevice data ask` has written it",
+            where=str(out),
+            hint="give another --out",
+        )
 
 
 def journal_of(out: Path) -> Path:
@@ -154,14 +176,19 @@ class Passages:
         return len(self._model.tokenizer.encode(text))
 
 
-def _documents(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """(place, parts) of each document."""
-    parts: list[str] = []
-    for place, text in rows:
-        parts.append(text)
-        if not getattr(text, "more", False):
-            yield place, parts
-            parts = []
+def _documents(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, Iterator[str]]]:
+    """(place, parts) of each document, one part in memory at a time; the parts are to be taken before
+    the next document is."""
+    for place, first in rows:
+        yield place, _parts(first, rows)
+
+
+def _parts(first: str, rows: Iterator[tuple[str, str]]) -> Iterator[str]:
+    part = first
+    yield part
+    while getattr(part, "more", False):
+        part = next(rows)[1]
+        yield part
 
 
 def _key(cfg: AskConfig, how: Sampling, found: Passages) -> str:

@@ -43,7 +43,9 @@ class Review:
     hold. Raises UserError for a file that is not there or holds no rows of questions and answers."""
 
     def __init__(self, file: str | Path) -> None:
-        self.file = Path(file)
+        self.file = Path(os.path.expanduser(file))
+        if not self.file.name:
+            raise UserError("is a folder", where=str(self.file), hint="give a file, as chats.jsonl")
         self.journal = self.file.with_suffix(".review.jsonl")
         self.kept_file = self.file.with_suffix(".kept.jsonl")
         self._places: list[tuple[int, int]] = []

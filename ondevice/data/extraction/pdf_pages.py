@@ -18,7 +18,10 @@ EDGE = 3
 """Lines at the top and at the bottom of a page that may be repeated on others."""
 LEAST_PAGES = 3
 LEAST_SHARE = 0.25
-"""On so many pages, and on so large a share of them, a line at an edge is one that is repeated."""
+"""On so many pages, and on so large a share of them, a line at an edge is one that is repeated; of two
+pages, on both, and with nothing between it and the edge that is not."""
+_MOST_NUMBERS = 2
+"""In a line that is repeated but for them ("page 3 of 10"): what has more is a row of a table."""
 _LARGER = 1.15  # times the size of most letters: a heading
 _LONGEST_HEADING = 120  # characters
 _FULL = 0.75  # of the longest lines' length: the paragraph goes on in the next one
@@ -83,11 +86,14 @@ def without_repeated(pages: Sequence[Sequence[str]]) -> tuple[list[list[str]], i
     counted: Counter[str] = Counter()
     for page in pages:
         counted.update({_alike(page[n]) for n in _edges(page)})
-    least = max(LEAST_PAGES, LEAST_SHARE * len(pages))
+    two = sum(map(bool, pages)) == 2
+    least = 2 if two else max(LEAST_PAGES, LEAST_SHARE * len(pages))
     repeated = {line for line, count in counted.items() if count >= least}
     kept, left_out = [], 0
     for page in pages:
         edges = {n for n in _edges(page) if _alike(page[n]) in repeated}
+        if two:
+            edges = _outermost(edges, len(page))
         left_out += len(edges)
         kept.append([line for n, line in enumerate(page) if n not in edges])
     return kept, left_out
@@ -97,8 +103,21 @@ def _edges(page: Sequence[str]) -> set[int]:
     return {n for n in range(len(page)) if n < EDGE or n >= len(page) - EDGE}
 
 
+def _outermost(lines: set[int], length: int) -> set[int]:
+    """Those of the lines between which and an edge of the page no other stands."""
+    top = next((n for n in range(length) if n not in lines), length)
+    bottom = next((n for n in range(length - 1, -1, -1) if n not in lines), -1)
+    if bottom < 0:  # a page that is like another as a whole is no header
+        return set()
+    return {n for n in lines if n < top or n > bottom}
+
+
 def _alike(line: str) -> str:
-    return _DIGITS.sub("#", " ".join(line.lower().split()))
+    """The line without what differs from page to page."""
+    plain = " ".join(line.lower().split())
+    if len(_DIGITS.findall(plain)) > _MOST_NUMBERS:
+        return plain
+    return _DIGITS.sub("#", plain)
 
 
 def joined(lines: Sequence[str], sizes: dict[str, float]) -> Iterator[str]:
