@@ -604,3 +604,35 @@ def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(
 
     play(tmp_path, script, (120, 36))
     assert len(votes(run)) == 1
+
+
+def test_what_was_read_is_told_of_the_pair_that_is_shown(tmp_path: Path) -> None:
+    """A pair that a card or undo brings back is laid out later than it is asked about: a short
+    answer beside a long one must not have the long one's share, nor the other way round."""
+    run = a_run(tmp_path)
+    with Ratings.open(run.path, create=True) as ratings:
+        for i in range(6):
+            responses = [Response("short", source="one"), Response("more\n" * 90, source="other")]
+            ratings.add("first", f"Question {i}?", responses, seed=0)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        screen = app.screen
+        assert isinstance(screen, RateScreen)
+        for _ in range(5):
+            await pilot.press("end", "t")
+            await settled(app, pilot)
+        for row in range(5):
+            await pilot.press("H", *["down"] * row, "enter")
+            await until(pilot, lambda: app.screen is screen and screen._jumped)
+            await settled(app, pilot)
+            await until(pilot, lambda: all(pane.border_subtitle for pane in screen.answers.panes))
+            item = screen.item
+            assert item is not None
+            for pane, slot in zip(screen.answers.panes, item.shown, strict=False):
+                whole = item.responses[slot].text == "short"
+                assert pane.read_to_end is whole, (row, pane.border_subtitle)
+                assert ("✓ read" in str(pane.border_subtitle)) is whole
+
+    play(tmp_path, script)

@@ -25,6 +25,14 @@ EDGES = 5  # cells that borders, padding and a scrollbar take of a box
 WHOLE = 10 * LIMIT  # characters of a message on the card that shows all of them: it takes a second
 
 
+class _Body(SafeText):
+    """The text of a box, which looks again once it has got its place on the screen."""
+
+    def on_resize(self) -> None:
+        if isinstance(self.parent, Readable):
+            self.parent.look()
+
+
 class Readable(VerticalScroll):
     """Text in a box, with the share of it that has been on the screen. `read_to_end` once its last
     line has been."""
@@ -42,7 +50,7 @@ class Readable(VerticalScroll):
         self._laid_out = True  # else its sizes are those of the text before
 
     def compose(self) -> ComposeResult:
-        yield SafeText(self._first)
+        yield _Body(self._first)
 
     def show(self, text: Content, name: str, *, read: float = 0.0) -> None:
         """`read`: the share that was read of the same text before."""
@@ -63,8 +71,8 @@ class Readable(VerticalScroll):
 
     def look(self) -> None:
         """How much of it has been in sight by now, and what is below."""
-        if not self.size.height or not self._laid_out:
-            return  # it has no place on the screen yet
+        if not self.size.height or not self._laid_out or self._stands_as_before():
+            return  # it has no place on the screen yet; its text looks again when it has
         more = round(self.max_scroll_y - self.scroll_offset.y)
         whole = max(self.virtual_size.height, 1)
         seen = 1.0 if more <= 0 else (self.scroll_offset.y + self.size.height) / whole
@@ -75,6 +83,13 @@ class Readable(VerticalScroll):
             told.append(f"▼ {more} more: {self.key}")
         self._read = " · ".join(told)
         titled(self, self.name_shown, self._read)
+
+    def _stands_as_before(self) -> bool:
+        """Whether the sizes are still those of the text before: a screen under another one, or one
+        with much to do, is laid out only later."""
+        text = self.query_one(SafeText)
+        width = text.size.width
+        return text.size.height != text.get_content_height(self.size, self.app.size, width)
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)
