@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from ondevice.config.rounds import RoundsConfig
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.strengths import Comparison, preferred_to
 from ondevice.preferences.votes import Response
+from ondevice.rating_rounds import process as rounds_process
+from ondevice.rating_rounds import trainer
 from ondevice.rating_rounds.choice import MEASURE, RANDOM, TAUGHT, chosen, kind_of_place
 from ondevice.rating_rounds.command import rounds
 from ondevice.rating_rounds.loop import Loop, start_process, write_votes
@@ -41,6 +44,7 @@ from ondevice.rating_rounds.standing import (
     told,
 )
 from ondevice.rating_rounds.trainer import train
+from ondevice.runs import folder as folder_module
 from ondevice.seam.select import load_backend
 
 RATER = "simulated:short"
@@ -398,6 +402,34 @@ def test_headless_trains_what_the_votes_say(material: Path, tmp_path: Path) -> N
     assert (version.path / "dpo" / "pairs.jsonl").is_file()
     again = train(loop.folder, version)
     assert again == version.path / "dpo" / "model"
+
+
+def test_the_training_of_an_earlier_loop_is_left_alone_and_asked_to_leave(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process reads, or measures the start, before any stage's lock is held: the next loop must
+    neither start a second one nor give the version up, and who leaves must reach it."""
+    trained: list[int] = []
+    loop = loop_of(material, tmp_path / "run", trained=trained)
+    loop.turn()
+    vote_on_all(loop)
+    version = loop.folder.version(1)
+    with Ratings.open(tmp_path / "run") as ratings:
+        write_votes(version, ratings, simulated=True)
+    asked: list[int] = []
+    monkeypatch.setattr(rounds_process.os, "kill", lambda pid, number: asked.append(pid))
+    with version.trainer.locked():
+        assert version.working
+        loop.turn()
+        assert not trained and not version.why_failed()
+        monkeypatch.setattr(folder_module, "LOCK_PATIENCE_S", 0.1)
+        assert trainer.main([str(tmp_path / "run"), "1"]) == 0
+        assert not version.failed.exists()
+        rounds_process.stop_training(loop.folder)
+        assert asked == [os.getpid()]
+    rounds_process.stop_training(loop.folder)
+    loop.turn()
+    assert trained == [1] and len(asked) == 1
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ class Loop:
             self._training = None
             if code and code != 130:
                 self._deaths += 1
-        elif version.working:
+        if version.working:  # one that an earlier loop has started, maybe
             self._tell(f"version {version.number} is being trained")
             return False
         if self._deaths >= DIED:

@@ -6,6 +6,7 @@
     RUN/rounds/loop.lock, loop.log    one loop a run, and what it printed
     RUN/rounds/start.json             what the exam says of the start
     RUN/rounds/v001/votes.jsonl       the pairs that version 1 learns from
+    RUN/rounds/v001/lock              who trains it now
     RUN/rounds/v001/{dpo | reward, ppo}/   its stages: checkpoints, model, done.json
 
 Nothing else is remembered: which version is there, and what comes next, follows from these files
@@ -74,9 +75,15 @@ class Version:
         return None
 
     @property
+    def trainer(self) -> StageFolder:
+        """Whose lock the process that trains it holds all the time: while it reads its settings,
+        while the start is measured, and between two stages too."""
+        return StageFolder(self.path)
+
+    @property
     def working(self) -> bool:
         """Whether a process trains it now."""
-        return any(stage.holder() is not None for stage in self.stages)
+        return any(place.holder() is not None for place in (self.trainer, *self.stages))
 
     def why_failed(self) -> str:
         """Why there will be no such version; empty where it is there or still comes."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
+from contextlib import suppress
 
 from ondevice.common import processes
 from ondevice.rating_rounds.places import RoundsFolder
@@ -50,6 +54,12 @@ def end_loop(folder: RoundsFolder, process: subprocess.Popen[bytes] | None) -> N
 def stop_training(folder: RoundsFolder) -> None:
     """Asks what is being trained to save and leave; the next loop goes on with it."""
     for version in folder.versions():
+        holder = version.trainer.holder() or {}
+        pid = holder.get("pid")
+        if isinstance(pid, int) and pid > 1 and holder.get("host") == socket.gethostname():
+            # heard before its first stage and between two of them, where no file is looked for
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
         for stage in version.stages:
             if stage.holder() is not None:
                 stage.stop.touch()

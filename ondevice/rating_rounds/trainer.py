@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,21 +176,33 @@ def _filled(cfg: StageConfig, given: Mapping[str, Any]) -> StageConfig:
 
 
 def main(words: list[str]) -> int:
-    """The exit code: 0 trained, 130 stopped with the work saved, 2 refused, whose reason is kept
-    beside the version."""
+    """The exit code: 0 trained (or another process trains it), 130 stopped with the work saved, 2
+    refused, whose reason is kept beside the version."""
     folder = RoundsFolder(words[0])
     version = folder.version(int(words[1]))
-    try:
-        train(folder, version)
-    except Interrupted as stopped:
-        to_stderr(str(stopped))
-        return 130
-    except UserError as error:
-        to_stderr(str(error))
-        if not read_json(version.failed):
-            write_file(version.failed, json.dumps({"why": str(error)}) + "\n")
-        return 2
+    with ExitStack() as held:
+        try:
+            held.enter_context(version.trainer.locked())
+        except UserError as error:
+            if version.trainer.holder() is None:
+                return _refused(version, error)
+            to_stderr(str(error))
+            return 0
+        try:
+            train(folder, version)
+        except Interrupted as stopped:
+            to_stderr(str(stopped))
+            return 130
+        except UserError as error:
+            return _refused(version, error)
     return 0
+
+
+def _refused(version: Version, error: UserError) -> int:
+    to_stderr(str(error))
+    if not read_json(version.failed):
+        write_file(version.failed, json.dumps({"why": str(error)}) + "\n")
+    return 2
 
 
 if __name__ == "__main__":
