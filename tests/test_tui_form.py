@@ -487,6 +487,14 @@ def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]])
     assert started[0][:1] == ["run"] and any(word.startswith("--out=") for word in started[0])
 
 
+def test_a_choice_that_is_not_on_the_screen_yet_has_the_value_it_begins_with() -> None:
+    """The form of a recipe called it wrong for its first moments, and had no command."""
+    for spec in fields_of(RunConfig):
+        if spec.choices:
+            field = Field(spec, spec.choices[-1], spec.choices[0])
+            assert field.entry == field.begun == spec.text(spec.choices[-1])
+
+
 @pytest.mark.slow
 def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(
     tmp_path: Path,

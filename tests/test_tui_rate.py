@@ -509,14 +509,15 @@ def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path:
             await settled(app, pilot)
             await pilot.press(key)
         await settled(app, pilot)
-        for said in (
-            "taken back (1): it was skipped",
-            "taken back (2): it was all bad",
-            "taken back (3): it was 2 is much better",
+        for said, last in (
+            ("taken back (1): it was skipped", "last: all bad"),
+            ("taken back (2): it was all bad", "last: 2 ››"),
+            ("taken back (3): it was 2 is much better", ""),
         ):
             await pilot.press("u")
-            await until_shown(pilot, said)
+            text = await until_shown(pilot, said)
             await settled(app, pilot)
+            assert last in text if last else "last:" not in text
         for _ in range(5):  # held down
             await pilot.press("u")
         await until_shown(pilot, "of an earlier session", "ago: tie.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.history import newest_of
 from ondevice.preferences.undo import Restored, Undone, store_again, undo_newest
 from ondevice.preferences.votes import Item, Vote, said
 from ondevice_tui.run_status import ago
@@ -46,9 +48,15 @@ class UndoPage(QueuePage):
         taken back.
         """
         rater = self.rater
-        self._do(
-            lambda ratings: undo_newest(ratings, rater, self.session, confirmed), self._taken_back
-        )
+
+        def work(ratings: Ratings) -> tuple[Undone | None, Vote | None]:
+            return undo_newest(ratings, rater, self.session, confirmed), newest_of(ratings, rater)
+
+        def then(found: tuple[Undone | None, Vote | None]) -> None:
+            undone, self.newest = found
+            self._taken_back(undone)
+
+        self._do(work, then)
 
     def _taken_back(self, found: Undone | None) -> None:
         if found is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -96,7 +96,10 @@ class Field(Vertical):
 
     @property
     def entry(self) -> str | bool:
-        return cast("str | bool", self.control.value)
+        value = self.control.value
+        if isinstance(value, str | bool):
+            return value
+        return self.begun  # a choice that is not on the screen yet holds no value at all
 
     def put(self, value: Any) -> None:
         if isinstance(self.control, Checkbox):
