@@ -33,6 +33,7 @@ from ondevice.rating_rounds.places import RoundsFolder, Version, batch_of
 from ondevice.rating_rounds.process import start_loop
 from ondevice.rating_rounds.standing import (
     DUEL,
+    Rounds,
     Standing,
     difference,
     duels,
@@ -125,6 +126,17 @@ def test_a_version_is_refused_where_a_skill_falls_by_more_than_its_interval() ->
     # Newcombe 1998, table II (b): 9/10 and 3/10
     change, high = difference((9, 10), (3, 10))
     assert change == pytest.approx(-0.6) and high == pytest.approx(-0.1705, abs=1e-4)
+
+
+def test_the_table_fits_a_terminal_of_80_columns() -> None:
+    skills = {"exact_match": 0.729, "reasoning": 1.0, "bits_per_byte": 0.867}
+    found = [
+        Standing(999, state, 1200, wilson(71, 100), None, skills, refused)
+        for state, refused in (("training", ""), ("refused", "exact match fell by 12 points"))
+    ]
+    table = render(Rounds(found, 0, 1200, 0, sentence(found, 0), skills).mapping())
+    assert all(len(row) <= 80 for row in table.split("\n\n")[0].splitlines())
+    assert "version 999 refused: exact match fell by 12 points" in table and "71 % of 100" in table
 
 
 def test_the_curve_is_bradley_terrys_against_the_start() -> None:
@@ -371,6 +383,8 @@ def test_bad_settings_are_one_clear_line(material: Path, tmp_path: Path) -> None
         Loop(RoundsConfig(run=str(material / "run"), backend="torch", rater="me"))
     with pytest.raises(UserError, match="no tuned model"):
         od.rounds(tmp_path)
+    with pytest.raises(UserError, match="no such run folder"):
+        od.rounds(tmp_path / "nothing")
     with pytest.raises(UserError, match="has no rounds yet"):
         rounds(RoundsConfig(run=str(material / "run"), show=True))
 

@@ -185,6 +185,8 @@ def start_model(cfg: RoundsConfig) -> Path:
 
     if cfg.model:
         return find_model(cfg.model)
+    if not Path(cfg.run).is_dir():
+        raise UserError("there is no such run folder", where=cfg.run)
     stage = RunFolder(cfg.run).stage("sft")
     if not stage.has_model:
         raise UserError(

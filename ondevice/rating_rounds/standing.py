@@ -95,7 +95,8 @@ def standing(folder: RoundsFolder, ratings: Ratings, *, simulated: bool = False)
             )
         )
     usable = len(pairs_of(ratings, simulated=simulated))
-    return Rounds(found, current, usable, usable - learned, sentence(found, current), start)
+    since = max(usable - learned, 0)  # fewer where votes were taken back
+    return Rounds(found, current, usable, since, sentence(found, current), start)
 
 
 def _lines(file: Path) -> int:
@@ -215,9 +216,10 @@ def told(one: Standing) -> str:
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """A table for people, of `Rounds.mapping`, and the sentence."""
+    """A table for people in 80 columns, of `Rounds.mapping`, why versions are not used, and the
+    sentence."""
     lines = [
-        "version   learned  preferred to the start   exact match  reasoning  bits/byte  state",
+        "version    learned  preferred to start      exact reasoning bits/byte  state",
         _row("start", "", "", found["start"], ""),
     ]
     for one in found["versions"]:
@@ -231,10 +233,12 @@ def render(found: Mapping[str, Any]) -> str:
         elif blind["of"]:
             share = f"not yet known ({blind['of']})"
         state = "in use" if one["number"] == found["current"] else one["state"]
-        if one["refused"]:
-            state += f": {one['refused']}"
         lines.append(_row(name_of(one["number"]), str(one["learned"]), share, one["skills"], state))
-    lines += ["", found["sentence"]]
+    lines.append("")
+    for one in found["versions"]:
+        if one["refused"]:
+            lines.append(f"{name_of(one['number'])} {one['state']}: {one['refused']}")
+    lines.append(found["sentence"])
     lines.append(f"{found['usable']} usable votes, {found['since']} since the newest version began")
     return "\n".join(lines)
 
@@ -244,7 +248,5 @@ def _row(name: str, learned: str, share: str, skills: Mapping[str, float], state
     for skill in _SKILLS:
         figures.append(f"{100 * skills[skill]:.1f}%" if skill in skills else "–")
     bits = f"{skills['bits_per_byte']:.3f}" if "bits_per_byte" in skills else "–"
-    row = (
-        f"{name:<10}{learned:>7}  {share:<24} {figures[0]:>11}  {figures[1]:>9}  {bits:>9}  {state}"
-    )
+    row = f"{name:<11}{learned:>7}  {share:<22} {figures[0]:>6} {figures[1]:>9} {bits:>9}  {state}"
     return row.rstrip()
