@@ -105,6 +105,7 @@ def test_pairs_of_a_model_of_elsewhere_are_rated_and_then_learned_from(tmp_path:
             ratings.vote(n, "ann", "s", "tie")
         ratings.repeat(1, "ann")
         ratings.vote(4, "ann", "s", "tie")
+        ratings.vote(1, "bob", "s2", "tie")  # a pair that two have rated is one
     read = list(rows(run).values())
     assert (
         read[next_row(read)].stage in ("reward", "dpo")

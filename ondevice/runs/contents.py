@@ -13,8 +13,8 @@ LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program 
 
 
 class Votes(NamedTuple):
-    """What a run's ratings hold. `given`: votes of people; `pending`: pairs on which no person has
-    voted; repeats count in neither. `trouble`: why they cannot be read."""
+    """What a run's ratings hold. `given`: pairs that people have rated; `pending`: those that no
+    person has; repeats count in neither. `trouble`: why they cannot be read."""
 
     given: int
     pending: int
@@ -33,10 +33,10 @@ def votes_of_people(run: Path) -> Votes:
             for waiting in ratings.waiting(""):
                 if waiting.kind != "repeat":
                     pairs.add(waiting.item)
-            voted = []
+            voted = set()  # a pair that several people rated is one
             for vote in ratings.live_votes(simulated=False):
                 if vote.outcome is not None and vote.item in pairs:
-                    voted.append(vote.item)
+                    voted.add(vote.item)
             return Votes(len(voted), len(pairs.difference(voted)), "")
     except UserError as problem:
         return Votes(0, 0, problem.message)
