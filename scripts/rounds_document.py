@@ -137,7 +137,7 @@ def _replays(replays: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{first['votes']:,} recorded votes of three annotators on answers of other models, of which "
         f"{first['usable']} fit this model's context and have a majority. They are given in the order that",
         "the way of choosing asks for; a reward model of the same small model is trained on all so far, and",
-        f"its agreement with the majority is measured on {first['held']} held-out pairs.",
+        f"its agreement with the majority is measured on {first['held']} held-out pairs, on other prompts.",
         "",
         "| pairs | votes | agreement with people (95 %) |",
         "| --- | --- | --- |",
