@@ -400,6 +400,7 @@ def test_temperatures_just_within_draw(backend: Backend) -> None:
     assert len(set(draws(backend, u, temperature=1e6)[0].tolist())) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
 def test_a_repetition_penalty_is_transformers(

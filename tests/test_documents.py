@@ -115,6 +115,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_named_each_with_one_reason(tmp_path: Path) -> None:
     folder = tmp_path / "hostile"
     folder.mkdir()

@@ -265,6 +265,7 @@ def test_a_reward_models_head_is_trained_whole(
     assert (made / peft.CONFIG).is_file() and (made.parent / "value_model" / peft.CONFIG).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantised_base", [False, True])
 def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(
     quantised_base: bool, files: Path, tmp_path: Path, backend_name: str

@@ -341,6 +341,7 @@ def test_eight_bits_learn_as_well(backend: Backend) -> None:
     assert np.abs(packed / exact - 1).max() < 0.03, np.abs(packed / exact - 1).max()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("everything_packed")
 def test_eight_bits_go_on_exactly_and_on_the_other_backend(tmp_path: Path) -> None:
     backends = [load_backend(name, "cpu", "float32") for name in ("torch", "mlx")]

@@ -124,6 +124,7 @@ def test_names_that_a_folder_leaves_out_are_its_familys(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_body_alone_learns_to_judge_and_to_tell_apart(
     files: Path, tmp_path: Path, backend_name: str
 ) -> None:

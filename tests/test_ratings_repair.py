@@ -162,6 +162,7 @@ def test_a_text_that_is_none_is_left_out(file: Path) -> None:
     assert set(range(1, 121)) - set(rows(file)[0]) == {3, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_damaged_is_saved_or_said(file: Path, seed: int) -> None:
     """Zeros where rows were read as rows of NULL; flipped bits make numbers of rows that were never

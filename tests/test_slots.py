@@ -79,6 +79,7 @@ def test_slots_of_done_rows_are_filled_again(backend: Backend) -> None:
         assert alone == written[at : at + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("family", ["mistral-window", "gpt2", "t5", "bart"])
 def test_a_slot_filled_again_changes_no_text(backend: Backend, family: str, samples: int) -> None:
@@ -126,6 +127,7 @@ def test_a_told_token_is_read_while_the_next_is_computed(backend: Backend) -> No
     assert generator.asked == one * 5
 
 
+@pytest.mark.slow
 def test_the_cache_has_few_sizes(backend: Backend) -> None:
     model = make(backend, models.config("llama", max_position_embeddings=1024))
     generator = Generator(model, backend, Sampling(600, temperature=0.0))

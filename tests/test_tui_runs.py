@@ -100,6 +100,7 @@ def test_differences_stand_beside_or_under_each_other(tmp_path: Path) -> None:
     assert "No setting differs" in difference_lines(runs, [], 40)[0].plain
 
 
+@pytest.mark.slow
 def test_the_list_by_its_keys(tmp_path: Path) -> None:
     """One session: search, order, state, ticks, differences, note, tags, name, trash and back."""
     a_run(tmp_path, "first")
