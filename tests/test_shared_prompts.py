@@ -315,10 +315,14 @@ def steps_of(files: Path, stage: str, out: Path, backend: str, **changes: Any) -
     ("stage", "changes"),
     [
         ("grpo", {"updates": 1, "beta": 0.05}),
-        ("grpo", {"updates": 2, "beta": 0.0}),
-        ("grpo", {"updates": 1, "beta": 0.0, "loss_type": "bnpo", "partition": 5}),
+        pytest.param("grpo", {"updates": 2, "beta": 0.0}, marks=pytest.mark.slow),
+        pytest.param(
+            "grpo",
+            {"updates": 1, "beta": 0.0, "loss_type": "bnpo", "partition": 5},
+            marks=pytest.mark.slow,
+        ),
         ("dpo", {"batch_size": 7}),
-        ("dpo", {"batch_size": 7, "loss_type": "kto"}),
+        pytest.param("dpo", {"batch_size": 7, "loss_type": "kto"}, marks=pytest.mark.slow),
         ("reward", {"batch_size": 7, "center": 0.1}),
     ],
 )
