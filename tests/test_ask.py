@@ -243,6 +243,7 @@ def test_the_command_and_what_it_refuses(
     assert cli.main(words) == 0
     told = capsys.readouterr().out
     assert "2 passages, 4 questions written, 0 kept by the checks" in told and out.read_text() == ""
+    assert "is empty: a larger model" in told and "look through" not in told
     for more, reason in (
         (["--again", "--passage-tokens", "9999"], "do not fit its context"),
         (["--again", "--questions", "0"], "questions"),

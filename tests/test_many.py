@@ -160,6 +160,9 @@ def test_two_processes_train_as_one_does(
 ) -> None:
     files = files_of(tmp_path, backend_name)
     jobs = {name: job for name, job in jobs_of(files, backend_name).items() if name in names}
+    chats = (files / "chats.jsonl").read_text().strip()
+    (files / "some.jsonl").write_text(chats + '\n{"messages": "none"}\n')  # told of by one
+    jobs["sft"][1].update(data=str(files / "some.jsonl"), bad_share=0.1)
     other = {**jobs["sft"][1], "data": "rows.jsonl", "out": str(tmp_path / "refused")}
     for rank in range(2):
         (tmp_path / f"own-{rank}").mkdir()
@@ -200,6 +203,12 @@ def test_two_processes_train_as_one_does(
             same_folders(one / function / "model", two / function / "model", 2e-5)
         record = json.loads((two / function / "done.json").read_text())
         assert record["versions"]["processes"] == "2"
+        told = [
+            e["message"]
+            for e in events.read(two / function / "events.jsonl")
+            if e["event"] == "warning"
+        ]
+        assert not any("ondevice-process-" in text for text in told), "a folder that is gone"
     # bytes: the trained tensors' gradients once, and nothing of what is frozen
     kinds = {"sft": "model/model", "lora": "model/adapter_model", "pretrain": "model/model"}
     for name, tensors in kinds.items():

@@ -35,6 +35,7 @@ from ondevice.planning.trained import Trained, trained_by
 from ondevice.planning.work import pass_of
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
+from ondevice.seam.select import available
 
 RATES = Rates(1.2, 1e-10, 1e-4)
 SPEEDS = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, RATES, RATES, RATES)
@@ -245,6 +246,9 @@ def test_the_command_prints_a_table_and_json(
     assert each["bytes"]["moments"] == 2 * 4 * each["trained"] / 4
     assert cli.main(["plan", *words, "--processes", "2"]) == 0
     assert "2 processes: memory and time of each" in capsys.readouterr().out
+    if available()["mlx"]:
+        assert cli.main(["plan", *words, "--backend", "mlx", "--shard", "state"]) == 2
+        assert "mlx keeps the optimizer's state whole" in capsys.readouterr().err
     assert cli.main(["plan", *words, "--processes", "many"]) == 2
     assert "'many' is not a number" in capsys.readouterr().err
     assert cli.main(["plan", "minute", "--no-time"]) == 0

@@ -76,7 +76,7 @@ def _megabytes(env: Mapping[str, str], name: str, usual: int) -> int:
 class MLXBackend:
     name = "mlx"
     group: Group = ALONE
-    shards = False
+    shards = COSTS.shards
 
     def __init__(self, device: str, dtype: str) -> None:
         self.device, self.dtype = device, dtype

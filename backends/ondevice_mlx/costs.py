@@ -18,4 +18,5 @@ COSTS = Costs(
     update=0.7,
     saving=0.2,
     low=0.0,
+    shards=False,
 )

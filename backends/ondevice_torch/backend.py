@@ -53,7 +53,7 @@ _MAPPED = 32 << 20
 class TorchBackend:
     name = "torch"
     group: Group = ALONE
-    shards = True
+    shards = COSTS.shards
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self.device, self.dtype = device, device.type, dtype

@@ -18,4 +18,5 @@ COSTS = Costs(
     update=0.7,
     saving=1.0,
     low=0.5,
+    shards=True,
 )

@@ -471,6 +471,11 @@ def render(found: Mapping[str, Any]) -> str:
     for reason, count in found["rejected"].items():
         lines.append(f"  {count:,} × {sanitize(reason, newlines=False)}")
     out = sanitize(found["out"], newlines=False)
+    if not found["kept"]:
+        lines.append(
+            f"{out} is empty: a larger model, or a lower --temperature, writes better ones"
+        )
+        return "\n".join(lines)
     lines.append(
         f"{out}: look through them with `ondevice data review {out}`, then sft learns them"
     )

@@ -56,6 +56,7 @@ from ondevice.planning.work import (
 )
 from ondevice.preferences.distinct import TRIES
 from ondevice.runs.device_batch import cache_bytes
+from ondevice.seam.select import check_shard
 
 _FLOAT = 4
 _OF_DATA = {
@@ -162,6 +163,7 @@ class _Planned:
     def training(self) -> StagePlan:
         cfg = self.cfg
         assert isinstance(cfg, TrainingConfig)
+        check_shard(cfg.shard, self.machine.backend, self.machine.costs.shards)
         work, measured = (share_of(one, self.processes) for one in training_work(cfg, self.step))
         per_step = self._seconds(work, cfg)
         seconds = None

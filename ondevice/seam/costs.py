@@ -24,6 +24,8 @@ class Costs:
 
     `low`: what an adapter's own products move, as a part of what goes into and comes out of the
     matrices that it stands beside.
+
+    `shards`: whether each of several processes can keep the optimizer's state of some tensors alone.
     """
 
     activations: float
@@ -37,6 +39,7 @@ class Costs:
     update: float
     saving: float
     low: float
+    shards: bool
 
     def activation_factor(self, device: str) -> float:
         """`activations` of this device."""

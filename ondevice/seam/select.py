@@ -123,6 +123,16 @@ def _engine_of(by: Launched, device: str) -> Engine:
     return found
 
 
+def check_shard(shard: str, backend: str, shards: bool) -> None:
+    """Raises UserError where processes are to share the optimizer's state out and cannot."""
+    if shard != "none" and not shards:
+        raise UserError(
+            f"{backend} keeps the optimizer's state whole in each process",
+            where="shard",
+            hint="leave it out, or give --backend torch",
+        )
+
+
 def costs_of(name: str = "auto") -> Costs:
     """What the backend takes; its array library is not imported. Raises UserError as `choose`."""
     costs: Costs = importlib.import_module(f"{_MODULES[choose(name)][0]}.costs").COSTS

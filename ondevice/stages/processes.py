@@ -93,6 +93,7 @@ def begin(ctx: Context, cfg: StageConfig) -> None:
             "corpus": to_mapping(ctx.shared.corpus),
             "resume": ctx.start.resume,
             "continued": to_tell(ctx.start.continued),
+            "run": str(folder.path.parent),
         }
     )
     _send_files(group, _made_before(folder), None)
@@ -225,7 +226,8 @@ def _follow_stage(group: Group, order: Mapping[str, Any], scratch: Path, stop: S
     ctx = Context(
         folder,
         load_backend(cfg.backend, cfg.device, cfg.dtype),
-        ForwardedEvents(group.post),
+        # a file that is named is the run's: this one's own folder is gone when a person looks
+        ForwardedEvents(lambda text: group.post(text.replace(str(run.path), order["run"]))),
         shared=RunSettings(stop, corpus=corpus, say=lambda text: None),
         start=start,
     )

@@ -47,7 +47,7 @@ from ondevice.runs.place import check_disk, cloud_of, cloud_warning
 from ondevice.runs.recovery import FOLDER as RUINED
 from ondevice.seam.group import ALONE
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from ondevice.seam.select import check_shard, load_backend
 from ondevice.stages import processes
 from ondevice.stages.continued import state_of
 from ondevice.stages.fingerprint import (
@@ -162,12 +162,7 @@ def _ready(
     check = partial(check_start, cfg, fingerprint)
     start = StageStart(resume, fingerprint, state_of(name, cfg), check, caller.on_settled)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    if getattr(cfg, "shard", "none") != "none" and not backend.shards:
-        raise UserError(
-            f"{backend.name} keeps the optimizer's state whole in each process",
-            where="shard",
-            hint="leave it out, or give --backend torch",
-        )
+    check_shard(getattr(cfg, "shard", "none"), backend.name, backend.shards)
     return _Ready(cfg, start, backend, redo)
 
 
