@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,20 @@ def test_a_table_among_many_documents_lies_beside_them(tmp_path: Path) -> None:
     assert [file.name for file in listing(tmp_path).files] == ["bank.csv", "rows.jsonl"]
     with pytest.raises(UserError, match="are read, and 3 documents beside them are not"):
         od.show_data(tmp_path)
+
+
+def test_links_and_pipes_are_named(tmp_path: Path) -> None:
+    """A link to a folder is not followed: it may lead back."""
+    fill(tmp_path, "a.md")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "gone.md").symlink_to(tmp_path / "nothing")
+    (tmp_path / "link.md").symlink_to(tmp_path / "a.md")
+    os.mkfifo(tmp_path / "pipe.pdf")
+    found = listing(tmp_path)
+    assert [file.name for file in found.files] == ["a.md", "link.md"]
+    assert found.notes == [
+        "files not read: 3 links to folders, or no files (again, gone.md, pipe.pdf)"
+    ]
 
 
 def test_a_folder_with_nothing_to_learn_from(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     """The files of `split` in a folder that has splits; `test` is `validation` where there is none,
     and all files where it has neither. Raises UserError for a folder without data, or without any
     to learn from."""
-    inside = _files_in(folder)
+    odd: list[Path] = []
+    inside = _files_in(folder, odd)
     data = _data_among(inside)
     if not data:
         raise UserError(
@@ -84,6 +85,8 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     if parts[""] and parts[""] is not files:
         beside.append(f"{len(parts[''])} of no split ({_few(folder, parts[''])})")
     beside += _other_kinds(folder, inside, set(data))
+    if odd:
+        beside.append(f"{len(odd)} links to folders, or no files ({_few(folder, odd)})")
     notes = []
     if beside:
         notes.append("files not read: " + ", ".join(beside))
@@ -91,14 +94,19 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     return Listing(files, [file for file in inside if file not in kept], notes)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """All files in a folder and in folders of it, in order, without hidden ones."""
-    files = []
+def _files_in(folder: Path, odd: list[Path] | None = None) -> list[Path]:
+    """All files in a folder and in folders of it, in order, without hidden ones. `odd` gets what is
+    neither: links to folders, which may go round in circles, links to nothing, pipes."""
+    files: list[Path] = []
+    others: list[Path] = []
     for path in folder.rglob("*"):
-        if not path.is_file():
+        is_file = path.is_file()
+        if not is_file and path.is_dir() and not path.is_symlink():
             continue
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            files.append(path)
+            (files if is_file else others).append(path)
+    if odd is not None:
+        odd += sorted(others)
     return sorted(files)
 
 
