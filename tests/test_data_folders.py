@@ -16,6 +16,7 @@ import small_stages
 from ondevice.common.errors import UserError
 from ondevice.data.folders import holds_split, listing, split_of
 from ondevice.data.rows import read
+from ondevice.datasets import document_preview
 from ondevice.seam.select import load_backend
 
 PAIR = {"chosen": "12", "rejected": "34"}
@@ -150,7 +151,10 @@ def test_a_table_among_many_documents_lies_beside_them(tmp_path: Path) -> None:
     fill(tmp_path, "a.md", "b.md", "c.md", "bank.csv")
     assert texts_of(tmp_path) == ["a.md", "b.md", "c.md"]
     assert listing(tmp_path).notes == ["files not read: 1 of .csv (bank.csv)"]
-    assert od.show_data(tmp_path)["documents"] == 3
+    shown = od.show_data(tmp_path)
+    assert shown["documents"] == 3 and "0 files left out" in document_preview.render(shown)
+    one = document_preview.render(od.show_data(tmp_path / "a.md"))
+    assert "1 document of 1 file (1 .md)" in one
     (tmp_path / "c.md").rename(tmp_path / "README.md")
     assert [file.name for file in listing(tmp_path).files] == ["bank.csv"]
     (tmp_path / "README.md").rename(tmp_path / "c.md")

@@ -108,6 +108,10 @@ def _told(documents: list[Document]) -> Iterator[str]:
         yield str(py3langid.classify(_first(one, LOOKED_AT))[0])
 
 
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def render(shown: Mapping[str, Any]) -> str:
     """What `show` found, safe for a terminal."""
     lines: list[str] = []
@@ -119,8 +123,8 @@ def render(shown: Mapping[str, Any]) -> str:
         ]
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in shown["kinds"].items())
     lines.append(
-        f"{sanitize(shown['data'], newlines=False)}: {shown['documents']:,} documents of "
-        f"{shown['files']:,} files ({kinds or 'none is read'})"
+        f"{sanitize(shown['data'], newlines=False)}: {_some(shown['documents'], 'document')} of "
+        f"{_some(shown['files'], 'file')} ({kinds or 'none is read'})"
     )
     pages = f", {shown['pages']:,} pages" if shown["pages"] else ""
     lines.append(f"{shown['characters']:,} characters{pages}")
@@ -129,7 +133,7 @@ def render(shown: Mapping[str, Any]) -> str:
         lines.append(f"languages: {said}")
     elif shown["documents"]:
         lines.append(f"languages: not told without py3langid ({install_hint('documents')})")
-    lines.append(f"{len(shown['left_out']):,} files left out")
+    lines.append(f"{_some(len(shown['left_out']), 'file')} left out")
     for one in shown["left_out"][:SHOWN_LEFT_OUT]:
         like = f" ({one['like']})" if one["like"] else ""
         said = f"  {one['where']}: {one['reason']}{like}"
