@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 import ondevice as od
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.runs import checkpoint
+from ondevice.runs.context import _apart
 from ondevice.runs.events import read
 from ondevice.stages import pipeline
 from warm_processes import Process, start
@@ -235,10 +236,21 @@ def test_a_checkpoint_of_one_backend_goes_on_in_the_other(
         assert step == at and loss == pytest.approx(expected, abs=1e-4)
     ours, theirs = weights(tmp_path / "broken", "pretrain"), weights(tmp_path / "whole", "pretrain")
     assert max(float(np.abs(ours[n] - theirs[n]).max()) for n in ours) < 1e-3
-    assert any(
-        "not to the last digit" in e.get("message", "")
+    [told] = [
+        e["message"]
         for e in read(tmp_path / "broken" / "pretrain" / "events.jsonl")
+        if "not to the last digit" in e.get("message", "")
+    ]
+    assert f"with other backend ({backend_name}, now {other})" in told and "machine" not in told
+
+
+def test_what_differs_of_a_checkpoint_is_said_alone() -> None:
+    one = {"torch": "2", "machine": "x"}
+    assert _apart({**one, "processes": "2"}, one) == "processes (2, now 1)"
+    assert _apart({"torch": "1", "threads": "2"}, {"torch": "2"}) == (
+        "torch (1, now 2), threads (2, now none)"
     )
+    assert _apart(None, one) == "versions (it does not say which)"
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(files: Path, tmp_path: Path) -> None:

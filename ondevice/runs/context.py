@@ -32,6 +32,16 @@ from ondevice.seam.group import Group
 from ondevice.seam.protocols import Backend
 
 
+def _apart(before: Any, now: Mapping[str, str]) -> str:
+    """What of them differs, in words: "processes (2, now 1)"."""
+    if not isinstance(before, Mapping):
+        return "versions (it does not say which)"
+    alone = {"processes": "1"}  # it is said only where there are several
+    before, now = {**alone, **before}, {**alone, **now}
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{n} ({before.get(n, 'none')}, now {now.get(n, 'none')})" for n in names)
+
+
 def _cpu_seconds() -> float:
     """Of this process, and of those that it has waited for. (os.times alone counts hundredths of a
     second.)
@@ -150,11 +160,16 @@ class Context:
         if not self.start.resume:
             return None
         newest = checkpoint.newest(self.folder.checkpoints, self.warn)
-        if newest is not None and newest.record.get("versions") != self.versions():
-            self.warn(
-                f"{newest.path.name} was written by {newest.record.get('versions')}, this is {self.versions()}: "
-                "the curve goes on, but not to the last digit"
+        if newest is None:
+            return None
+        before, now = newest.record.get("versions"), self.versions()
+        if before != now:
+            message = (
+                f"{newest.path.name} was written with other {_apart(before, now)}: the curve goes on, "
+                "but not to the last digit"
             )
+            if message not in self.warned:  # it is looked for more than once
+                self.warn(message)
         return newest
 
     def versions(self) -> dict[str, str]:
