@@ -241,6 +241,7 @@ def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> N
         model.mkdir()
         app.push_screen(StartScreen("sft", {"model": str(model), "out": out, "steps": 5}))
         await until_shown(pilot, "ready: ctrl+g starts it")
+        await until(pilot, lambda: not form(app)._coming)
         await pilot.press("ctrl+o")  # all of them
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         last = list(fields.values())[-1]
@@ -472,7 +473,7 @@ def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]])
         await pilot.press("home", "enter")
         await until_shown(pilot, "start run", "✓ ready", "$ ondevice run minute")
         await pilot.press("escape")
-        await until(pilot, lambda: app.current_mode == "road" and "the road" in shown(app))
+        await until(pilot, lambda: app.current_mode == "road" and "no run yet" in shown(app))
         await pilot.press("n", "enter")
         await until_shown(pilot, "✓ ready")
         await pilot.press("x")

@@ -93,5 +93,7 @@ def test_by_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(screen, RateScreen) and screen.wanted.batch == batch_of(cfg)
         await pilot.press("v")
         await until(pilot, lambda: isinstance(app.screen, RoundsCard))
+        await pilot.press("plus")  # what is shown is what the loop does
+        await until_shown(pilot, "keeps its number", "every 50 votes")
 
     play(tmp_path, script)

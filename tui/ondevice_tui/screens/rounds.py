@@ -109,7 +109,11 @@ class RoundsCard(Card[RoundsConfig | None]):
         self._look()
 
     def action_every(self, by: int) -> None:
-        """Another number of votes for a version: the loop takes it when it begins."""
+        """Another number of votes for a version, which the loop reads when it begins."""
+        if self.folder.busy:
+            self.trouble = "a loop at work keeps its number of votes: s ends it, s begins it anew"
+            self._look()
+            return
         try:
             cfg = self._settings()
             at = min(range(len(EVERY)), key=lambda n: abs(EVERY[n] - cfg.every))
