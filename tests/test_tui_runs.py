@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from textual.events import Key
 from textual.pilot import Pilot
 
 from ondevice.runs import labels
@@ -166,31 +165,6 @@ def test_the_list_by_its_keys(tmp_path: Path) -> None:
         await until(pilot, lambda: app.chosen == tmp_path / "second" and not page.lists)
         await pilot.press("tab", "escape")
         assert not page.lists, "esc leads back to the road"
-
-    play(tmp_path, script)
-
-
-@pytest.mark.slow
-def test_what_is_typed_faster_than_it_is_drawn_goes_where_it_is_meant(tmp_path: Path) -> None:
-    """All keys at once, as from a machine that was busy: the letters of a search were deeds of the
-    list, and those of a note of the screen beneath it."""
-    a_run(tmp_path, "evil")
-    a_run(tmp_path, "other")
-
-    def typed(app: OndeviceApp, *keys: str) -> None:
-        for key in keys:
-            app.post_message(Key(key, key if len(key) == 1 else None))
-
-    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        listed = app.screen.query_one(RunList)
-        await until(pilot, lambda: len(listed.shown) == 2)
-        typed(app, "slash", *"evil")
-        await until(pilot, lambda: listed.search_field.value == "evil")
-        await until(pilot, lambda: len(listed.shown) == 1)
-        assert isinstance(app.screen, RoadScreen)
-        typed(app, "enter", "N", *"quit", "enter")
-        await until(pilot, lambda: labels.read_labels(tmp_path / "evil").note == "quit")
-        assert isinstance(app.screen, RoadScreen)
 
     play(tmp_path, script)
 

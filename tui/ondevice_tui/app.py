@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual.app import ScreenStackError, SystemCommand
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.worker import WorkerFailed
@@ -25,7 +25,6 @@ from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import imports, stage_processes
 from ondevice_tui.alerts import Alert, Alerts, is_terminal, sequence
-from ondevice_tui.key_order import KeysInOrder
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.remembered import Remembered
 from ondevice_tui.run_reader import RunsReader
@@ -51,7 +50,7 @@ def later(module: str, name: str) -> Callable[[], Screen[Any]]:
     return make
 
 
-class OndeviceApp(Steady, KeysInOrder):
+class OndeviceApp(Steady, App[str]):
     """`runs` is the folder of runs. Returns what is to be said on the terminal at the end.
     `survives`: an error in a worker or a handler is told and written down; without, it ends the app
     and is raised, as tests want it."""
