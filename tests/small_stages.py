@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,11 @@ def make(folder: Path, backend: Backend) -> Path:
     for name, rows in lines.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
+
+
+def alone(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without chats and pairs beside the stage's own data."""
+    return {name: x for name, x in fields.items() if not name.startswith(("sft_", "pair_"))}
 
 
 def settings(files: Path, stage: str, out: Path, backend: str, **changes: Any) -> dict[str, Any]:

@@ -303,7 +303,7 @@ def test_ppo_learns_from_an_encoders_scores_and_resumes_exactly(
     changed = {
         "reward_model": str(road / "encoder" / "reward" / "model"),
         "sft_coef": 0.0,
-        "sft_data": "builtin",
+        "sft_data": PPOConfig.sft_data,
         "sft_batch": PPOConfig.sft_batch,
         "steps": 4,
     }

@@ -97,11 +97,10 @@ def test_rewards_that_are_all_missing_change_no_weight(files: Path, tmp_path: Pa
         tmp_path,
         "def none(prompts, completions, **columns):\n    return [None] * len(completions)\n",
     )
-    od.grpo(
-        **settings(
-            files, "grpo", tmp_path / "r", "torch", steps=2, beta=0.0, weight_decay=0.0, **own
-        )
+    fields = settings(
+        files, "grpo", tmp_path / "r", "torch", steps=2, beta=0.0, weight_decay=0.0, **own
     )
+    od.grpo(**small_stages.alone(fields))
     for event in events(tmp_path / "r", "grpo", "step"):
         assert event["reward"] is None and event["zero_spread"] == 1.0 and event["loss"] == 0.0
     before, after = (
@@ -210,7 +209,7 @@ def test_a_rollout_of_masked_truncated_completions_changes_nothing(
         ),
         "model": str(endless),
     }
-    od.grpo(**fields)
+    od.grpo(**small_stages.alone(fields))
     for event in events(tmp_path / "r", "grpo", "step"):
         assert event["truncated"] == 1.0 and event["grad_norm"] == 0.0
     assert warned(tmp_path / "r", "grpo").splitlines() == [

@@ -27,6 +27,7 @@ CLOCKS = {
     "ondevice/runs/logs.py": "which log was written to last, and for how long one has been silent",
     "ondevice/runs/order.py": "whether a recipe is as it was when it was read",
     "tui/ondevice_tui/run_reader.py": "whether a folder is as it was when it was read",
+    "tui/ondevice_tui/screens/review.py": "which rows to look through are proposed, not of stages",
     "tui/ondevice_tui/screens/ladder.py": "whether a stage is as it was when it was read",
 }
 
