@@ -181,7 +181,7 @@ def test_a_folder_of_runs_that_cannot_be_read_says_so(
         raise PermissionError(13, "Permission denied", str(self))
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        monkeypatch.setattr(Path, "iterdir", refuse)
+        monkeypatch.setattr("os.scandir", refuse)
         await until_shown(pilot, "the folder of runs cannot be read (Permission denied)")
         monkeypatch.undo()
         await until_shown(pilot, "process gone")
@@ -252,10 +252,10 @@ def test_what_fails_in_a_task_a_thread_or_a_key_is_told_and_the_app_goes_on(
             await until_shown(pilot, "Which?")
             app.screen.action_why = lambda: 1 / 0  # type: ignore[attr-defined]
             app.clear_notifications()
-            await pilot.press("p")
+            await pilot.press("Y")
             await until_shown(pilot, "ZeroDivisionError: division by zero")
             app.clear_notifications()
-            await pilot.press("p", "escape")  # told once; and the screen takes its keys
+            await pilot.press("Y", "escape")  # told once; and the screen takes its keys
             await until_shown(pilot, "the road")
             assert "division" not in shown(app)
 

@@ -65,6 +65,16 @@ async def until_shown(pilot: Any, text: str) -> None:
     raise AssertionError("\n".join([f"never came: {text}", *rows]))
 
 
+async def until_cards(app: Any, count: int) -> None:
+    """Until so many cards lie on the screen."""
+    for _ in range(600):
+        if len(app.screen_stack) == 1 + count:
+            return
+        await asyncio.sleep(0.05)
+    shown = [strip.text for strip in app.screen._compositor.render_strips()]
+    raise AssertionError("\n".join([f"{len(app.screen_stack) - 1} cards, not {count}", *shown]))
+
+
 async def tour(runs: Path, file: str, wait: float) -> None:
     """Every screen, Rate at once, and everything that is done in threads."""
     from textual.widgets import Input
@@ -80,9 +90,17 @@ async def tour(runs: Path, file: str, wait: float) -> None:
         from ondevice_tui import worker_client
 
         worker_client.COMMAND = (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
-        for key in ("left", "Y", "escape", "d", "w", "H", "escape", "I", "escape"):
+        await pilot.pause(0.5)
+        await pilot.press("left")
+        await until_shown(pilot, "this session 1")
+        for key in ("d", "w"):
             await pilot.press(key)
             await pilot.pause(0.5)  # longer than a key counts as meant for the pair before
+        for key in ("Y", "H", "I"):
+            await pilot.press(key)
+            await until_cards(app, 1)
+            await pilot.press("escape")
+            await until_cards(app, 0)
         await pilot.press("S")
         await until_shown(pilot, "show them")
         await pilot.press("y")
