@@ -99,16 +99,10 @@ def win_rates(compared: Sequence[Comparison]) -> dict[str, Share]:
     return {source: clustered(scores[source]) for source in sorted(scores)}
 
 
-def bradley_terry(
-    compared: Sequence[Comparison], *, bootstraps: int = 200, seed: int = 0
-) -> Strengths | None:
-    """log-odds that left is preferred = strength[left] − strength[right] + side, by Newton's method
-    with a small ridge (it decides nothing but keeps a source that never lost finite). Sources
-    without a name, and a source beside itself, say nothing; None where nothing is left."""
-    said = _between_sources(compared)
-    if not said:
-        return None
-    sources = sorted({c.left for c in said} | {c.right for c in said})
+def _fits(
+    said: Sequence[Comparison], sources: Sequence[str], bootstraps: int, seed: int
+) -> tuple[Floats, list[Floats], int]:
+    """(the fit, those of bootstraps over prompts, the number of prompts)."""
     design = _design(said, sources)
     score = np.array([c.score for c in said])
     _, prompt = np.unique([c.prompt_sha for c in said], return_inverse=True)
@@ -119,6 +113,20 @@ def bradley_terry(
         drawn = generator(seed, "bootstrap", number).integers(0, prompts, prompts)
         weight = np.bincount(drawn, minlength=prompts)[prompt].astype(float)
         again.append(_fit(design, score, weight))
+    return fitted, again, prompts
+
+
+def bradley_terry(
+    compared: Sequence[Comparison], *, bootstraps: int = 200, seed: int = 0
+) -> Strengths | None:
+    """log-odds that left is preferred = strength[left] − strength[right] + side, by Newton's method
+    with a small ridge (it decides nothing but keeps a source that never lost finite). Sources
+    without a name, and a source beside itself, say nothing; None where nothing is left."""
+    said = _between_sources(compared)
+    if not said:
+        return None
+    sources = sorted({c.left for c in said} | {c.right for c in said})
+    fitted, again, prompts = _fits(said, sources, bootstraps, seed)
     return _strengths(sources, fitted, np.array(again or [fitted]), len(said), prompts)
 
 
@@ -142,17 +150,7 @@ def preferred_to(
     sources = sorted({c.left for c in said} | {c.right for c in said})
     if base not in sources:
         return []
-    design = _design(said, sources)
-    score = np.array([c.score for c in said])
-    _, prompt = np.unique([c.prompt_sha for c in said], return_inverse=True)
-    prompts = int(prompt.max()) + 1
-    fitted = _fit(design, score, np.ones(len(said)))
-    again = []
-    for number in range(bootstraps):
-        drawn = generator(seed, "bootstrap", number).integers(0, prompts, prompts)
-        again.append(
-            _fit(design, score, np.bincount(drawn, minlength=prompts)[prompt].astype(float))
-        )
+    fitted, again, _ = _fits(said, sources, bootstraps, seed)
     draws = np.array(again or [fitted])
     at = sources.index(base)
     found = []
