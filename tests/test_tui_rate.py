@@ -21,11 +21,12 @@ from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import live_sampling
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens import rating_page
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.widgets.answers import Answer, differences
 from ondevice_tui.widgets.safe import content
 from test_tui import fits, play
-from tui_runs import SIZES, a_run, shown, until, until_shown
+from tui_runs import SIZES, a_run, in_one_line, shown, until, until_shown
 
 pytestmark = pytest.mark.slow
 
@@ -409,7 +410,7 @@ def test_a_held_database_freezes_nothing_and_loses_nothing(
         held = sqlite3.connect(run.path / "ratings.db", isolation_level=None)
         held.execute("BEGIN IMMEDIATE")
         await pilot.press(key)
-        await until_shown(pilot, "waiting for the database")
+        await until_shown(pilot, rating_page.WAITING)
         screen = app.screen
         assert isinstance(screen, RateScreen)
         await pilot.press("question_mark")  # the app goes on while it waits
@@ -431,6 +432,24 @@ def test_a_held_database_freezes_nothing_and_loses_nothing(
         "vote",
         {"left": "vote", "t": "vote", "s": "skip", "u": "undo", "f": "flag"}[key],
     ]
+
+
+def test_a_wait_for_the_database_is_no_longer_told_when_it_is_over(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        held = sqlite3.connect(run.path / "ratings.db", isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        await pilot.press("left")
+        await until_shown(pilot, rating_page.WAITING)
+        held.rollback()
+        await until_shown(pilot, "Question 1?")
+        await until(pilot, lambda: in_one_line(rating_page.WAITING) not in in_one_line(shown(app)))
+
+    play(tmp_path, script)
 
 
 def test_a_note_that_cannot_be_stored_stays_in_its_field(

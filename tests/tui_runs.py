@@ -144,10 +144,22 @@ async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str = "") 
     raise AssertionError(f"never came: {what}\n{shown(pilot.app)}")  # type: ignore[arg-type]
 
 
+def in_one_line(text: str) -> str:
+    """With every run of spaces and ends of lines as one space: where a line breaks depends on what
+    else it says."""
+    return " ".join(text.split())
+
+
 async def until_shown(pilot: Pilot[Any], *texts: str) -> str:
-    """Waits until all these texts stand on the screen; returns all that stands there."""
+    """Waits until all these texts stand on the screen, wherever their lines break; returns all that
+    stands there."""
     for text in texts:
-        await until(pilot, lambda text=text: text in shown(pilot.app), text)  # type: ignore[misc, arg-type]
+
+        def stands(text: str = text) -> bool:
+            screen = shown(pilot.app)  # type: ignore[arg-type]
+            return text in screen or in_one_line(text) in in_one_line(screen)
+
+        await until(pilot, stands, text)
     return shown(pilot.app)  # type: ignore[arg-type]
 
 

@@ -52,7 +52,6 @@ class QueuePage(MarkingPage):
         self.turn: Turn | None = None
         self.newest: Vote | None = None
         self.marks = Marks(0, 0, 0)
-        self._said: tuple[str, str] = ("", "")  # the line beneath the answers, and its style
 
     def _begin_vote(self) -> None:
         raise NotImplementedError

@@ -16,6 +16,7 @@ from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.page import Page
 
 WAIT_S = 0.3  # what the database takes longer for is told
+WAITING = "waiting for the database: another program holds it, or the machine is busy"
 RETRY_S = 5.0  # between two tries to open a database that could not be opened
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class RatingPage(Page):
         self.trouble = ""
         # something is being stored or looked up; keys that vote wait for the next pair
         self.busy = False
+        self._said: tuple[str, str] = ("", "")  # the line beneath the answers, and its style
         self._failed_at = -RETRY_S
 
     def show(self, *, again: bool = False) -> None:
@@ -111,9 +113,7 @@ class RatingPage(Page):
         then: Callable[[T], None],
         failed: Callable[[UserError], None],
     ) -> None:
-        slow = self.set_timer(
-            WAIT_S, lambda: self._show_told("waiting for the database: another program holds it")
-        )
+        slow = self.set_timer(WAIT_S, lambda: self._show_told(WAITING))
         try:
             result = await begun
         except UserError as problem:
@@ -125,6 +125,8 @@ class RatingPage(Page):
             return
         finally:
             slow.stop()
+            if self.ratings is ratings and self._said[0] == WAITING:
+                self._show_told()  # the wait is over, however it ended
         if self.ratings is ratings:
             self.busy = False
             then(result)
