@@ -23,9 +23,10 @@ from ondevice.rewards.golds import attainable
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.rollout import Sampled
 from ondevice.rl.rollout_log import to_records
+from ondevice.rl.rollout_rewards import accuracy
 from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
-from ondevice.stages.grpo import GRPOFeed, accuracy
+from ondevice.stages.grpo import GRPOFeed
 from ondevice.stages.no_signal import NoSignal
 
 

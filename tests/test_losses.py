@@ -19,11 +19,11 @@ from gradients import graded, on_device
 from ondevice.config.preference import DPOConfig, GRPOConfig, RewardConfig
 from ondevice.data.completion_batches import Row
 from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.rl.loss_scales import loss_scales
 from ondevice.rl.micro_batches import micro_batches, repeat_per_token
 from ondevice.rl.rollout import Sampled
 from ondevice.seam.protocols import Backend
 from ondevice.stages.dpo import crossed_rows, pair_batch, sides_of
-from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
 from ondevice.training.policy_losses import grpo_objective, k3
 from ondevice.training.preference_losses import (

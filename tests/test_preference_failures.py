@@ -27,10 +27,10 @@ from ondevice.models.save import write_model
 from ondevice.models.shapes import SCORE
 from ondevice.preferences.pairs import held_out
 from ondevice.rewards.scorer import Scores
+from ondevice.rl.rollout_rewards import reward_metrics
 from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
 from ondevice.stages.dpo import crossed_rows, sides_of
-from ondevice.stages.grpo import reward_metrics
 from small_stages import settings
 
 TORCH = load_backend("torch", device="cpu", dtype="float32")

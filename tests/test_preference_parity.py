@@ -34,13 +34,13 @@ from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
 from ondevice.models.save import write_model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.rl.loss_scales import loss_scales
 from ondevice.rl.micro_batches import micro_batches, repeat_per_token
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.runs.events import read
 from ondevice.seam.ops import sub
 from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.stages.dpo import pair_batch, sides_of
-from ondevice.stages.grpo import loss_scales
 from ondevice.stages.reward import score_batch
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.losses_beside import with_losses_beside

@@ -18,27 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import room_for
-from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.chats_beside import ChatsBeside
-from ondevice.datasets.prompts import Prompt, thought_opening
+from ondevice.datasets.prompts import Prompt
 from ondevice.inference.fixed_prompts import held_questions, sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
-from ondevice.rewards.code_judge import Verdict
 from ondevice.rewards.isolate import Limits
 from ondevice.rewards.scorer import Rewards, Scores
-from ondevice.rl.advantages import group_advantages, without_spread
+from ondevice.rl.advantages import group_advantages
+from ondevice.rl.loss_scales import loss_scales
 from ondevice.rl.micro_batches import (
     Floats,
     decode_batch,
@@ -52,9 +49,16 @@ from ondevice.rl.micro_batches import (
 from ondevice.rl.problem_prompts import ProblemPrompts
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
+from ondevice.rl.rollout_rewards import (
+    RIGHT,
+    accuracy,
+    gathered,
+    judged,
+    mean_known,
+    reward_metrics,
+)
 from ondevice.rl.step_times import StepTimes
 from ondevice.runs.context import Context, StageResult
-from ondevice.seam.group import Group
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.stages.no_signal import NoSignal
@@ -75,7 +79,6 @@ from ondevice.training.sequence_logprobs import Scorer
 from ondevice.training.step_source import Cut, StepPlan
 
 GOLDS = 2000  # problems whose right answers are looked at before the run
-RIGHT = ("correct", "code")  # rewards that say what is right: the first that counts
 NOTHING_LEARNED = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy": None}
 """What a step says of its update where no completion adds to the gradient."""
 
@@ -134,69 +137,6 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
         notes = [f"rewards: {rewards.told()}"]
     return StageResult(policy.with_params(params), {"held_out": held_out(ctx.taken)}, notes=notes)
-
-
-def judged(
-    rewards: Rewards,
-    asked: Sequence[Prompt],
-    sampled: Sequence[Sampled],
-    each: int,
-    cfg: GRPOConfig,
-    tokenizer: Tokenizer,
-) -> Scores:
-    """The rewards of `each` completions of every prompt."""
-    of: list[Prompt] = []
-    names: set[str] = set()
-    for prompt in asked:
-        of += [prompt] * each
-        names.update(prompt.known)
-    columns: dict[str, Any] = {}
-    for name in names:
-        columns[name] = [prompt.known.get(name) for prompt in of]
-    columns["completion_ids"] = [one.ids for one in sampled]
-    columns["truncated"] = [not one.stopped for one in sampled]
-    columns["max_new_tokens"] = cfg.max_new_tokens
-    return rewards.score(
-        [prompt.text for prompt in of],
-        [one.text for one in sampled],
-        columns,
-        [thought_opening(prompt.ids, tokenizer) for prompt in of],
-    )
-
-
-def gathered(own: Scores, each: int, group: Group) -> Scores:
-    """The rewards of all completions, `each` of a prompt, of which every process has judged its
-    share of the prompts: numbers alone are sent."""
-    if not group.several:
-        return own
-    told = group.gather(
-        {
-            "total": own.total.tolist(),
-            "by_name": {name: values.tolist() for name, values in own.by_name.items()},
-            "parsed": own.parsed,
-            "tests": [None if one is None else asdict(one) for one in own.tests],
-        }
-    )
-
-    def joined(lists: Sequence[Sequence[Any]]) -> list[Any]:
-        """In the order of the prompts, which were shared one by one."""
-        out: list[Any] = []
-        for n in range(sum(map(len, lists)) // each):
-            first = n // group.size * each
-            out += lists[n % group.size][first : first + each]
-        return out
-
-    def numbers(lists: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        return np.array(joined(lists), np.float64)
-
-    tests = joined([one["tests"] for one in told])
-    return Scores(
-        numbers([one["total"] for one in told]),
-        {name: numbers([one["by_name"][name] for one in told]) for name in own.by_name},
-        joined([one["parsed"] for one in told]),
-        own.warnings,
-        [None if one is None else Verdict(**one) for one in tests],
-    )
 
 
 class Updates(NamedTuple):
@@ -469,7 +409,7 @@ class GRPOFeed:
         scores = self.score(self.held, sampled, 1)
         figures = {
             **accuracy(scores),
-            "reward": _mean(scores.total),
+            "reward": mean_known(scores.total),
             **length_metrics(sampled),
             "problems": len(sampled),
         }
@@ -483,72 +423,3 @@ class GRPOFeed:
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """A rollout follows from the parameters and the step's number."""
-
-
-def loss_scales(
-    cfg: GRPOConfig, sampled: Sequence[Sampled], learned: Floats
-) -> tuple[Floats, float]:
-    """(N,) by what the loss of a completion's tokens is multiplied, and what the sum of all is
-    divided by: TRL's `loss_type` (Yu 2025, DAPO; Liu 2025, Dr. GRPO). Both follow from all
-    completions, also from those that are not computed. Completions of which nothing is learned
-    (`learned` (N,) 0) count as rows, not as tokens."""
-    completions = len(sampled)
-    tokens = np.array([len(one.ids) for one in sampled]) * learned
-    if cfg.loss_type in ("grpo", "gspo"):
-        return learned / np.maximum(tokens, 1.0), float(completions)
-    if cfg.loss_type == "bnpo":
-        return _mean_over_parts(sampled, learned, tokens, cfg.partition)
-    if cfg.loss_type == "dr_grpo":
-        return learned, float(completions * cfg.max_new_tokens)
-    return learned, max(float(tokens.sum()), 1.0)
-
-
-def _mean_over_parts(
-    sampled: Sequence[Sampled], learned: Floats, tokens: Floats, partition: int
-) -> tuple[Floats, float]:
-    """`bnpo`: the mean over the tokens of each `partition` completions, and over these parts. The
-    completions are parted by their lengths: like lengths together.
-    """
-    order = np.argsort([one.row.length for one in sampled], kind="stable")
-    parts = np.arange(len(sampled)) // partition
-    each = np.maximum(np.bincount(parts, weights=tokens[order]), 1.0)
-    scale = np.zeros(len(sampled))
-    scale[order] = learned[order] / each[parts]
-    return scale, float(len(each))
-
-
-def reward_metrics(scores: Scores, totals: Floats) -> dict[str, Any]:
-    """What a step's event says of the rewards: all of them, each by itself, and how many groups
-    teach nothing.
-    """
-    spreads = []
-    for group in totals:
-        if np.isfinite(group).sum() > 1:
-            spreads.append(np.nanstd(group, ddof=1))
-    metrics = {
-        "reward": _mean(scores.total),
-        "reward_std": _mean(np.array(spreads)),
-        "zero_spread": float(without_spread(totals).mean()),
-        **accuracy(scores),
-    }
-    for name, values in scores.by_name.items():
-        metrics[f"reward/{name}"] = _mean(values)
-    return metrics
-
-
-def accuracy(scores: Scores) -> dict[str, float]:
-    """{"accuracy"}: the share of right answers among those that were judged; empty where nothing
-    says what is right: a total of 1 does not mean a right answer."""
-    name = next((name for name in RIGHT if name in scores.by_name), None)
-    if name is None:
-        return {}
-    judged = scores.by_name[name][np.isfinite(scores.by_name[name])]
-    if not len(judged):
-        return {"accuracy": float("nan")}
-    return {"accuracy": float(np.mean(judged == 1.0))}
-
-
-def _mean(values: Floats) -> float:
-    if np.isfinite(values).any():
-        return float(np.nanmean(values))
-    return float("nan")

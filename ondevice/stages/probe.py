@@ -18,8 +18,9 @@ from ondevice.models.model import require_chat_template
 from ondevice.rl.micro_batches import prompt_indices
 from ondevice.rl.problem_prompts import ProblemPrompts
 from ondevice.rl.rollout import Sampler, count_tokens
+from ondevice.rl.rollout_rewards import RIGHT, judged
 from ondevice.seam.protocols import Backend
-from ondevice.stages.grpo import RIGHT, judged, rewards_of, start_model
+from ondevice.stages.grpo import rewards_of, start_model
 
 ANSWERS = 64
 
