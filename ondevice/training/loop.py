@@ -9,7 +9,8 @@ updates: checkpoints and stops fall between rollouts.
 Chosen: batches are asked for by number, so that a resume skips nothing (transformers' Trainer reads
 the data again up to the step). One synchronisation with the device per step: metrics come as sums
 and counts and are divided on the host. Updates that are not finite are left out by the trainer, and
-ruined weights are gone back from (`runs/recovery.py`).
+ruined weights are gone back from (`runs/recovery.py`). What changes and how it comes from a
+checkpoint and goes into one: `trained_state.py`.
 Left out: callbacks that change a step. What looks on has two moments (`runs/callbacks.py`).
 """
 
@@ -24,7 +25,6 @@ from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import TrainingConfig
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model
-from ondevice.models.network import supports_packing
 from ondevice.models.tables import with_tables
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
@@ -37,7 +37,6 @@ from ondevice.training.heldout_metrics import LOWEST_LOSS, BestMetric, EvalBatch
 from ondevice.training.joined_models import JoinedModels
 from ondevice.training.lr_schedule import learning_rate
 from ondevice.training.no_progress import NoProgress
-from ondevice.training.optimizer_settings import optim_settings
 from ondevice.training.rows_at_once import MEASUREMENT, ROLLOUT, START, RowsAtOnce, of_update
 from ondevice.training.stage_result import StageWeights
 from ondevice.training.step_source import (
@@ -50,6 +49,7 @@ from ondevice.training.step_source import (
     count_targets,
 )
 from ondevice.training.suspects import Suspects
+from ondevice.training.trained_state import TrainedState
 
 # after so many steps without a finite gradient the run is beyond mending itself
 SKIPPED_IN_A_ROW = 10
@@ -90,9 +90,6 @@ def fit(
 
 
 class _Fit:
-    trainer: Trainer
-    state: State
-
     def __init__(
         self,
         model: Model,
@@ -108,14 +105,12 @@ class _Fit:
     ) -> None:
         self.model = model
         self.network = model.network
-        self.loss = loss
         self.feed = feed
         self.measure = measure
         self.ctx = ctx
         self.cfg = cfg
         self.sample = sample
         self.better = better
-        self.first_feed = feed.state_dict()
         self.backend: Backend = ctx.backend
         self.models = JoinedModels(model, beside, _checked(restart, ctx), ctx.backend)
         self.suspects = Suspects()
@@ -124,71 +119,20 @@ class _Fit:
         self.found = together.newest_checkpoint(ctx)
         self.rows = RowsAtOnce(ctx, cfg, model)
         self.rows.load(self.found.record if self.found is not None else {}, self._events())
-        self._check_backend()
+        self.trained = TrainedState(self.models, loss, feed, self.rows, ctx, cfg)
+        self.trained.check_backend(self.found)
         for callback in ctx.callbacks:
             callback.on_train_begin(model, self.found.step if self.found is not None else 0)
-        self._load(self.found)
-        self._check_finite()
+        self.trained.load(self.found)
+        self.trained.check_finite(self.found)
 
-    def _check_backend(self) -> None:
-        """Raises UserError where the checkpoint to go on from has another backend's tensors."""
-        if self.found is None:
-            return
-        begun = self.found.record.get("versions", {}).get("backend")
-        if begun != self.backend.name and not supports_packing(self.model.cfg):
-            raise UserError(
-                f"was begun on {begun}, whose tensors of a {self.model.cfg.model_type} model are others",
-                where=str(self.ctx.folder.path),
-                hint=f"go on with --backend {begun}",
-            )
+    @property
+    def state(self) -> State:
+        return self.trained.state
 
-    def _check_finite(self) -> None:
-        """Raises UserError where the weights to begin with hold numbers that are not finite."""
-        broken = self.trainer.not_finite()
-        if not broken:
-            return
-        if self.found is not None:
-            place = self.found.path
-            hint = "take this checkpoint away, then --resume"
-        else:
-            place = self.model.folder
-            hint = "take another model"
-        raise UserError(
-            f"{broken[0]} holds numbers that are not finite", where=str(place), hint=hint
-        )
-
-    def _load(self, found: checkpoint.Checkpoint | None) -> None:
-        """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
-        start = found or self.ctx.start.continued
-        feed_state = self.first_feed
-        if start is not None:
-            self.models.release()
-        if found is not None:
-            self.state = State.of(found.record)
-            params = together.read(found, self.models, self.ctx.group)
-            feed_state = found.record.get("feed", {})
-        elif start is not None:
-            first = start.record.get("first", 0) + start.step
-            self.state = State(first=first, fingerprint=self.ctx.start.fingerprint)
-            params = together.read(start, self.models, self.ctx.group)
-        else:
-            self.state = State(fingerprint=self.ctx.start.fingerprint)
-            params = self.models.start()
-        self.feed.load_state_dict(feed_state)
-        trained = {name: p for name, p in params.items() if name in self.models.trained}
-        frozen = {name: p for name, p in params.items() if name not in self.models.trained}
-        self.trainer = self.backend.trainer(
-            self.loss,
-            trained,
-            frozen,
-            optim_settings(self.cfg, trained),
-            compile=self.cfg.compile,
-            take=together.may_take(self.models, start is not None, self.ctx.group),
-        )
-        if start is not None:
-            self.trainer.load_state(start.optimizer)
-        if isinstance(self.feed, Prefetcher):
-            self.feed.first = self.state.first
+    @property
+    def trainer(self) -> Trainer:
+        return self.trained.trainer
 
     def run(self) -> Params:
         cfg = self.cfg
@@ -388,7 +332,7 @@ class _Fit:
             what = f"{broken[0]} is not finite"
         else:
             what = f"the gradient was not finite for {left.skipped_in_a_row} steps in a row"
-        target = self._load_sound()
+        target = self.trained.load_sound(lambda: self._measure()[self.better.name])
         step = 0
         where = "the stage's start"
         if target is not None:
@@ -420,24 +364,7 @@ class _Fit:
             batch=number,
             file=str(file) if file is not None else None,
         )
-        self._save(announced=False)
-
-    def _load_sound(self) -> checkpoint.Checkpoint | None:
-        """Loads the newest checkpoint whose figure is finite and returns it; None: it is the
-        stage's start.
-        """
-        for target in together.sound_checkpoints(self.ctx):
-            del self.trainer  # its memory
-            self._load(target)
-            if (
-                self.state.measured is not None
-                or target.step == 0
-                or finite(self._measure()[self.better.name]) is not None
-            ):
-                return target
-        del self.trainer
-        self._load(None)
-        return None
+        self.trained.save(announced=False)
 
     def _after_step(self, note: Callable[[str], None]) -> None:
         """Measures, samples, saves and stops where it is time; `state.ended` ends the training
@@ -466,7 +393,7 @@ class _Fit:
             state.sound = not state.skipped_in_a_row and (
                 state.measured is None or state.score is not None
             )
-            self._save()
+            self.trained.save()
         if state.ended:
             warn = self.ctx.warn_sick if self._sick_end else self.ctx.warn
             warn(state.ended, state.step)
@@ -494,42 +421,6 @@ class _Fit:
         self.ctx.events.emit("eval", self.state.step, **figures)
         self.no_progress.look_at_figures(self.state.step, figures, self.state.before or {})
         return float(figures[self.better.name])
-
-    def _save(self, announced: bool = True) -> None:
-        state = self.state
-        if not self.ctx.group.leader:
-            together.follow_save(self.ctx.group, self.trainer)
-            return
-
-        def fill(folder: Any) -> None:
-            self.models.write(folder, self.trainer.params())
-            together.save_state(folder, self.ctx.group, self.trainer)
-
-        record = {
-            **state.__dict__,
-            "feed": self.feed.state_dict(),
-            "device_batch": self.rows.record(),
-            "spent": self.ctx.spent.mapping(),
-            "versions": self.ctx.versions(),
-        }
-        # a process that goes on from it has the steps before it from the events alone
-        self.ctx.events.flush(sync=True)
-        saved = checkpoint.save(
-            self.ctx.folder.checkpoints,
-            state.step,
-            fill,
-            record,
-            keep=self.cfg.keep,
-            best=state.best_saved_step,
-            say=self.ctx.warn,
-        )
-        self.ctx.group.call("")
-        if not saved.whole:
-            return  # said already; nobody is to go on from it, or to be sent it
-        self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
-        if announced:
-            for callback in self.ctx.callbacks:
-                callback.on_save(saved, last=state.step == self.cfg.steps)
 
     def _result(self) -> Params:
         """The parameters that the stage gives."""
