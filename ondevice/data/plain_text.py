@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,13 +20,21 @@ DAMAGED_UTF_8 = "utf-8"
 """Read with U+FFFD in place of what is not UTF-8."""
 _LITTLE_DAMAGE = 5  # times as many letters as there are bytes of no letter
 _MOST_CONTROL = 0.02  # of the characters of a text whose encoding was guessed
-_STRICT = (UTF_8, "utf-16", "utf-32")
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+"""Encodings in which a letter of ASCII has bytes that are zero."""
+_STRICT = (UTF_8, "utf-16", "utf-32", *_WIDE)
 _CHUNK = 1 << 20
 _SAMPLE = 1 << 16  # bytes around the first one that is not UTF-8, by which an encoding is guessed
 _FEW = 24
 """Bytes beyond ASCII below which their frequencies tell no encoding."""
 _USUAL = "cp1252"
 _CONTROL = re.compile(r"[\x01-\x08\x0e-\x1f\x7f]")
+_MOST_UNKNOWN = 0.02
+"""Share of a text that may be characters that Unicode does not know, or keeps for private use."""
+_DIVIDES = " \n\u3000。，"
+_LEAST_DIVIDED = 1 / 500
+"""Share of a text that divides words or sentences: bytes of another encoding, taken two at a time, look
+like Chinese in which nothing does."""
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before that of UTF-16, with which it begins
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -61,18 +70,19 @@ def open_binary(file: Path) -> Any:
 
 
 def refuse_utf16(head: bytes, file: Path) -> None:
-    """Raises UserError for rows in UTF-16, as the first bytes of a file say."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    """Raises UserError for rows in UTF-16, as the first two bytes of a file say: rows begin with a sign
+    or a letter of ASCII, of which one byte is zero there."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head[:2]:
         raise UserError("this is UTF-16", where=str(file), hint="save it as UTF-8")
 
 
 def encoding_of(file: Path) -> str:
-    """The encoding of a text file, which is read through once: UTF-8 where that fits; what its first
-    bytes say; else what the bytes that are not UTF-8 are most likely to be. Raises NoText for a file
-    that is empty or no text."""
+    """The encoding of a text file, which is read through once: what its first bytes say; UTF-16 or
+    UTF-32 where they look like it; UTF-8 where that fits; else what the bytes that are not UTF-8 are
+    most likely to be. Raises NoText for a file that is empty or no text."""
     with open_binary(file) as source:
-        head = source.read(4)
-    encoding = marked(head) or UTF_8
+        sample = source.read(_SAMPLE)
+    encoding = marked(sample) or wide(sample) or UTF_8
     try:
         _look_through(file, encoding)
     except UnicodeDecodeError as error:
@@ -91,6 +101,30 @@ def marked(head: bytes) -> str:
         if head.startswith(mark):
             return name
     return ""
+
+
+def wide(sample: bytes) -> str:
+    """UTF-16 or UTF-32 without a mark, in which the first bytes of a file are text; empty where they
+    are not. No text of another encoding has a byte that is zero."""
+    if b"\0" not in sample:
+        return ""
+    best, most = "", 0
+    for encoding in _WIDE:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            text = decoder.decode(sample)  # the last letter may be cut
+        except UnicodeError:
+            continue
+        divided = sum(map(text.count, _DIVIDES))
+        if divided > max(most, _LEAST_DIVIDED * len(text)) and _is_text(text):
+            best, most = encoding, divided
+    return best
+
+
+def _is_text(text: str) -> bool:
+    unknown = sum(unicodedata.category(letter) in ("Cn", "Co") for letter in text)
+    control = len(_CONTROL.findall(text))
+    return "\0" not in text and unknown + control <= _MOST_UNKNOWN * len(text)
 
 
 def guessed(sample: bytes) -> str:

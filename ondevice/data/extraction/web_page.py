@@ -12,7 +12,7 @@ from typing import Any
 
 from ondevice.common import bounded
 from ondevice.data.extraction.account import Account, Unreadable
-from ondevice.data.plain_text import UTF_8, guessed, marked
+from ondevice.data.plain_text import UTF_8, guessed, marked, wide
 
 LARGEST = 64 << 20
 _LEFT_OUT = {
@@ -55,7 +55,7 @@ def read(file: Path, account: Account) -> Iterator[str]:
 def decoded(data: bytes) -> str:
     """HTML as text: its encoding is what its first bytes, or else its head, say, where that fits."""
     declared = _DECLARED_XML.match(data[:200]) or _DECLARED.search(data[:4096])
-    names = [marked(data[:4]), UTF_8]
+    names = [marked(data[:4]) or wide(data[: 1 << 16]), UTF_8]
     if declared is not None:
         names.insert(1, _meant(declared[1].decode("ascii")))
     for name in filter(None, names):
