@@ -197,6 +197,26 @@ def test_lines_of_a_paragraph_are_joined_and_divided_words_made_whole() -> None:
     ]
 
 
+def test_lines_of_verse_stay_lines() -> None:
+    prose = [
+        "Of an evening he read to us, and when he came to the poem of the",
+        "River Dee he stood up. Miss Anne and I knew it by heart, and the",
+        "others too, though none of us said a word while he read it to us.",
+    ]
+    verse = [
+        "The western wind was wild and dank with foam,",
+        "And all alone went she",
+        "The tide came up along the sand",
+        "And o'er and o'er the sand",
+    ]
+    address = ["A. Hall", "3 Mill Lane", "Leeds"]
+    found = list(joined([*prose, *verse, *prose], {}))
+    assert found == [" ".join(prose), "\n".join(verse), " ".join(prose)]
+    assert list(joined([*prose, "so ends it.", *address], {}))[-1] == "\n".join(address)
+    talk = ['"Yes?" said I.', "He went on.", '"Who is it?"', '"Anne," said he.', "I left."]
+    assert list(joined([*prose, *talk], {}))[1:] == talk[1:]
+
+
 def test_pages_without_text_are_named(tmp_path: Path) -> None:
     script = maker()
     page = script["_drawn"]([(10, "Some words stand here.")])

@@ -1,6 +1,6 @@
 """The text of PDF files, page after page: without the lines at the top and the bottom that are
-repeated on other pages, and with the lines of a paragraph joined again. A line in larger letters than
-most of the text is a heading.
+repeated on other pages, and with the lines of a paragraph joined again, those of verse not. A line in
+larger letters than most of the text is a heading.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ _MOST_NUMBERS = 2
 _LARGER = 1.15  # times the size of most letters: a heading
 _LONGEST_HEADING = 120  # characters
 _FULL = 0.75  # of the longest lines' length: the paragraph goes on in the next one
+_ENOUGH = 6
+"""Points from which on lines that all begin with a capital are verse: one for each that ends within a
+sentence, and two more where the next word would have found room there, as it does in prose."""
+_ROOM = 0.95  # of the longest lines' length: letters are not of one width
+_FILLED = 0.9
 _DIGITS = re.compile(r"\d+")
 _ENDS = tuple(".!?:;\"”’')")
 _HYPHENS = ("-", "\u00ad", "\u2010")
@@ -121,19 +127,61 @@ def _alike(line: str) -> str:
 
 
 def joined(lines: Sequence[str], sizes: dict[str, float]) -> Iterator[str]:
-    """Paragraphs and headings of lines: a line that fills its column goes on in the next one, and a
-    word that is divided at its end is one again."""
+    """Paragraphs, verses and headings of lines."""
+    longest = _longest(lines)
+    held: list[str] = []  # lines between headings
+    for line in lines:
+        if sizes.get(line, 1.0) >= _LARGER and len(line) <= _LONGEST_HEADING:
+            yield from _between_headings(held, longest)
+            held = []
+            yield f"## {line}"
+        else:
+            held.append(line)
+    yield from _between_headings(held, longest)
+
+
+def _longest(lines: Sequence[str]) -> int:
+    """The length of lines that fill their column: a tenth may be longer."""
     lengths = sorted(map(len, lines))
-    full = _FULL * lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
+    return lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
+
+
+def _between_headings(lines: Sequence[str], longest: int) -> Iterator[str]:
+    prose: list[str] = []
+    for is_capital, run in groupby(lines, _begins_with_capital):
+        found = list(run)
+        verse = len(found) if is_capital else 0
+        while verse and len(found[verse - 1]) >= _FILLED * longest:
+            verse -= 1  # a paragraph that begins behind it
+        if _is_verse(found[:verse], longest):
+            yield from _paragraphs(prose, longest)
+            yield "\n".join(found[:verse])
+            prose = found[verse:]
+        else:
+            prose += found
+    yield from _paragraphs(prose, longest)
+
+
+def _begins_with_capital(line: str) -> bool:
+    return next(filter(str.isalpha, line), "a").isupper()
+
+
+def _is_verse(lines: Sequence[str], longest: int) -> bool:
+    """Whether lines end where whoever wrote them wanted, and not where the column does."""
+    within = loose = 0
+    for line, following in pairwise(lines):
+        if not line.endswith(_ENDS):
+            within += 1
+            loose += len(line) + 1 + len(following.split()[0]) <= _ROOM * longest
+    return loose > 0 and within + 2 * loose >= _ENOUGH
+
+
+def _paragraphs(lines: Sequence[str], longest: int) -> Iterator[str]:
+    """A line that fills its column goes on in the next one, and a word that is divided at its end is
+    one again."""
+    full = _FULL * longest
     paragraph = ""
     for line in lines:
-        heading = sizes.get(line, 1.0) >= _LARGER and len(line) <= _LONGEST_HEADING
-        if heading:
-            if paragraph:
-                yield paragraph
-            paragraph = ""
-            yield f"## {line}"
-            continue
         if paragraph.endswith(_HYPHENS) and line[:1].islower():
             paragraph = paragraph[:-1] + line
         else:
