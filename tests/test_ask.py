@@ -113,10 +113,11 @@ def test_one_question_is_taken_out_of_what_was_written() -> None:
 
 def test_nothing_is_asked_twice() -> None:
     repeats = Repeats()
-    assert not repeats.seen("Who built the stone bridge over the Ull?", 1)
-    assert repeats.seen("Who was it that built the stone bridges over the Ull?", 1)
-    assert repeats.seen("Over the Ull, who built the bridge of stone?", 7)
-    assert not repeats.seen("When did carts cross on a ferry?", 7)
+    bridge = "Who built the stone bridge over the Ull?"
+    assert not repeats.seen(bridge, [])
+    assert repeats.seen("Who was it that built the old stone bridges over the Ull?", ["", bridge])
+    assert repeats.seen("Over the Ull, who built the bridge of stone?", [])
+    assert not repeats.seen("When did carts cross on a ferry?", [bridge])
 
 
 class Written(Generator):
@@ -187,12 +188,45 @@ def test_what_was_asked_survives_a_stop_at_any_point(
     Written.ends = -1
     told = od.ask(folder, model, out=out, **COMMON)
     assert out.read_text() == expected and told["kept"] == whole["kept"]
-    with pytest.raises(UserError, match="asked of other documents"):
-        od.ask(folder, model, out=out, **{**COMMON, "questions": 2})
-    assert (
-        od.ask(folder, model, out=out, again=True, **{**COMMON, "questions": 2})["written"]
-        > whole["written"]
-    )
+    with pytest.raises(UserError, match="was asked with passage_tokens 256, not 300"):
+        od.ask(folder, model, out=out, **COMMON, passage_tokens=300)
+    anew = od.ask(folder, model, out=out, again=True, **COMMON, passage_tokens=300)
+    assert anew["written"] == anew["passages"] and anew["gone"] == 0
+
+
+def test_more_is_asked_beside_what_was_asked(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger limit, more questions and more documents go on: what is there stays, and no passage is
+    asked again."""
+    folder, out = _documents(tmp_path / "documents"), tmp_path / "chats.jsonl"
+    asked: list[int] = []
+
+    class Counted(Written):
+        def run(self, params: Any, prompts: Sequence[Sequence[int]], **how: Any) -> list[Any]:
+            if how["stage"] == "ask":
+                asked.extend(how["numbers"])
+            return super().run(params, prompts, **how)
+
+    monkeypatch.setattr(ask_documents, "generator_of", lambda m, b, how: Counted(m, b, how))
+    few = od.ask(folder, model, out=out, **COMMON, limit=2)
+    rows = out.read_text()
+    assert few["passages"] == few["written"] == 2 and len(asked) == 2
+    more = od.ask(folder, model, out=out, **COMMON, limit=4)
+    assert more["passages"] == 4 and out.read_text().startswith(rows) and len(asked) == 4
+    twice = od.ask(folder, model, out=out, **{**COMMON, "questions": 2, "batch_size": 4}, limit=4)
+    assert twice["passages"] == 4 and twice["written"] == 8
+    assert twice["rejected"].get("was asked before", 0) >= 4  # this model says the same again
+    (folder / "new.md").write_text("In the town 77 Anna 77 lives, and there are many towns. " * 8)
+    every = od.ask(folder, model, out=out, **COMMON)
+    assert every["passages"] > 4 and len(asked) == len(set(asked)) == every["written"]
+    assert "town 77" in out.read_text() and out.read_text().startswith(rows)
+    less = od.ask(folder, model, out=out, **COMMON, limit=1)
+    assert less == every
+    (folder / "new.md").unlink()
+    without = od.ask(folder, model, out=out, **COMMON)
+    assert without["gone"] and "town 77" not in out.read_text()
+    assert f"{without['gone']:,} more were asked before" in ask_documents.render(without)
 
 
 def test_no_file_of_a_person_is_written_over(model: Path, tmp_path: Path) -> None:

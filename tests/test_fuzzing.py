@@ -89,7 +89,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/exports/mlx_adapter.py": ("adapter of mlx-lm",),
     "ondevice/hub/client.py": ("Hub: a file",),
     "ondevice/hub/pull.py": ("Hub: a folder",),
-    "ondevice/inference/ask_documents.py": OWN
+    "ondevice/inference/asking_journal.py": OWN
     + "; a line that was cut off is taken away (test_ask)",
     "ondevice/inference/conversations.py": ("conversation",),
     "ondevice/inference/pair_sampling.py": OWN,

@@ -10,6 +10,9 @@ from ondevice.config.effects import refuse_idle
 from ondevice.config.rows import RowsConfig
 from ondevice.config.use import SamplingConfig
 
+MOST_QUESTIONS = 20
+"""About one passage."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AskConfig(SamplingConfig, RowsConfig):
@@ -22,13 +25,14 @@ class AskConfig(SamplingConfig, RowsConfig):
     """A file or a folder of documents, or rows of text."""
     out: str = "chats.jsonl"
     """File of rows to write. Beside it a file of the same name with .asked.jsonl keeps what was asked:
-    the same command goes on from there."""
+    the same command, or one that asks for more, goes on from there."""
     questions: int = 2
-    """Questions about each passage."""
+    """Questions about each passage. More of them later are asked beside those that are there."""
     passage_tokens: int = 256
     """Tokens of a passage at most."""
     limit: int = 0
-    """Passages that are asked about, from all over the documents; 0: all."""
+    """Passages that are asked about, drawn from all over the documents; 0: all. A larger limit later
+    asks about others beside these."""
     batch_size: int = 8
     """Questions that are written at once: more is faster, and takes memory."""
     max_new_tokens: int = 64
@@ -48,7 +52,7 @@ class AskConfig(SamplingConfig, RowsConfig):
         self.check_rows()
         if not self.out.endswith(".jsonl"):
             raise UserError(f"{self.out!r} is no .jsonl file", where="out", hint="chats.jsonl")
-        self._between(1, 20, "questions")
+        self._between(1, MOST_QUESTIONS, "questions")
         self._between(32, float("inf"), "passage_tokens")
         self._between(0, float("inf"), "limit")
         self._between(1, float("inf"), "batch_size")

@@ -2,37 +2,37 @@
 
 For each passage a model that is there is asked to write a question, and then to answer it with the
 passage before it, as Alberti and others (2019) make questions of text; both pass `question_checks`.
-What was asked of each passage is in a journal before the next ones are asked: the same command goes
-on after it was stopped at any point, and the rows are made of the journal.
+What was asked of each passage is in a journal (asking_journal.py) before the next ones are asked: the
+same command goes on after it was stopped at any point, and so does one that asks for more.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ondevice.common import atomic, bounded
+import numpy as np
+
+from ondevice.common import atomic
 from ondevice.common.disk import naming
 from ondevice.common.errors import UserError
-from ondevice.common.file_lock import try_lock
-from ondevice.common.files import digest
-from ondevice.common.json_files import parse_json
 from ondevice.common.progress import Progress, with_progress
 from ondevice.common.sanitize import sanitize, to_stderr
-from ondevice.config.asking import AskConfig
+from ondevice.config.asking import MOST_QUESTIONS, AskConfig
 from ondevice.data.formats import to_text
 from ondevice.data.mixture import ordered
 from ondevice.data.passages import LEAST_WORDS, passages
 from ondevice.data.rows import Reading
 from ondevice.datasets.spec import check_rejected, convert_rows, open_rows
+from ondevice.inference.asking_journal import Journal, journal_of, key_of
 from ondevice.inference.chat import chat_ids, open_model, sampling
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.generator import Generator
@@ -64,22 +64,23 @@ SHOWN = (
     ),
 )
 """Passages, questions and answers that stand before what is asked: a small model does as it sees."""
-FORMAT = 1
 SPARE = 500  # tokens of what is said around a passage
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document. `number` counts through all of them, `source` is its file."""
+    """A piece of a document. `key` names its text, `source` is its file."""
 
-    number: int
+    key: int
     text: str
     source: str
 
 
 def ask(cfg: AskConfig) -> dict[str, Any]:
-    """{"out", "passages", "written", "kept", "rejected": {reason: how many}, "examples"}: questions
-    and answers about the passages of the documents, in `cfg.out`.
+    """{"out", "passages", "gone", "written", "kept", "rejected": {reason: how many}, "examples"}:
+    questions and answers about the passages of the documents, in `cfg.out`. What was asked before is
+    kept, and counts: with more questions, a larger limit or more documents it goes on. `gone`: passages
+    asked about before, of which the documents hold the text no more; their rows are left out.
 
     Raises UserError for documents or a model that cannot be read, a model that cannot follow a
     request, and a journal of other settings.
@@ -102,10 +103,10 @@ def ask(cfg: AskConfig) -> dict[str, Any]:
     how = sampling(cfg, model, lambda text: to_stderr(f"ask: {text}"))
     writer = generator_of(model, backend, how)
     answerer = generator_of(model, backend, replace(how, temperature=0.0))
-    with Journal(journal_of(out), _key(cfg, how, found), cfg.again) as journal:
+    with Journal(journal_of(out), _settings(cfg, how), cfg.again) as journal:
         asker = _Asker(cfg, model, writer, answerer, journal)
         asker.run(found)
-        return {"out": str(out), "passages": len(found), **write_rows(journal, out, cfg.model)}
+        return {"out": str(out), **write_rows(journal, found, out, cfg.model)}
 
 
 def _refuse_place(out: Path, data: str) -> None:
@@ -128,39 +129,37 @@ def _refuse_place(out: Path, data: str) -> None:
         )
 
 
-def journal_of(out: Path) -> Path:
-    return out.with_suffix(".asked.jsonl")
-
-
 class Passages:
-    """Those of all documents that are asked about, as often as wanted, one in memory at a time.
-    `digest` names their texts. Raises UserError where there are none."""
+    """Those of all documents, one in memory at a time; iterating gives the ones that are asked about,
+    each text once. Which these are follows from their texts: with a larger limit they are the same and
+    others. Raises UserError where there are none."""
 
     def __init__(self, cfg: AskConfig, model: Model) -> None:
         self._cfg = cfg
         self._model = model
         self._told = False  # of what could not be read
-        sums, count = hashlib.sha256(), 0
+        keys = array("Q")
         for text, _ in with_progress(self._all(), "ask: passages found"):
-            sums.update(text.encode("utf-8", "replace") + b"\0")
-            count += 1
-        if not count:
+            keys.append(key_of(text))
+        if not keys:
             raise UserError(
                 f"holds no passage of {LEAST_WORDS} words", where=cfg.data, hint="give longer texts"
             )
-        self.digest = sums.hexdigest()
-        wanted = min(cfg.limit or count, count)
-        self._chosen = {n * count // wanted for n in range(wanted)}
+        self._keys = np.unique(np.frombuffer(keys, np.uint64))
+        self.chosen = self._keys[: cfg.limit or None]
 
-    def __len__(self) -> int:
-        return len(self._chosen)
+    def __contains__(self, passage: str) -> bool:
+        """Whether the documents hold a passage, asked about or not."""
+        key = np.uint64(key_of(passage))
+        place = int(np.searchsorted(self._keys, key))
+        return place < len(self._keys) and bool(self._keys[place] == key)
 
     def __iter__(self) -> Iterator[Passage]:
-        number = 0
-        for at, (text, source) in enumerate(self._all()):
-            if at in self._chosen:
-                yield Passage(number, text, source)
-                number += 1
+        last = int(self.chosen[-1])
+        for text, source in self._all():
+            key = key_of(text)
+            if key <= last:
+                yield Passage(key, text, source)
 
     def _all(self) -> Iterator[tuple[str, str]]:
         """(text, file) of every passage."""
@@ -191,85 +190,13 @@ def _parts(first: str, rows: Iterator[tuple[str, str]]) -> Iterator[str]:
         yield part
 
 
-def _key(cfg: AskConfig, how: Sampling, found: Passages) -> str:
-    """Names all that what is asked follows from; how many are asked at once is none of it."""
-    asked = [cfg.model, cfg.questions, cfg.max_new_tokens, cfg.limit, cfg.seed, repr(how)]
-    return digest([FORMAT, *asked, found.digest])
-
-
-class Journal:
-    """What was asked of each passage, a line each, in a file that only grows; a context manager that
-    one process at a time may hold. Raises UserError for one of other settings."""
-
-    def __init__(self, file: Path, key: str, again: bool) -> None:
-        self.file = file
-        self._key = key
-        self._again = again
-
-    def __enter__(self) -> Journal:
-        with naming(self.file):
-            self._opened = self.file.open("ab+")
-        if not try_lock(self._opened.fileno()):
-            self._opened.close()
-            raise UserError("is being written by another process", where=str(self.file))
-        if self._again:
-            self._opened.truncate(0)
-        self._repair()
-        first = next(self.lines(), None)
-        if first is None:
-            self.add({"format": FORMAT, "key": self._key})
-        elif first.get("key") != self._key:
-            self._opened.close()
-            raise UserError(
-                "was asked of other documents, another model or with other settings",
-                where=str(self.file),
-                hint="give another --out, or --again to begin anew",
-            )
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._opened.close()
-
-    def _repair(self) -> None:
-        """Takes away a last line that was not written to its end."""
-        end = self._opened.seek(0, os.SEEK_END)
-        place = end
-        while place > 0:
-            start = max(0, place - (1 << 16))
-            self._opened.seek(start)
-            at = self._opened.read(place - start).rfind(b"\n")
-            if at >= 0:
-                self._opened.truncate(start + at + 1)
-                return
-            place = start
-        self._opened.truncate(0)
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines there are. Raises UserError for one that is none of ours."""
-        with bounded.open_plain(self.file) as source:
-            for number, line in enumerate(bounded.lines(source), 1):
-                try:
-                    found = parse_json(line or b"")
-                    if not isinstance(found, dict):
-                        raise ValueError("is no object")
-                except ValueError as error:
-                    raise UserError(
-                        f"cannot be read: {error}",
-                        where=f"{self.file}:{number}",
-                        hint="--again begins anew",
-                    ) from error
-                yield found
-
-    def asked(self) -> Iterator[dict[str, Any]]:
-        """A line for each passage that was asked about."""
-        return (line for line in self.lines() if "asked" in line)
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Brings a line to the disk."""
-        with naming(self.file):
-            self._opened.write(json.dumps(line).encode() + b"\n")
-            self._opened.flush()
-            os.fsync(self._opened.fileno())
+def _settings(cfg: AskConfig, how: Sampling) -> dict[str, Any]:
+    """All that must be the same where asking goes on: not how much is asked, nor of which documents."""
+    return {
+        "model": cfg.model,
+        "passage_tokens": cfg.passage_tokens,
+        **json.loads(json.dumps(asdict(how), default=str)),
+    }
 
 
 class _Asker:
@@ -292,74 +219,87 @@ class _Asker:
         self.written = self.kept = 0
 
     def run(self, found: Passages) -> None:
-        """Asks about those that the journal does not have, and tells how far that is."""
-        done = 0
-        for line in self.journal.asked():
-            done += 1
-            for one in line["asked"]:
-                self._count(fault_of(one, line["passage"]))
-                if one["question"]:
-                    self.repeats.seen(one["question"], line["number"])
+        """Asks what the journal does not have, and tells how far that is."""
+        before = self._asked_before()
+        enough = sum(len(before.get(int(key), ())) >= self.cfg.questions for key in found.chosen)
         together = max(1, self.cfg.batch_size // self.cfg.questions)
-        with Progress("ask", len(found), done) as bar:
-            waiting = islice(found, done, None)
+        with Progress("ask", len(found.chosen), enough) as bar:
+            waiting = self._waiting(found, before)
             while part := list(islice(waiting, together)):
-                for passage, asked in zip(part, self._asked(part), strict=True):
+                for passage, asked in zip(part, self._asked(part, before), strict=True):
                     for one in asked:
                         self._count(one["fault"])
-                    self.journal.add(
-                        {
-                            "number": passage.number,
-                            "source": passage.source,
-                            "passage": passage.text,
-                            "asked": asked,
-                        }
-                    )
-                done += len(part)
-                bar.update(done, {"written": self.written, "kept": self.kept})
+                    line = {"source": passage.source, "passage": passage.text, "asked": asked}
+                    self.journal.add(line)
+                enough += len(part)
+                bar.update(enough, {"written": self.written, "kept": self.kept})
+
+    def _asked_before(self) -> dict[int, list[str]]:
+        """What was asked of each passage by the journal, by its key; empty for each question that is
+        not used."""
+        found: dict[int, list[str]] = {}
+        for line in self.journal.asked():
+            questions = found.setdefault(key_of(line["passage"]), [])
+            for one in line["asked"]:
+                self._count(fault_of(one, line["passage"]))
+                good = not question_fault(one["question"], line["passage"])
+                if good:
+                    self.repeats.seen(one["question"], questions)
+                questions.append(one["question"] if good else "")
+        return found
+
+    def _waiting(self, found: Passages, before: dict[int, list[str]]) -> Iterator[Passage]:
+        """Passages that were not asked as often as wanted, each once."""
+        for passage in found:
+            if len(before.setdefault(passage.key, [])) < self.cfg.questions:
+                yield passage
 
     def _count(self, fault: str) -> None:
         self.written += 1
         self.kept += not fault
 
-    def _asked(self, part: Sequence[Passage]) -> list[list[dict[str, Any]]]:
-        """Of each passage its questions, with what is at fault of each."""
-        questions = self._questions(part)
+    def _asked(
+        self, part: Sequence[Passage], before: dict[int, list[str]]
+    ) -> list[list[dict[str, Any]]]:
+        """Of each passage the questions that it lacks, with their answers and what is at fault of each."""
         wanted: list[tuple[dict[str, Any], Passage]] = []
-        found: list[list[dict[str, Any]]] = []
-        for passage, texts in zip(part, questions, strict=True):
-            rows = []
-            for text in texts:
-                question = first_question(text)
-                fault = question_fault(question, passage.text)
-                if not fault and self.repeats.seen(question, passage.number):
-                    fault = "was asked before"
-                row = {"question": question, "answer": "", "fault": fault}
-                rows.append(row)
-                if not fault:
-                    wanted.append((row, passage))
-            found.append(rows)
+        found: list[list[dict[str, Any]]] = [[] for _ in part]
+        for number, text in self._questions(part, before):
+            passage = part[number]
+            earlier = before[passage.key]
+            question = first_question(text)
+            fault = question_fault(question, passage.text)
+            if not fault and self.repeats.seen(question, earlier):
+                fault = "was asked before"
+            earlier.append("" if fault else question)
+            row = {"question": question, "answer": "", "fault": fault}
+            found[number].append(row)
+            if not fault:
+                wanted.append((row, passage))
         self._answer(wanted)
         return found
 
-    def _questions(self, part: Sequence[Passage]) -> list[list[str]]:
-        prompts, openers = [], []
-        for passage in part:
+    def _questions(
+        self, part: Sequence[Passage], before: dict[int, list[str]]
+    ) -> list[tuple[int, str]]:
+        """(number of the passage, question) of all that are wanted, passage after passage."""
+        prompts, openers, rows, of = [], [], [], []
+        for number, passage in enumerate(part):
             asked = chat_ids(to_write(passage.text), self.model)
-            for n in range(self.cfg.questions):
-                opener = OPENERS[(passage.number * self.cfg.questions + n) % len(OPENERS)]
+            for n in range(len(before[passage.key]), self.cfg.questions):
+                opener = OPENERS[(passage.key + n) % len(OPENERS)]
                 prompts.append([*asked, *self._opened_with(opener)])
                 openers.append(opener)
-        first = part[0].number * self.cfg.questions
+                rows.append(passage.key * MOST_QUESTIONS + n)
+                of.append(number)
         drawn = self.writer.run(
-            self.model.params, prompts, stage="ask", first=first, batch_size=self.cfg.batch_size
+            self.model.params, prompts, stage="ask", numbers=rows, batch_size=self.cfg.batch_size
         )
         texts = []
         for opener, completion in zip(openers, drawn, strict=True):
             text = self.model.tokenizer.decode(completion.ids)
             texts.append(opener + text if self._prefills else text)
-        each = self.cfg.questions
-        return [texts[n * each : (n + 1) * each] for n in range(len(part))]
+        return list(zip(of, texts, strict=True))
 
     @property
     def _prefills(self) -> bool:
@@ -418,15 +358,21 @@ def fault_of(one: Mapping[str, Any], passage: str) -> str:
     )
 
 
-def write_rows(journal: Journal, out: Path, model: str) -> dict[str, Any]:
-    """Writes what the checks have kept, whole or not at all: {"written", "kept", "rejected",
-    "examples"}."""
+def write_rows(journal: Journal, found: Passages, out: Path, model: str) -> dict[str, Any]:
+    """Writes what the checks have kept of passages that the documents hold, whole or not at all:
+    {"passages", "gone", "written", "kept", "rejected", "examples"}."""
+    there: set[int] = set()
+    gone: set[int] = set()
     written = kept = 0
     rejected: Counter[str] = Counter()
     examples: list[dict[str, str]] = []
     with atomic.aside(out) as new:
         with closing(new.open("w", encoding="utf-8")) as file:
             for line in journal.asked():
+                if line["passage"] not in found:
+                    gone.add(key_of(line["passage"]))
+                    continue
+                there.add(key_of(line["passage"]))
                 for one in line["asked"]:
                     written += 1
                     fault = fault_of(one, line["passage"])
@@ -440,6 +386,8 @@ def write_rows(journal: Journal, out: Path, model: str) -> dict[str, Any]:
         atomic.sync(new)
         os.replace(new, out)
     return {
+        "passages": len(there),
+        "gone": len(gone),
         "written": written,
         "kept": kept,
         "rejected": dict(rejected.most_common()),
@@ -468,6 +416,10 @@ def render(found: Mapping[str, Any]) -> str:
         f"{found['passages']:,} passages, {found['written']:,} questions written, "
         f"{found['kept']:,} kept by the checks"
     )
+    if found["gone"]:
+        lines.append(
+            f"{found['gone']:,} more were asked before, and the documents hold them no more: left out"
+        )
     for reason, count in found["rejected"].items():
         lines.append(f"  {count:,} × {sanitize(reason, newlines=False)}")
     out = sanitize(found["out"], newlines=False)

@@ -1,158 +1,404 @@
 """Whether a question that a model wrote about a passage, and its answer, are worth learning from.
 
-Checked by words alone, so that it is the same whoever wrote: the answer's content stands in the
-passage, the question can be understood without the passage, and nothing is asked twice.
+Checked by words alone, so that it is the same whichever model wrote. A question is used where it can be
+understood without the passage and asks what stands there; an answer where it ends, answers that kind of
+question, and says what stands there. `QUESTION_FAULTS` and `ANSWER_FAULTS` list all checks, in the order
+in which they are made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 LEAST_WORDS, MOST_WORDS = 4, 40
 """Of a question."""
 MOST_ANSWER = 120
 """Words of an answer."""
-GROUNDED = 0.8
-"""Share of an answer's content that stands in the passage or the question."""
 ASKED_OF = 0.6
 """Share of a question's content that stands in the passage."""
+GROUNDED = 0.8
+"""Share of an answer's content that stands in the passage or the question."""
 RUN = 5
 """Words that an answer says twice where it goes round in a circle."""
 ALIKE = 0.75
 """Share of their content that two questions about one passage have in common, from which the second
 is a repeat."""
+
+
+# ---------------------------------------------------------------- words
+
+
+def _any_of(*phrases: str) -> re.Pattern[str]:
+    """Any of these phrases as whole words, whatever their case."""
+    return re.compile(rf"\b(?:{'|'.join(phrases)})\b", re.IGNORECASE)
+
+
 _STEM = 6  # letters by which forms of one word count as one
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+_POSSESSIVE = re.compile(r"['’]s?$")
 _NAME = re.compile(r"(?<![.!?:\"“]\s)(?<!^)\b[A-Z][\w'’-]+")
-_ABOUT = re.compile(
-    r"\b(?:this|the|above|following|given|that)\s+(?:\w+\s+)?(?:text|passage|excerpt|author|writer|story|"
-    r"document|article|paragraph|speaker|narrator|poem|play|chapter|section|sentence|quote|quotation|"
-    r"statement|scene|conversation|dialogue|context)s?\b|\baccording to\b|\bmentioned\b|\bdescribed\b|"
-    r"\b(?:main|central|overall|primary)\s+(?:idea|theme|topic|point|purpose|message|character|focus|"
-    r"argument)\b|\bthe (?:right |correct )?(?:answer|question)\b|\bpassage\b|\bin question\b|\btone of\b",
-    re.IGNORECASE,
+"""A word with a capital that does not begin a sentence."""
+_SMALL = frozenset(
+    [
+        "a",
+        "about",
+        "after",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "be",
+        "because",
+        "been",
+        "before",
+        "being",
+        "between",
+        "both",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "doing",
+        "down",
+        "during",
+        "each",
+        "few",
+        "for",
+        "from",
+        "further",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "here",
+        "him",
+        "his",
+        "how",
+        "i",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "just",
+        "may",
+        "me",
+        "might",
+        "more",
+        "most",
+        "must",
+        "my",
+        "no",
+        "nor",
+        "not",
+        "now",
+        "of",
+        "off",
+        "on",
+        "once",
+        "one",
+        "only",
+        "or",
+        "other",
+        "our",
+        "out",
+        "over",
+        "own",
+        "same",
+        "shall",
+        "she",
+        "should",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "through",
+        "to",
+        "too",
+        "under",
+        "until",
+        "up",
+        "upon",
+        "us",
+        "very",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "whom",
+        "whose",
+        "why",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+    ]
 )
-_POINTING = re.compile(
-    r"\b(?:he|she|they|him|her|his|hers|their|theirs|them|it|its|this|these|those|here|thou|thy)\b",
-    re.IGNORECASE,
+"""Words that say nothing by themselves."""
+
+_TEXT = (
+    "text|passage|excerpt|author|writer|story|document|article|paragraph|speaker|narrator|poem|play|"
+    "chapter|section|sentence|quote|quotation|statement|scene|conversation|dialogue|context"
 )
-_REFUSED = re.compile(
-    r"\b(?:as an ai|i'm sorry|i am sorry|i cannot|i can't|sorry,|does not (?:say|mention|provide|specify|state)|"
-    r"doesn't (?:say|mention|provide|specify|state)|is not (?:mentioned|specified|stated|provided|clear)|"
-    r"not enough information|no information|unknown)\b|\bthe (?:passage|text|excerpt)\b",
-    re.IGNORECASE,
+_MAIN = "idea|theme|topic|point|purpose|message|character|focus|argument"
+_OF_THE_TEXT = _any_of(
+    rf"(?:this|the|above|following|given|that)\s+(?:\w+\s+)?(?:{_TEXT})s?",
+    rf"(?:main|central|overall|primary)\s+(?:{_MAIN})",
+    r"the (?:right |correct )?(?:answer|question)",
+    "according to",
+    "mentioned",
+    "described",
+    "passage",
+    "in question",
+    "tone of",
 )
-_COUNTED = re.compile(r"how (?:many|much|old|far|long)\b", re.IGNORECASE)
+"""What a question about the text says, and one about what the text says does not."""
+_POINTS = _any_of(
+    *[
+        "he",
+        "she",
+        "they",
+        "him",
+        "her",
+        "his",
+        "hers",
+        "their",
+        "theirs",
+        "them",
+        "it",
+        "its",
+        "this",
+        "these",
+        "those",
+        "here",
+        "thou",
+        "thy",
+    ]
+)
+"""Words that point at something; without a name beside them it stands in the passage alone."""
+_GIVES_UP = _any_of(
+    "as an ai",
+    r"i(?:'m| am) sorry|sorry,",
+    r"i (?:cannot|can't)",
+    r"(?:does not|doesn't) (?:say|mention|provide|specify|state)",
+    r"is not (?:mentioned|specified|stated|provided|clear)",
+    "not enough information|no information|unknown",
+    "the (?:passage|text|excerpt)",
+)
+_ASKS_A_NUMBER = re.compile(r"how (?:many|much|old|far|long)\b", re.IGNORECASE)
 _NUMBER = re.compile(
     r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|"
     r"hundred|thousand|million|half|twice|none|no|all|once|dozen)\b",
     re.IGNORECASE,
 )
-_SMALL_WORDS = """
-a an and are as at be because been but by can could did do does for from had has have he her
-him his how i if in into is it its may me might more most my no not of on one or our out own
-shall she should so some such than that the their them then there these they this those to too
-under until up upon us very was we were what when where which while who whom whose why will
-with would you your about after also am any before being both between doing down during each
-few further here just nor now off once only other over same through
-"""
-_SMALL = frozenset(_SMALL_WORDS.split())
-"""Words that say nothing by themselves."""
 
 
 def content(text: str) -> set[str]:
     """The words that say something, each without its ending; numbers as they are."""
     found = set()
     for word in _WORD.findall(text.casefold()):
-        word = re.sub(r"['’]s?$|['’]s\b", "", word)
-        if word in _SMALL:
-            continue
-        if word.isdigit() or len(word) > 2:
-            found.add(word if word.isdigit() else word[:_STEM])
+        word = _POSSESSIVE.sub("", word)
+        if word.isdigit():
+            found.add(word)
+        elif len(word) > 2 and word not in _SMALL:
+            found.add(word[:_STEM])
     return found
+
+
+def numbers(words: set[str]) -> set[str]:
+    return set(filter(str.isdigit, words))
 
 
 def first_question(text: str) -> str:
     """What was asked first, in one line; empty where nothing is."""
     line = " ".join(text.split())
-    end = line.find("?")
-    return line[: end + 1].lstrip("0123456789.)-*# \"'“").strip() if end >= 0 else ""
+    end = line.find("?") + 1
+    return line[:end].lstrip("0123456789.)-*# \"'“").strip()
 
 
-def question_fault(question: str, passage: str) -> str:
-    """Why a question is not used; empty where it is good."""
-    words = question.split()
-    if not question or not LEAST_WORDS <= len(words) <= MOST_WORDS:
-        return "is no question of 4 to 40 words"
-    if _ABOUT.search(question):
-        return "asks about the text, not what it says"
-    said = content(passage)
-    names = {name.casefold() for name in _NAME.findall(question)}
-    known = passage.casefold()
-    if any(name.removesuffix("'s").removesuffix("’s") not in known for name in names):
-        return "names what does not stand in the passage"
-    asked = content(question)
-    if len(asked & said) < max(1, ASKED_OF * len(asked)):
-        return "asks what does not stand in the passage"
-    if any(one.isdigit() and one not in said for one in asked):
-        return "names a number that does not stand in the passage"
-    if _POINTING.search(question) and not names:
-        return "cannot be understood without the passage"
-    return ""
+# ---------------------------------------------------------------- checks
 
 
-def answer_fault(question: str, answer: str, passage: str, stopped: bool) -> str:
-    """Why an answer is not used; empty where it is good. `stopped`: the model has ended it."""
-    words = answer.split()
-    if not words:
-        return "has no answer"
-    if not stopped:
-        return "has an answer that does not end"
-    if len(words) > MOST_ANSWER:
-        return f"has an answer of more than {MOST_ANSWER} words"
-    if _REFUSED.search(answer):
-        return "has an answer that tells of the text, or that it does not know"
-    said, asked, told = content(passage), content(question), content(answer)
-    if not (told - asked) & said:
-        return "has an answer that says nothing of the passage"
-    if _COUNTED.match(question) and not _NUMBER.search(answer):
-        return "asks for a number, and has an answer without one"
-    if _repeats_itself(words):
-        return "has an answer that repeats itself"
-    if any(one.isdigit() and one not in said | asked for one in told):
-        return "has an answer with a number that does not stand in the passage"
-    if len(told & (said | asked)) < GROUNDED * len(told):
-        return "has an answer that does not stand in the passage"
-    if '"' in answer and answer.count('"') % 2:
-        return "has an answer with half a quotation"
-    return ""
+@dataclass(frozen=True)
+class Pair:
+    """A question about a passage and its answer, with the content of each. `stopped`: the model has
+    ended the answer, and not a limit."""
+
+    passage: str
+    question: str
+    answer: str = ""
+    stopped: bool = True
+
+    @cached_property
+    def said(self) -> set[str]:
+        return content(self.passage)
+
+    @cached_property
+    def asked(self) -> set[str]:
+        return content(self.question)
+
+    @cached_property
+    def told(self) -> set[str]:
+        return content(self.answer)
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The names in the question."""
+        return {_POSSESSIVE.sub("", name.casefold()) for name in _NAME.findall(self.question)}
 
 
-def _repeats_itself(words: list[str]) -> bool:
+Check = Callable[[Pair], bool]
+
+
+def _no_question(pair: Pair) -> bool:
+    return not LEAST_WORDS <= len(pair.question.split()) <= MOST_WORDS
+
+
+def _about_the_text(pair: Pair) -> bool:
+    return bool(_OF_THE_TEXT.search(pair.question))
+
+
+def _other_names(pair: Pair) -> bool:
+    passage = pair.passage.casefold()
+    return any(name not in passage for name in pair.names)
+
+
+def _asks_elsewhere(pair: Pair) -> bool:
+    return len(pair.asked & pair.said) < max(1, ASKED_OF * len(pair.asked))
+
+
+def _other_numbers_asked(pair: Pair) -> bool:
+    return not numbers(pair.asked) <= pair.said
+
+
+def _points_at_the_passage(pair: Pair) -> bool:
+    return bool(_POINTS.search(pair.question)) and not pair.names
+
+
+def _no_answer(pair: Pair) -> bool:
+    return not pair.answer.split()
+
+
+def _not_ended(pair: Pair) -> bool:
+    return not pair.stopped
+
+
+def _too_long(pair: Pair) -> bool:
+    return len(pair.answer.split()) > MOST_ANSWER
+
+
+def _gives_up(pair: Pair) -> bool:
+    return bool(_GIVES_UP.search(pair.answer))
+
+
+def _says_nothing_new(pair: Pair) -> bool:
+    return not (pair.told - pair.asked) & pair.said
+
+
+def _lacks_a_number(pair: Pair) -> bool:
+    return bool(_ASKS_A_NUMBER.match(pair.question)) and not _NUMBER.search(pair.answer)
+
+
+def _goes_round(pair: Pair) -> bool:
+    words = pair.answer.split()
     runs = [tuple(words[n : n + RUN]) for n in range(len(words) - RUN + 1)]
     return len(set(runs)) < len(runs)
 
 
+def _other_numbers_told(pair: Pair) -> bool:
+    return not numbers(pair.told) <= pair.said | pair.asked
+
+
+def _tells_elsewhere(pair: Pair) -> bool:
+    return len(pair.told & (pair.said | pair.asked)) < GROUNDED * len(pair.told)
+
+
+def _half_a_quotation(pair: Pair) -> bool:
+    return pair.answer.count('"') % 2 == 1
+
+
+QUESTION_FAULTS: Sequence[tuple[str, Check]] = (
+    (f"is no question of {LEAST_WORDS} to {MOST_WORDS} words", _no_question),
+    ("asks about the text, not what it says", _about_the_text),
+    ("names what does not stand in the passage", _other_names),
+    ("asks what does not stand in the passage", _asks_elsewhere),
+    ("names a number that does not stand in the passage", _other_numbers_asked),
+    ("cannot be understood without the passage", _points_at_the_passage),
+)
+ANSWER_FAULTS: Sequence[tuple[str, Check]] = (
+    ("has no answer", _no_answer),
+    ("has an answer that does not end", _not_ended),
+    (f"has an answer of more than {MOST_ANSWER} words", _too_long),
+    ("has an answer that tells of the text, or that it does not know", _gives_up),
+    ("has an answer that says nothing of the passage", _says_nothing_new),
+    ("asks for a number, and has an answer without one", _lacks_a_number),
+    ("has an answer that repeats itself", _goes_round),
+    ("has an answer with a number that does not stand in the passage", _other_numbers_told),
+    ("has an answer that does not stand in the passage", _tells_elsewhere),
+    ("has an answer with half a quotation", _half_a_quotation),
+)
+
+
+def question_fault(question: str, passage: str) -> str:
+    """Why a question is not used; empty where it is good."""
+    return _first_fault(QUESTION_FAULTS, Pair(passage, question))
+
+
+def answer_fault(question: str, answer: str, passage: str, stopped: bool) -> str:
+    """Why an answer is not used; empty where it is good. `stopped`: the model has ended it."""
+    return _first_fault(ANSWER_FAULTS, Pair(passage, question, answer, stopped))
+
+
+def _first_fault(faults: Sequence[tuple[str, Check]], pair: Pair) -> str:
+    return next((fault for fault, is_so in faults if is_so(pair)), "")
+
+
+# ---------------------------------------------------------------- repeats
+
+
 class Repeats:
-    """Questions that were asked before: of one passage by their words, of all by a hash."""
+    """Questions that were asked before, of any passage."""
 
     def __init__(self) -> None:
-        self._all: set[int] = set()
-        self._here: list[set[str]] = []
-        self._passage = -1
+        self._seen: set[int] = set()  # hashes: there may be very many
 
-    def seen(self, question: str, passage: int) -> bool:
-        """Whether it was asked before; it has been from now on."""
-        said = content(question)
-        if passage != self._passage:
-            self._here, self._passage = [], passage
-        again = any(_alike(said, other) for other in self._here)
-        self._here.append(said)
-        key = hashlib.blake2b(" ".join(sorted(said)).encode(), digest_size=8).digest()
+    def seen(self, question: str, earlier: Sequence[str]) -> bool:
+        """Whether it was asked before, of another passage in the same words or of this one in like
+        words: `earlier` are the questions about this passage. It has been asked from now on."""
+        words = content(question)
+        key = hashlib.blake2b(" ".join(sorted(words)).encode(), digest_size=8).digest()
         number = int.from_bytes(key, "little")
-        again = again or number in self._all
-        self._all.add(number)
+        again = number in self._seen or any(_alike(words, content(other)) for other in earlier)
+        self._seen.add(number)
         return again
 
 
