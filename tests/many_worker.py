@@ -22,7 +22,8 @@ if os.environ.get("MANY_FIRST"):
 def main() -> None:
     folder, rank = Path(sys.argv[1]), sys.argv[2]
     outcome = []
-    for name, fields in json.loads((folder / "jobs.json").read_text()):
+    for number, (name, fields) in enumerate(json.loads((folder / "jobs.json").read_text())):
+        os.environ["MANY_JOB"] = str(number)
         try:
             outcome.append({"result": str(getattr(od, name)(**fields))})
         except (UserError, Interrupted) as error:

@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import many
+import many_rollouts
 import ondevice as od
 import small_stages
 from ondevice import cli
@@ -118,26 +119,19 @@ def losses(run: Path, stage: str, event: str = "step") -> list[float]:
     ]
 
 
-def same_until(one: list[Any], other: list[Any]) -> int:
-    """The steps up to the first one in which a text differs: a token whose uniform lies within
-    rounding of a boundary may be another one, in one text at first. Until then all texts are the
-    same, and all rewards."""
+def same_completions(one: list[Any], other: list[Any], steps: int) -> None:
+    """The same texts in so many steps, and the same rewards."""
     assert len(one) == len(other) > 0
     for ours, theirs in zip(one, other, strict=True):
-        assert ours.get("step") == theirs.get("step")
-        apart = 0
+        assert ours["step"] == theirs["step"]
+        if ours["step"] > steps or ours.get("held_out"):
+            continue
         for a, b in zip(ours["groups"], theirs["groups"], strict=True):
             texts = [[c["text"] for c in group["completions"]] for group in (a, b)]
-            if texts[0] != texts[1]:
-                apart += sum(x != y for x, y in zip(*texts, strict=True))
-                continue
+            assert texts[0] == texts[1]
             for name in ("reward", "advantage"):
                 near = [[c[name] for c in group["completions"]] for group in (a, b)]
                 np.testing.assert_allclose(*near, atol=1e-3)
-        if apart:
-            assert apart == 1, ours["step"]
-            return int(ours["step"]) - 1
-    return STEPS
 
 
 def same_folders(one: Path, other: Path, near: float) -> None:
@@ -159,6 +153,7 @@ def test_two_processes_train_as_one_does(
     tmp_path: Path, backend_name: str, names: Sequence[str]
 ) -> None:
     files = files_of(tmp_path, backend_name)
+    backend = load_backend(backend_name, "cpu", "float32")
     jobs = {name: job for name, job in jobs_of(files, backend_name).items() if name in names}
     chats = (files / "chats.jsonl").read_text().strip()
     (files / "some.jsonl").write_text(chats + '\n{"messages": "none"}\n')  # told of by one
@@ -178,12 +173,26 @@ def test_two_processes_train_as_one_does(
         2,
         asked,
         tmp_path / "launch",
-        own={rank: {"MANY_FOLDER": str(tmp_path / f"own-{rank}")} for rank in range(2)},
+        own={
+            rank: {
+                "MANY_FOLDER": str(tmp_path / f"own-{rank}"),
+                "MANY_FIRST": "many_rollouts",
+                "MANY_RECORD": str(tmp_path / "drawn-two"),
+            }
+            for rank in range(2)
+        },
     )
-    for name, (function, fields) in jobs.items():
-        getattr(od, function)(**fields, out=str(tmp_path / f"one-{name}"))
-    od.sample(**sampled, out=str(tmp_path / "one-sample"))
+    for n, (function, fields) in enumerate(asked[:-1]):
+        out = fields["out"].replace("two-", "one-")
+        with many_rollouts.recording(tmp_path / f"drawn-one/{n}"):
+            getattr(od, function)(**{**fields, "out": out})
     done = started.wait()
+
+    def drawn_alike(n: int) -> int | None:
+        folders = (tmp_path / f"drawn-{of}/{n}" for of in ("one", "two"))
+        return many_rollouts.drawn_until(*folders, files / "policy", backend)
+
+    assert drawn_alike(len(jobs)) is None
     assert queued(tmp_path / "two-sample") == queued(tmp_path / "one-sample"), started.shown(0)
     for n, (name, (function, _)) in enumerate(jobs.items()):
         one, two = tmp_path / f"one-{name}", tmp_path / f"two-{name}"
@@ -191,8 +200,10 @@ def test_two_processes_train_as_one_does(
             assert done[rank][n] == {"result": str(two / function / "model")}, started.shown(0)
         alike = STEPS
         if name in ROLLOUTS:
-            alike = same_until(completions(one, function), completions(two, function))
+            steps = drawn_alike(n)
+            alike = STEPS if steps is None else steps
             assert alike >= 2
+            same_completions(completions(one, function), completions(two, function), alike)
         for event in ("step", "eval"):
             ours, theirs = losses(two, function, event), losses(one, function, event)
             assert len(ours) == (2 if event == "eval" else 4 if name in ROLLOUTS else STEPS)
@@ -203,12 +214,12 @@ def test_two_processes_train_as_one_does(
             same_folders(one / function / "model", two / function / "model", 2e-5)
         record = json.loads((two / function / "done.json").read_text())
         assert record["versions"]["processes"] == "2"
-        told = [
-            e["message"]
-            for e in events.read(two / function / "events.jsonl")
-            if e["event"] == "warning"
-        ]
-        assert not any("ondevice-process-" in text for text in told), "a folder that is gone"
+        told, alone = (
+            [e["message"] for e in events.read(f) if e["event"] == "warning"]
+            for f in (two / function / "events.jsonl", one / function / "events.jsonl")
+        )
+        assert not any("ondevice-process" in text for text in told), "a folder that is gone"
+        assert alike < STEPS or told == alone, "each once"
     # bytes: the trained tensors' gradients once, and nothing of what is frozen
     kinds = {"sft": "model/model", "lora": "model/adapter_model", "pretrain": "model/model"}
     for name, tensors in kinds.items():

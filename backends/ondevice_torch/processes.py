@@ -8,8 +8,7 @@ has died is seen by its closed connection, not by a clock.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -17,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ondevice.seam.connections import FlatEngine, connected, watch
 from ondevice.seam.group import NotJoined
 
 _PATIENCE = timedelta(days=30)
 
 
-class TorchProcesses:
+class TorchProcesses(FlatEngine):
     name = "torch"
 
     def __init__(self, device: str) -> None:
@@ -39,54 +39,43 @@ class TorchProcesses:
             torch.cuda.set_device(local)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_PATIENCE)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        watch()
 
     def gather(self, x: np.ndarray) -> np.ndarray:
         own = torch.from_numpy(np.array(x, order="C"))
         found = [torch.empty_like(own) for _ in range(self.size)]
-        with _connected():
+        with connected():
             dist.all_gather(found, own)
         return torch.stack(found).numpy()
 
     def send_host(self, x: np.ndarray, source: int) -> np.ndarray:
         own = torch.from_numpy(np.array(x, order="C"))
-        with _connected():
+        with connected():
             dist.broadcast(own, source)
         return own.numpy()
 
     @torch.no_grad()
-    def sum(self, arrays: Sequence[Tensor], owner: int | None = None) -> list[Tensor]:
-        flat = _reachable(torch.cat([x.reshape(-1).float() for x in arrays]))
-        with _connected():
-            if owner is None:
-                dist.all_reduce(flat)
-            else:
-                dist.reduce(flat, owner)
-        return _parts(flat, arrays)
+    def flat(self, arrays: Sequence[Tensor], summed: bool) -> Tensor:
+        flat = torch.cat([x.reshape(-1) for x in arrays])
+        return _reachable(flat.float() if summed else flat)
 
-    @torch.no_grad()
-    def send(self, arrays: Sequence[Tensor], source: int) -> list[Tensor]:
-        flat = _reachable(torch.cat([x.reshape(-1) for x in arrays]))
-        with _connected():
-            dist.broadcast(flat, source)
-        return _parts(flat, arrays)
+    def parts(self, flat: Tensor, arrays: Sequence[Tensor]) -> list[Tensor]:
+        parts = flat.to(arrays[0].device).split([x.numel() for x in arrays])
+        return [part.view(x.shape) for part, x in zip(parts, arrays, strict=True)]
+
+    def reduce(self, flat: Tensor, owner: int | None) -> Tensor:
+        if owner is None:
+            dist.all_reduce(flat)
+        else:
+            dist.reduce(flat, owner)
+        return flat
+
+    def broadcast(self, flat: Tensor, source: int) -> Tensor:
+        dist.broadcast(flat, source)
+        return flat
 
     def close(self) -> None:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _connected() -> Iterator[None]:
-    """What goes wrong within is a connection's end."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ConnectionError(str(error)) from error
-
-
-def _parts(flat: Tensor, arrays: Sequence[Tensor]) -> list[Tensor]:
-    """What lies in `flat` one after the other, in the arrays' shapes and on their device."""
-    parts = flat.to(arrays[0].device).split([x.numel() for x in arrays])
-    return [part.view(x.shape) for part, x in zip(parts, arrays, strict=True)]
 
 
 def _reachable(x: Tensor) -> Tensor:

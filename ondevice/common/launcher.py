@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 VARIABLES = re.compile(
@@ -43,3 +44,14 @@ def leads() -> bool:
     """Whether this process is the one that shows and writes."""
     found = launched()
     return found is None or found.rank == 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, nothing that Python prints is shown: what another process than the first one says."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stderr(nowhere),
+        redirect_stdout(nowhere),
+    ):
+        yield

@@ -23,6 +23,7 @@ class Verb:
     recipe: bool = False
     json: bool = True
     render: str = ""
+    several: bool = False  # whether processes that a launcher starts do it together
 
 
 _RUNS = "ondevice.config.runs"
@@ -183,6 +184,7 @@ _TABLE = (
         f"{_EVALUATION}:EvalConfig",
         ("model", "data"),
         "evaluate",
+        several=True,
     ),
     Verb(
         "rate",

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.launcher import quiet
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.effects import refuse_idle
 from ondevice.config.evaluation import BY_ITSELF, TOGETHER, EvalConfig
 from ondevice.config.finetuning import SFTConfig
+from ondevice.config.load import to_mapping
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import tokenize_corpus
 from ondevice.data.chat_encoding import encode_chats
 from ondevice.data.rows import LIMIT, Reading
 from ondevice.datasets.objectives import most_of, rows_of, source_of
-from ondevice.datasets.spec import corpus_of, plain_chats, plain_texts
+from ondevice.datasets.spec import corpus_of, data_digest, plain_chats, plain_texts
 from ondevice.evaluation import preference, problems
 from ondevice.evaluation.held_out import (
     ROWS,
@@ -32,37 +35,59 @@ from ondevice.evaluation.held_out import (
 )
 from ondevice.inference import label
 from ondevice.inference.chat import with_kwargs
+from ondevice.models.digest import model_digest
 from ondevice.models.load import labels, load_for_use
 from ondevice.models.model import Model, require_generative
 from ondevice.models.network import is_masked_lm, objective
 from ondevice.runs.folder import StageFolder, holds_model
 from ondevice.runs.resolve import find_classifier, find_model, find_reward_model
+from ondevice.seam.differences import refuse_differences, versions
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from ondevice.seam.select import joined, load_backend
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
+    """What the model is worth by `cfg.tasks` (`measured`). Started by torchrun or mlx.launch, each
+    process measures some of it, and all return the same. Raises UserError for data or tasks that do
+    not fit, and where processes differ."""
+    cfg.check()
+    with joined(cfg.backend, cfg.device) as group:
+        if not group.several:
+            return measured(cfg)
+        with nullcontext() if group.leader else quiet():
+            refuse_differences(group, {"versions": versions(), "command": to_mapping(cfg)})
+            refuse_differences(group, {"contents": _contents(cfg)})
+            return measured(cfg)
+
+
+def _contents(cfg: EvalConfig) -> dict[str, str]:
+    """Hashes of what is read. Raises UserError for what is not there."""
+    named = {"other": cfg.against, "reference": cfg.reference}
+    found = {name: model_digest(find_model(path)) for name, path in named.items() if path}
+    found["model"] = model_digest(_folder(cfg, _by_itself(cfg)))
+    if cfg.judge:
+        found["judge"] = model_digest(find_reward_model(cfg.judge))
+    return {**found, "data": data_digest(cfg.data, "", CorpusConfig())}
+
+
+def measured(cfg: EvalConfig) -> dict[str, Any]:
     """What `cfg.tasks` name: `problems` (`solving.solved`), `preference` (`judging.preferred`),
     `win` (`judging.duel`), `classes` (`labelling.classified`; a classifier's without being named);
     else, on a person's data, `on_own_data`, and on the built-in held-out sets {"bits_per_byte",
     "exact_match", "by_kind", "reasoning"}, or {"masked_accuracy"} of a model that fills masks.
     Raises UserError for data or tasks that do not fit."""
-    cfg.check()
-    alone = cfg.tasks[0] if cfg.tasks and cfg.tasks[0] in BY_ITSELF else ""
-    if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
-        alone = "classes"
+    alone = _by_itself(cfg)
     tasks: Any = cfg.tasks or ((alone,) if alone else TOGETHER)
     refuse_idle(replace(cfg, tasks=tasks))  # now that they are known
     if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-        find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
         task = {
             "problems": problems.solve_rate,
             "preference": preference.preference_accuracy,
             "win": preference.win_rate,
             "classes": label.classified,
         }[alone]
-        return task(cfg, _told(load_for_use(find(cfg.model), backend), cfg), backend)
+        return task(cfg, _told(load_for_use(_folder(cfg, alone), backend), cfg), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:
         return on_own_data(cfg)
@@ -77,6 +102,21 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     model, backend = _opened(cfg)
     with tempfile.TemporaryDirectory() as cache:
         return measure(model, backend, exam, Path(cache)).mapping()
+
+
+def _by_itself(cfg: EvalConfig) -> str:
+    """The task that is measured by itself, where it is one."""
+    if cfg.tasks and cfg.tasks[0] in BY_ITSELF:
+        return cfg.tasks[0]
+    if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
+        return "classes"
+    return ""
+
+
+def _folder(cfg: EvalConfig, alone: str) -> Path:
+    """The folder of the measured model. Raises UserError where there is none of its kind."""
+    find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
+    return find(cfg.model)
 
 
 def on_own_data(cfg: EvalConfig) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from ondevice.data.builtin.scoring import score
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import context_length
 from ondevice.data.masked_lm import MaskedSource
+from ondevice.data.packing import Batch
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.together import write_together
 from ondevice.models.model import Model
 from ondevice.models.network import is_masked_lm
 from ondevice.preferences.simulated_rater import SimulatedRater
@@ -184,8 +186,8 @@ def answers(
         prompts.append(prompt_ids(chat, model.tokenizer))
     sampling = Sampling(max_new_tokens=longest, temperature=temperature)
     generator = generator_of(model, backend, sampling)
-    completions = generator.run(
-        model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8
+    completions = write_together(
+        generator, model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8
     )
     texts = [model.tokenizer.decode(c.ids) for c in completions]
     starts = range(0, len(texts), samples)
@@ -210,13 +212,16 @@ def text_figures(
         return loss(backend.ops, params, batch)[1]["loss"][0]
 
     run = backend.inference_fn(nats_of)
-    nats = 0.0
-    bytes_ = 0.0
-    count = 0.0
-    for batch in source.eval_batches(None):
-        nats += float(backend.numpy(run(model.params, model.with_tables(backend, batch))))
-        bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
-        count += float(batch["weights"].sum())
+
+    def sums(batch: Batch) -> list[float]:
+        return [
+            float(backend.numpy(run(model.params, model.with_tables(backend, batch)))),
+            float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum()),
+            float(batch["weights"].sum()),
+        ]
+
+    of_batches = backend.group.spread(source.eval_batches(None), sums)
+    nats, bytes_, count = (sum(column) for column in zip(*of_batches, strict=True))
     return nats / math.log(2) / max(bytes_, 1.0), math.exp(nats / max(count, 1.0))
 
 
@@ -247,11 +252,12 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
         return [*sums["loss"], sums["accuracy"][0]]
 
     run = backend.inference_fn(metrics)
-    rows = []
-    for batch in source.eval_batches(None):
-        rows.append(
-            [float(backend.numpy(x)) for x in run(model.params, model.with_tables(backend, batch))]
-        )
+
+    def numbers(batch: Batch) -> list[float]:
+        figures = run(model.params, model.with_tables(backend, batch))
+        return [float(backend.numpy(x)) for x in figures]
+
+    rows = backend.group.spread(source.eval_batches(None), numbers)
     nats, tokens, right = np.sum(rows, 0).tolist()
     return {
         "loss": nats / max(tokens, 1.0),
@@ -272,7 +278,9 @@ def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tu
             prompts[i] = prompt
     sampling = Sampling(max_new_tokens=longest_answer(exam, model), temperature=0)
     generator = generator_of(model, backend, sampling)
-    completions = generator.run(model.params, list(prompts.values()), batch_size=ROWS * 8)
+    completions = write_together(
+        generator, model.params, list(prompts.values()), batch_size=ROWS * 8
+    )
     said = dict(zip(prompts, completions, strict=True))
     counts: dict[str, tuple[int, int]] = {}
     for i, question in enumerate(exam.questions):

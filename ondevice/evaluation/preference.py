@@ -56,8 +56,10 @@ def win_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     other = answers(_other_model(cfg.against, cfg, backend), backend, chats, greedy)
     ours = _scores(judge, backend, chats, said)
     theirs = _scores(judge, backend, chats, other)
-    wins = int((ours > theirs).sum())
-    ties = int((ours == theirs).sum())
+    # among other texts the judge reads the same one with another rounding
+    alike = np.array([one == another for one, another in zip(said, other, strict=True)])
+    wins = int(((ours > theirs) & ~alike).sum())
+    ties = int(((ours == theirs) | alike).sum())
     share = wilson(wins + ties / 2, len(chats))
     return {
         "win_rate": share.share,

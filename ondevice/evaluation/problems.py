@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ondevice.datasets.spec import check_rejected
 from ondevice.inference.chat import chat_ids
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.together import write_together
 from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.rewards.answers import final_answer, last_code
 from ondevice.rewards.problems import Problem, problems
@@ -114,27 +116,40 @@ class _Exam:
         """Draws `samples` answers to each problem and judges them."""
         sampling = Sampling(self.cfg.max_new_tokens, temperature, seed=self.cfg.seed)
         generator = generator_of(self.model, self.backend, sampling)
-        drawn = generator.run(self.model.params, self.prompts, stage="eval", samples=samples)
+        drawn = write_together(
+            generator, self.model.params, self.prompts, stage="eval", samples=samples
+        )
         texts = [self.model.tokenizer.decode(completion.ids) for completion in drawn]
+        own = self.backend.group.share(range(len(self.asked)))
+        of_own = [texts[i * samples : (i + 1) * samples] for i in own]
+        judged = self._scored(own, list(chain.from_iterable(of_own)), samples) if own else ([], [])
+        right, formed = (self.backend.group.join(column) for column in judged)
+        cut = [not completion.stopped for completion in drawn]
+        shape = (len(self.asked), samples)
+        return _Judged(np.array(right), np.array(formed), np.array(cut).reshape(shape))
+
+    def _scored(
+        self, places: Sequence[int], texts: Sequence[str], samples: int
+    ) -> tuple[list[list[bool]], list[list[bool]]]:
+        """(right, in the asked form) of each of the `samples` answers to these problems."""
         rows: list[Problem] = []
         openings: list[str] = []
-        for problem, prompt in zip(self.asked, self.prompts, strict=True):
-            rows += [problem] * samples
-            openings += [thought_opening(prompt, self.model.tokenizer)] * samples
+        for i in places:
+            rows += [self.asked[i]] * samples
+            openings += [thought_opening(self.prompts[i], self.model.tokenizer)] * samples
         if self.cfg.answer == "any":
             texts = _found_answers(openings, texts)
             openings = []
         chats = [problem.prompt for problem in rows]
         scores = self.rewards.score(chats, texts, _columns(rows), openings)
-        shape = (len(self.asked), samples)
-        cut = np.array([not completion.stopped for completion in drawn])
+        shape = (len(places), samples)
         if self.cfg.answer == CODE:
             right = scores.by_name[CODE]
             turns = map("".join, zip(openings, texts, strict=True))
             formed = np.array([last_code(turn) is not None for turn in turns])
         else:
             right, formed = scores.by_name["correct"], scores.by_name["format"] >= 1
-        return _Judged(right.reshape(shape) >= 1, formed.reshape(shape), cut.reshape(shape))
+        return (right.reshape(shape) >= 1).tolist(), formed.reshape(shape).tolist()
 
 
 def _greedy_figures(judged: _Judged) -> dict[str, Any]:

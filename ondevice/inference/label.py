@@ -188,10 +188,14 @@ def probabilities(
 
     run = backend.inference_fn(fn, compile="never" if len(texts) == 1 else "auto")
     out = np.zeros((len(texts), model.cfg.num_labels), np.float32)
-    for group in group_by_length([len(row) for row in ids], ROWS):
-        of_group = None
-        if types is not None:
-            of_group = [types[i] for i in group]
-        batch = text_batch([ids[i] for i in group], len(group), network.pooling, of_group)
-        out[group] = backend.numpy(run(model.params, model.with_tables(backend, batch)))
+    batches = list(group_by_length([len(row) for row in ids], ROWS))
+
+    def of_batch(places: NDArray[np.int64]) -> list[list[float]]:
+        of_texts = None if types is None else [types[i] for i in places]
+        batch = text_batch([ids[i] for i in places], len(places), network.pooling, of_texts)
+        found = backend.numpy(run(model.params, model.with_tables(backend, batch)))
+        return found.astype(np.float32).tolist()  # type: ignore[no-any-return]
+
+    for places, found in zip(batches, backend.group.spread(batches, of_batch), strict=True):
+        out[places] = found
     return out

@@ -21,6 +21,7 @@ from ondevice.datasets.spec import corpus_of, plain_rows
 from ondevice.inference.chat import chat_ids, open_model, sampling
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
+from ondevice.inference.together import write_together
 from ondevice.models.model import Model, require_chat_template
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
@@ -128,5 +129,5 @@ def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Samp
             f"{model.cfg.max_position_embeddings} tokens",
             file=sys.stderr,
         )
-    drawn = generator.run(model.params, prompts)
+    drawn = write_together(generator, model.params, prompts)
     return [model.tokenizer.decode(completion.ids) for completion in drawn]

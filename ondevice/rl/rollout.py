@@ -14,9 +14,8 @@ import numpy as np
 from ondevice.data.completion_batches import Row
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.next_token import Sampling
-from ondevice.inference.slots import Completion
+from ondevice.inference.together import write_together
 from ondevice.models.model import Model
-from ondevice.seam.group import deal
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.sequence_logprobs import Floats
@@ -53,7 +52,6 @@ class Sampler:
     ) -> None:
         self.tokenizer = model.tokenizer
         self.batch_size = batch_size
-        self.group = backend.group
         self.generator = generator_of(
             model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed)
         )
@@ -72,20 +70,16 @@ class Sampler:
         stopped at once. Where several processes ask, each writes those of some of the prompts, and
         all get all.
         """
-        parts = deal([len(prompt) for prompt in prompts], self.group.size)
-        own = parts[self.group.rank]
-        completions = self.generator.run(
+        completions = write_together(
+            self.generator,
             params,
-            [prompts[i] for i in own],
+            prompts,
             stage=stage,
             step=step,
             first=first,
             samples=samples,
             batch_size=self.batch_size,
-            numbers=own,
         )
-        if self.group.several:
-            completions = self._gathered(completions, parts, samples)
         out = []
         for i, done in enumerate(completions):
             ids = done.ids
@@ -94,18 +88,6 @@ class Sampler:
             text = self.tokenizer.decode(done.ids)
             out.append(Sampled(prompts[i // samples], ids, done.stopped, text))
         return out
-
-    def _gathered(
-        self, own: Sequence[Completion], parts: Sequence[Sequence[int]], samples: int
-    ) -> list[Completion]:
-        """The completions of all processes in the prompts' order: ids alone are sent."""
-        found: dict[int, Completion] = {}
-        for numbers, told in zip(
-            parts, self.group.gather([[one.ids, one.stop] for one in own]), strict=True
-        ):
-            for n, (ids, stop) in enumerate(told):
-                found[numbers[n // samples] * samples + n % samples] = Completion(ids, stop)
-        return [found[place] for place in sorted(found)]
 
 
 def rows_of(sampled: Sequence[Sampled]) -> list[Row]:

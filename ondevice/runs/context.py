@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ondevice.common.clock import ticks
 from ondevice.common.progress import Progress
@@ -71,8 +71,14 @@ class ElapsedTime:
         return {name: round(self._before[name] + value, 3) for name, value in now.items()}
 
 
-Exam = Callable[[Model, Backend, Path], Mapping[str, Any]]
-"""Measures a finished model; the folder is for the tokens of its documents."""
+class Exam(Protocol):
+    """Measures a finished model; the folder is for the tokens of its documents."""
+
+    def __call__(self, model: Model, backend: Backend, cache: Path, /) -> Mapping[str, Any]: ...
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What it asks, for the other processes of a run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ class Context:
     """Whose weights the stage's result has, once it is trained."""
     warned: set[str] = field(default_factory=set)
     """What a person was warned of."""
+    heard: set[str] = field(default_factory=set)
+    """Warnings of other processes that this one has told, and may yet come to itself."""
 
     @property
     def name(self) -> str:
@@ -212,8 +220,12 @@ class Context:
         self.foreseen = ""
 
     def warn(self, message: str, step: int | None = None, **fields: Any) -> None:
-        """Tells a person, and an event with further `fields`."""
+        """Tells a person, and an event with further `fields`: not what another process has just been
+        the first to say."""
         self.warned.add(message)
+        if message in self.heard:
+            self.heard.remove(message)
+            return
         self.events.emit("warning", step, message=message, **fields)
         self.tell(message)
 
@@ -228,6 +240,7 @@ class Context:
         def on_said(rank: int, message: str) -> None:
             if message not in self.warned:
                 self.warned.add(message)
+                self.heard.add(message)
                 self.warn(f"{self.group.title(rank)}: {message}")
 
         self.group.on_said = on_said

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -163,6 +164,17 @@ class Group:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part: what lies beside each other goes to different ones."""
         return items[self.rank :: self.size]
+
+    def spread(self, items: Iterable[T], of: Callable[[T], Any]) -> list[Any]:
+        """What `of` gives for each item, in their order, as JSON holds it: each process asks it of
+        every so-many-th one."""
+        return self.join([of(item) for item in islice(items, self.rank, None, self.size)])
+
+    def join(self, own: Sequence[Any]) -> list[Any]:
+        """What each process has found for its `share`, in the order of the whole, as JSON holds
+        it."""
+        found = self.gather(list(own))
+        return [found[n % self.size][n // self.size] for n in range(sum(map(len, found)))]
 
     def gather_parts(
         self, own: Sequence[HostArray], parts: Sequence[Sequence[int]]

@@ -14,7 +14,10 @@ import importlib.util
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import gettempdir
 
+from ondevice.common import atomic
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.launcher import Launched, launched
@@ -101,6 +104,7 @@ def joined(backend: str, device: str) -> Iterator[Group]:
     finally:
         if _joined.lost:
             atexit.unregister(engine.close)  # it would wait for those that are gone
+            atomic.sweep(Path(gettempdir()))  # what they have left on this machine
         _joined = ALONE
 
 

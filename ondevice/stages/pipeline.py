@@ -24,9 +24,9 @@ from ondevice.config.recipe import ExamConfig, Recipe, load_recipe, recipe_for
 from ondevice.config.runs import RunConfig
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.spec import builtin_in
-from ondevice.evaluation.held_out import EvalSuite, builtin_exam, measure
+from ondevice.evaluation.held_out import EvalSuite
 from ondevice.evaluation.ordered import OrderedExam
-from ondevice.models.model import Model
+from ondevice.evaluation.stage_exam import BuiltinExam
 from ondevice.planning.start import refuse_recipe
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
@@ -34,7 +34,7 @@ from ondevice.runs.context import Exam, RunSettings
 from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
-from ondevice.seam.protocols import Backend
+from ondevice.seam.differences import refuse_differences, versions
 from ondevice.seam.select import available, joined
 from ondevice.stages import processes
 from ondevice.stages.continued import finished, start_of
@@ -57,7 +57,7 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
     cfg.check()
     with joined(cfg.backend, cfg.device) as group:
         if group.several:
-            processes.refuse_differences(group, _of_this_process(cfg, sets))
+            refuse_differences(group, _of_this_process(cfg, sets))
         if not group.leader:
             return processes.follow(group)
         path = _run(cfg, sets, began)
@@ -79,7 +79,7 @@ def _of_this_process(cfg: RunConfig, sets: Sequence[str]) -> dict[str, dict[str,
     if cfg.time:
         raise _NO_TIME
     return {
-        "versions": processes.versions(),
+        "versions": versions(),
         "command": to_mapping(cfg),
         "recipe": recipe.mapping(),
     }
@@ -175,14 +175,7 @@ def recipe_exam(recipe: Recipe) -> Exam | None:
         return OrderedExam(recipe.exam)
     if not _reads_builtin_corpus(recipe):
         return None
-    return _exam_on(builtin_exam(recipe.corpus, _exam_length(recipe), recipe.exam, rule_of(recipe)))
-
-
-def _exam_on(suite: EvalSuite) -> Exam:
-    def take(model: Model, backend: Backend, cache: Path) -> dict[str, Any]:
-        return measure(model, backend, suite, cache).mapping()
-
-    return take
+    return BuiltinExam(recipe.corpus, _exam_length(recipe), recipe.exam, rule_of(recipe))
 
 
 def _reads_builtin_corpus(recipe: Recipe) -> bool:
@@ -299,9 +292,7 @@ def run_one(name: str, cfg: StageConfig) -> Path:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     with joined(cfg.backend, cfg.device) as group:
         if group.several:
-            processes.refuse_differences(
-                group, {"versions": processes.versions(), "command": to_mapping(cfg)}
-            )
+            refuse_differences(group, {"versions": versions(), "command": to_mapping(cfg)})
         if not group.leader:
             return processes.follow(group)
         path = _run_one(name, cfg)
@@ -352,7 +343,7 @@ def _settings_of_one(cfg: StageConfig, stop: StopRequest) -> RunSettings:
         return RunSettings(stop)
     exam = None
     if cfg.gives == "policy":
-        exam = _exam_on(builtin_exam(corpus, _row_length(cfg)))
+        exam = BuiltinExam(corpus, _row_length(cfg))
     prompts = load_recipe("minute").prompts
     return RunSettings(stop, corpus=corpus, prompts=prompts, exam=exam, exam_settings=ExamConfig())
 
@@ -360,11 +351,11 @@ def _settings_of_one(cfg: StageConfig, stop: StopRequest) -> RunSettings:
 def recipe_text(recipe: Recipe) -> str:
     """The recipe with everything resolved, as YAML, and what it ran on."""
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
-    versions = {"ondevice": own_version(), "tokenizers": version("tokenizers")}
+    used = {"ondevice": own_version(), "tokenizers": version("tokenizers")}
     for name, installed in available().items():
         if installed:
-            versions[name] = installed
-    return dump_yaml({**recipe.mapping(), "versions": versions, "machine": machine})
+            used[name] = installed
+    return dump_yaml({**recipe.mapping(), "versions": used, "machine": machine})
 
 
 def rule_of(recipe: Recipe) -> SimulatedRater | None:

@@ -10,17 +10,16 @@ begins. What a run has made itself is sent to the machines that do not have it.
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from ondevice.common import atomic
-from ondevice.common.distribution import own_version
-from ondevice.common.errors import UserError
+from ondevice.common.launcher import quiet
 from ondevice.common.power import kept_awake
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import from_mapping, to_mapping
@@ -30,48 +29,25 @@ from ondevice.config.stages import StageConfig
 from ondevice.datasets.chats_beside import sft_before
 from ondevice.datasets.pairs_beside import kept_pairs
 from ondevice.datasets.preference_pairs import COPY as PAIRS
+from ondevice.evaluation.ordered import OrderedExam
+from ondevice.evaluation.stage_exam import exam_of
+from ondevice.models.compute_type import cast_once
 from ondevice.models.digest import model_digest
+from ondevice.models.model import Model
 from ondevice.preferences.sqlite_store import FILE as RATINGS
-from ondevice.runs.context import Context, RunSettings, StageStart
+from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
 from ondevice.runs.events import ForwardedEvents
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
+from ondevice.seam.differences import refuse_differences
 from ondevice.seam.group import CHUNK, Group, StageAgain
-from ondevice.seam.select import available, load_backend
+from ondevice.seam.select import load_backend
 from ondevice.stages.fingerprint import check_start, fingerprint_of
+from ondevice.stages.tuning import result
 from ondevice.training.together import as_told, to_tell
 
 ALONE = ("init", "rate")
 """Stages that the first process does alone, while the others wait."""
 _MACHINES_OWN = ("threads", "machine", "processes")
-
-
-def refuse_differences(group: Group, own: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError, in all processes, where one has other values than the first one."""
-    first, *others = group.gather(own)
-    for rank, other in enumerate(others, 1):
-        for part, values in first.items():
-            for name in values.keys() | other[part].keys():
-                before, now = values.get(name), other[part].get(name)
-                if before == now:
-                    continue
-                what = f"has {name} {_short(now)}, and the first process {_short(before)}"
-                if part == "contents" and name in ("data", "model", "reward_model", "other"):
-                    what = f"has other contents of {name} than the first process"
-                raise UserError(
-                    what,
-                    where=group.title(rank),
-                    hint="all processes need the same recipe, versions, data and models",
-                )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def versions() -> dict[str, Any]:
-    """What has to be the same everywhere, before a backend is loaded."""
-    return {"ondevice": own_version(), **available()}
 
 
 # ---- the first process ---------------------------------------------------------------------------
@@ -94,6 +70,7 @@ def begin(ctx: Context, cfg: StageConfig) -> None:
             "resume": ctx.start.resume,
             "continued": to_tell(ctx.start.continued),
             "run": str(folder.path.parent),
+            "exam": None if ctx.shared.exam is None else ctx.shared.exam.to_mapping(),
         }
     )
     _send_files(group, _made_before(folder), None)
@@ -107,6 +84,19 @@ def _with_pairs(cfg: StageConfig, run: Path) -> StageConfig:
         return cfg
     kept = kept_pairs(cfg, run)
     return cfg if kept is None else replace(cfg, pair_data=kept.data)
+
+
+def examined(ctx: Context, model: Model, group: Group) -> Mapping[str, Any]:
+    """What the stage's exam says of its model, which all processes of `group` take together."""
+    exam = ctx.shared.exam
+    if exam is None:
+        return {}
+    alone, ctx.backend.group = ctx.backend.group, group
+    try:
+        group.call("exam")
+        return exam(model, ctx.backend, ctx.data.cache)
+    finally:
+        ctx.backend.group = alone
 
 
 def end(group: Group, path: Path) -> None:
@@ -172,6 +162,8 @@ def _compare(ctx: Context, cfg: StageConfig) -> None:
         "contents": contents,
         "versions": {n: v for n, v in ctx.versions().items() if n not in _MACHINES_OWN},
     }
+    if isinstance(ctx.shared.exam, OrderedExam):
+        contents["exam"] = ctx.shared.exam.digest()
     refuse_differences(ctx.group, own)
 
 
@@ -182,8 +174,8 @@ def follow(group: Group) -> Path:
     """Computes beside the first process until that is done; returns what it returns. Raises
     UserError and Interrupted as it does."""
     with (
-        TemporaryDirectory(prefix="ondevice-process-") as scratch,
-        _quiet(),
+        atomic.aside(Path(gettempdir()) / "ondevice-process") as scratch,
+        quiet(),
         StopRequest(silent=True) as stop,
     ):
         while True:
@@ -191,19 +183,9 @@ def follow(group: Group) -> Path:
                 order = group.tell()
                 if "end" in order:
                     return Path(order["end"])
-                _follow_stage(group, order, Path(scratch), stop)
+                _follow_stage(group, order, scratch, stop)
             except StageAgain:
                 continue
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        redirect_stderr(nowhere),
-        redirect_stdout(nowhere),
-    ):
-        yield
 
 
 def _follow_stage(group: Group, order: Mapping[str, Any], scratch: Path, stop: StopRequest) -> None:
@@ -228,10 +210,19 @@ def _follow_stage(group: Group, order: Mapping[str, Any], scratch: Path, stop: S
         load_backend(cfg.backend, cfg.device, cfg.dtype),
         # a file that is named is the run's: this one's own folder is gone when a person looks
         ForwardedEvents(lambda text: group.post(text.replace(str(run.path), order["run"]))),
-        shared=RunSettings(stop, corpus=corpus, say=lambda text: None),
+        shared=RunSettings(stop, corpus=corpus, say=lambda text: None, exam=exam_of(order["exam"])),
         start=start,
     )
     _compare(ctx, cfg)
     first_here = group.hosts.index(group.hosts[group.rank]) == group.rank
     with kept_awake(ctx.tell) if cfg.keep_awake and first_here else nullcontext():
-        importlib.import_module(f"ondevice.stages.{name}").run(cfg, ctx)
+        made = importlib.import_module(f"ondevice.stages.{name}").run(cfg, ctx)
+        group.follow(exam=partial(_take_exam, ctx, cfg, made))
+
+
+def _take_exam(ctx: Context, cfg: StageConfig, made: StageResult | Model) -> None:
+    model = made if isinstance(made, Model) else made.model
+    assert model is not None and ctx.shared.exam is not None
+    model = result(model, ctx.settled or cfg, ctx)
+    used = model.with_params(cast_once(model, model.params, ctx.backend))
+    ctx.shared.exam(used, ctx.backend, ctx.data.cache)

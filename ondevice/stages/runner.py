@@ -108,6 +108,7 @@ def run_stage(
         if shared.pause is not None:
             shared.pause.begin(folder)
         while True:
+            group = one.backend.group  # what is left to do at its end the stage does alone
             try:
                 made = _attempt(one, folder, shared=shared, caller=caller)
                 disk.over()
@@ -119,7 +120,7 @@ def run_stage(
                 if shared.pause is None and found is error:
                     raise
                 full = found.bare()  # what it holds is not kept while it waits
-            one.backend.group.begin_again()
+            group.begin_again()
             _wait(full, name, caller)
             # as after a kill: from the newest checkpoint
             redo = folder.redo.is_file()
@@ -401,6 +402,7 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
     ).run
     if ctx.name in processes.ALONE:
         ctx.backend.group = ALONE
+    group = ctx.group
     processes.begin(ctx, cfg)
     stage_result = body(cfg, ctx)
     versions = ctx.versions()
@@ -426,10 +428,9 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
             raise Interrupted("trained and saved, stopped before its exam")
         if not model.cfg.num_labels:
             used = model.with_params(cast_once(model, model.params, ctx.backend))
-            exam = ctx.shared.exam
-            if exam is not None:
-                record["marks"] |= exam(used, ctx.backend, ctx.data.cache)
+            record["marks"] |= processes.examined(ctx, used, group)
             record["answers"] = answer(used, used.params, ctx.backend, ctx.prompts)
+    group.call("")
     record |= {
         **ctx.spent.mapping(),
         "peak_bytes": ctx.backend.memory().peak,

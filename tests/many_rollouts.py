@@ -1,0 +1,125 @@
+"""What several processes have drawn, token by token, beside what one process has: each token that
+differs was drawn by a uniform that lies on a boundary of the distribution. No test by itself.
+
+Imported first by a worker of `many.py`, it records there (`MANY_RECORD`); a test records its own
+process's by `recording`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ondevice.rl.rollout as rollout
+from ondevice.common.rng import uniforms
+from ondevice.inference.external_generator import generator_of
+from ondevice.inference.generator import Generator
+from ondevice.inference.next_token import Sampling
+from ondevice.inference.slots import Completion
+from ondevice.models.load import load_model
+from ondevice.seam.protocols import Backend
+
+NEAR = 1e-5  # how near to a boundary a uniform lies that rounding may carry over it
+
+_write = rollout.write_together
+
+
+def _recorder(folder: Callable[[], Path]) -> Callable[..., list[Completion]]:
+    """`write_together`, which writes down its weights and what it has drawn."""
+
+    def write(
+        generator: Generator, params: Any, prompts: Any, *, samples: int = 1, **how: Any
+    ) -> list[Completion]:
+        found = _write(generator, params, prompts, samples=samples, **how)
+        if generator.backend.group.leader:
+            target = folder()
+            target.mkdir(parents=True, exist_ok=True)
+            n = len(list(target.glob("*.json")))
+            weights = {name: generator.backend.numpy(w) for name, w in params.items()}
+            np.savez(target / f"{n:03}.npz", **weights)
+            told = {
+                "sampling": asdict(generator.sampling),
+                "prompts": [list(map(int, prompt)) for prompt in prompts],
+                "samples": samples,
+                "stage": how["stage"],
+                "step": how.get("step", 0),
+                "first": how.get("first", 0),
+                "drawn": [one.ids + ([] if one.stop is None else [one.stop]) for one in found],
+            }
+            (target / f"{n:03}.json").write_text(json.dumps(told))
+        return found
+
+    return write
+
+
+@contextmanager
+def recording(folder: Path) -> Iterator[None]:
+    """Within, what this process draws for its stages is written into a folder."""
+    rollout.write_together = _recorder(lambda: folder)
+    try:
+        yield
+    finally:
+        rollout.write_together = _write
+
+
+if os.environ.get("MANY_RECORD"):
+    rollout.write_together = _recorder(
+        lambda: Path(os.environ["MANY_RECORD"]) / os.environ["MANY_JOB"]
+    )
+
+
+def drawn_until(one: Path, other: Path, model: Path, backend: Backend) -> int | None:
+    """How many steps have drawn the same tokens before the first one that did not; None: all have.
+    There each row's first other token lies on a boundary; after it the weights are others."""
+    files = sorted(one.glob("*.json"))
+    assert files and [f.name for f in files] == [f.name for f in sorted(other.glob("*.json"))]
+    steps = 0
+    for file in files:
+        ours, theirs = (json.loads((folder / file.name).read_text()) for folder in (one, other))
+        apart = [n for n, ids in enumerate(ours["drawn"]) if ids != theirs["drawn"][n]]
+        assert {**ours, "drawn": 0} == {**theirs, "drawn": 0}
+        if not apart:
+            steps += bool(ours["sampling"]["temperature"])
+            continue
+        for row in apart:
+            distance = to_boundary(ours, theirs, row, file.with_suffix(".npz"), model, backend)
+            assert distance <= NEAR, (file.name, row, distance)
+        return steps
+    return None
+
+
+def to_boundary(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    row: int,
+    weights: Path,
+    model: Path,
+    backend: Backend,
+) -> float:
+    """How far from the uniform the farthest boundary lies that is between a row's first two tokens
+    that differ, of a distribution that is computed anew under these weights; of greedy ones how far
+    their probabilities are apart."""
+    pair = ours["drawn"][row], theirs["drawn"][row]
+    place = next(n for n, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
+    low, high = sorted(ids[place] for ids in pair)
+    loaded = load_model(model, backend)
+    sampling = Sampling(**ours["sampling"])
+    assert not sampling.top_k and sampling.top_p == 1 and sampling.repetition_penalty == 1
+    generator = generator_of(loaded, backend, sampling)
+    prompt = ours["prompts"][row // ours["samples"]]
+    params = {name: backend.array(w) for name, w in np.load(weights).items()}
+    logs = generator.reader(params, prompt + pair[0][:place]).logprobs()[0].astype(np.float64)
+    if not sampling.temperature:
+        return float(abs(np.exp(logs[low]) - np.exp(logs[high])))
+    p = np.exp(logs / sampling.temperature)
+    edges = np.cumsum(p) / p.sum()
+    limit = generator.limit(len(prompt))
+    drawn = uniforms(sampling.seed, ours["stage"], ours["step"], ours["first"] + row, limit)
+    return float(np.abs(edges[low:high] - drawn[place]).max())
