@@ -98,7 +98,7 @@ def test_only_the_files_of_a_split_are_read_and_the_rest_is_named(tmp_path: Path
     assert listing(tmp_path).notes == [
         "files not read: 1 of the split validation (valid.jsonl), 1 of the split test "
         "(test.jsonl), 1 of no split (more.jsonl), 1 of .docx (a/b.docx), 1 of .pdf "
-        "(paper.pdf)"
+        "(paper.pdf) (rows are read: documents want a folder of their own)"
     ]
     rows = read(tmp_path)
     for row, _ in rows:
@@ -146,21 +146,47 @@ def test_folders_with_and_without_splits(
     ]
 
 
-def test_a_table_among_many_documents_lies_beside_them(tmp_path: Path) -> None:
-    """Rows are read where a folder was made to learn from."""
-    fill(tmp_path, "a.md", "b.md", "c.md", "bank.csv")
-    assert texts_of(tmp_path) == ["a.md", "b.md", "c.md"]
-    assert listing(tmp_path).notes == ["files not read: 1 of .csv (bank.csv)"]
+def test_a_table_beside_documents_hides_none(tmp_path: Path) -> None:
+    """However many there are of either: rows are read where they say something that is learned from,
+    and what is not read is named."""
+    fill(tmp_path, "a.md", "README.md")
+    for n in range(9):
+        (tmp_path / f"bank{n}.csv").write_text("Day,Amount\n1,2\n")
+    (tmp_path / "package.json").write_text('{"name": "x", "version": "1"}')
+    assert [file.name for file in listing(tmp_path).files] == ["README.md", "a.md"]
+    assert listing(tmp_path).notes == [
+        "files not read: 9 of .csv (bank0.csv, bank1.csv, bank2.csv, …), 1 of .json (package.json)"
+        " (documents are read: name a table by itself)"
+    ]
     shown = od.show_data(tmp_path)
-    assert shown["documents"] == 3 and "0 files left out" in document_preview.render(shown)
+    assert shown["documents"] == 2 and "0 files left out" in document_preview.render(shown)
     one = document_preview.render(od.show_data(tmp_path / "a.md"))
     assert "1 document of 1 file (1 .md)" in one
-    (tmp_path / "c.md").rename(tmp_path / "README.md")
-    assert [file.name for file in listing(tmp_path).files] == ["bank.csv"]
-    (tmp_path / "README.md").rename(tmp_path / "c.md")
-    fill(tmp_path, "rows.jsonl")
-    assert [file.name for file in listing(tmp_path).files] == ["bank.csv", "rows.jsonl"]
-    with pytest.raises(UserError, match="are read, and 3 documents beside them are not"):
+    (tmp_path / "a.md").rename(tmp_path / "LICENSE.md")
+    assert len(listing(tmp_path).files) == 10  # nothing but tables, and what tells of them
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("chats.csv", "Question;x,Answer\n"),
+        ("chats.csv", "\ufeffprompt,completion\na,b\n"),
+        ("own.json", '[{"n": 1,\n "messages": []}]'),
+        ("rows.jsonl", ""),
+        ("train.csv", "a,b\n"),
+    ],
+)
+def test_rows_to_learn_from_are_read_and_documents_beside_them_named(
+    name: str, inside: str, tmp_path: Path
+) -> None:
+    fill(tmp_path, "a.md", "b.md", "c.md", "d.pdf")
+    (tmp_path / name).write_text(inside, encoding="utf-8")
+    assert [file.name for file in listing(tmp_path).files] == [name]
+    assert listing(tmp_path).notes == [
+        "files not read: 3 of .md (a.md, b.md, c.md), 1 of .pdf (d.pdf)"
+        " (rows are read: documents want a folder of their own)"
+    ]
+    with pytest.raises(UserError, match="are read, and 4 documents beside them are not"):
         od.show_data(tmp_path)
 
 

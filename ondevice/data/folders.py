@@ -7,20 +7,28 @@ are splits, as mlx-lm and datasets read them: nobody learns from what is there t
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ondevice.common.errors import UserError
-from ondevice.data.plain_text import PACKED
+from ondevice.data.plain_text import PACKED, open_binary
 
 ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 _MADE_TO_LEARN = {".jsonl", ".ndjson", ".parquet"}
 """Rows that nobody has but to learn from; tables and JSON lie in any folder."""
-_OUTNUMBERED = 2
-"""Times as many documents as there are tables and JSON files, from which on these lie beside them."""
+_LEARNED = {
+    "text", "messages", "conversation", "conversations", "prompt", "question", "query", "instruction",
+    "completion", "completions", "chosen", "answer", "response",
+}  # fmt: skip
+"""Names by which a table, or a file of JSON, holds something that is learned from."""
+_NAMES_WITHIN = 1 << 16
+"""Bytes of a file in which the names of its first row stand."""
+_JSON_NAME = re.compile(r'"(\w{1,20})"\s*:')
 TEXTS = {".txt", ".md", ".text", ".rst"}
 RICH = {".pdf", ".docx", ".html", ".htm", ".xhtml", ".epub", ".ipynb"}
 """Documents whose text has to be taken out of them."""
@@ -48,6 +56,11 @@ class Listing(NamedTuple):
     files: list[Path]
     ignored: list[Path]
     notes: list[str]
+
+
+_SPLIT_NAME = re.compile(
+    rf"(?:{'|'.join(word for words in SPLITS.values() for word in words)})\.", re.IGNORECASE
+)
 
 
 def kind_of(file: Path) -> str:
@@ -85,11 +98,12 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     if parts[""] and parts[""] is not files:
         beside.append(f"{len(parts[''])} of no split ({_few(folder, parts[''])})")
     beside += _other_kinds(folder, inside, set(data))
+    others = _not_chosen(inside, data)
     if odd:
         beside.append(f"{len(odd)} links to folders, or no files ({_few(folder, odd)})")
     notes = []
     if beside:
-        notes.append("files not read: " + ", ".join(beside))
+        notes.append("files not read: " + ", ".join(beside) + others)
     kept = set(files)
     return Listing(files, [file for file in inside if file not in kept], notes)
 
@@ -111,16 +125,32 @@ def _files_in(folder: Path, odd: list[Path] | None = None) -> list[Path]:
 
 
 def _data_among(files: Sequence[Path]) -> list[Path]:
-    """Those of the files that hold rows; or documents where none does, or where a few tables lie
-    beside many documents."""
+    """Those of the files that hold rows to learn from, or else documents; other tables and JSON where
+    there is neither."""
     rows = [file for file in files if kind_of(file) in ROWS and not _ABOUT.match(file.name)]
     documents = [file for file in files if kind_of(file) in DOCUMENTS]
     if not rows:
         return documents
-    if any(kind_of(file) in _MADE_TO_LEARN for file in rows):
+    if not any(not _ABOUT.match(file.name) for file in documents):
         return rows
-    written = sum(not _ABOUT.match(file.name) for file in documents)
-    return documents if written > _OUTNUMBERED * len(rows) else rows
+    return rows if any(map(_is_learned_from, rows)) else documents
+
+
+def _is_learned_from(file: Path) -> bool:
+    """Whether a file of rows is there to learn from, as its kind, its name or the names in it say."""
+    kind = kind_of(file)
+    if kind in _MADE_TO_LEARN or _SPLIT_NAME.match(file.name):
+        return True
+    try:
+        with open_binary(file) as source:
+            head = source.read(_NAMES_WITHIN).decode("utf-8-sig", "replace")
+    except (OSError, EOFError, zlib.error, UserError):
+        return False  # whoever reads it says so
+    if kind == ".json":
+        names = _JSON_NAME.findall(head)
+    else:
+        names = next(csv.reader([head.partition("\n")[0]]), [])
+    return any(name.strip().casefold() in _LEARNED for name in names)
 
 
 def _other_kinds(folder: Path, files: Sequence[Path], data: set[Path]) -> list[str]:
@@ -186,6 +216,17 @@ def _few(folder: Path, files: Sequence[Path]) -> str:
     if len(files) > 3:
         names.append("…")
     return ", ".join(names)
+
+
+def _not_chosen(inside: Sequence[Path], data: Sequence[Path]) -> str:
+    """How to read what a folder holds beside the data: it gives rows or documents, never both."""
+    read_rows = kind_of(data[0]) in ROWS
+    others = DOCUMENTS if read_rows else ROWS
+    if not any(kind_of(file) in others and not _ABOUT.match(file.name) for file in inside):
+        return ""
+    if read_rows:
+        return " (rows are read: documents want a folder of their own)"
+    return " (documents are read: name a table by itself)"
 
 
 def _kinds(files: Sequence[Path]) -> str:

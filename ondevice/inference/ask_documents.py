@@ -195,7 +195,7 @@ def _settings(cfg: AskConfig, how: Sampling) -> dict[str, Any]:
     return {
         "model": cfg.model,
         "passage_tokens": cfg.passage_tokens,
-        **json.loads(json.dumps(asdict(how), default=str)),
+        **asdict(how),
     }
 
 
