@@ -7,7 +7,6 @@ are splits, as mlx-lm and datasets read them: nobody learns from what is there t
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import zlib
@@ -28,6 +27,7 @@ _LEARNED = {
 """Names by which a table, or a file of JSON, holds something that is learned from."""
 _NAMES_WITHIN = 1 << 16
 """Bytes of a file in which the names of its first row stand."""
+_COLUMN = re.compile(r"[,;\t]")
 _JSON_NAME = re.compile(r'"(\w{1,20})"\s*:')
 TEXTS = {".txt", ".md", ".text", ".rst"}
 RICH = {".pdf", ".docx", ".html", ".htm", ".xhtml", ".epub", ".ipynb"}
@@ -149,8 +149,8 @@ def _is_learned_from(file: Path) -> bool:
     if kind == ".json":
         names = _JSON_NAME.findall(head)
     else:
-        names = next(csv.reader([head.partition("\n")[0]]), [])
-    return any(name.strip().casefold() in _LEARNED for name in names)
+        names = _COLUMN.split(head.partition("\n")[0])
+    return any(name.strip(' "\r').casefold() in _LEARNED for name in names)
 
 
 def _other_kinds(folder: Path, files: Sequence[Path], data: set[Path]) -> list[str]:

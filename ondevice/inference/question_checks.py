@@ -22,6 +22,12 @@ ASKED_OF = 0.6
 """Share of a question's content that stands in the passage."""
 GROUNDED = 0.8
 """Share of an answer's content that stands in the passage or the question."""
+TOGETHER = (0.6, 0.5)
+"""Shares of a question's content, and of what the answer adds to it, for which there is a sentence of the
+passage: it says what is added, and what is asked about stands in it or the one before ("She sold it").
+A model that guesses takes them from two places."""
+LEAST_ASKED = 2
+"""Words of content that a question without a name has."""
 RUN = 5
 """Words that an answer says twice where it goes round in a circle."""
 ALIKE = 0.75
@@ -38,6 +44,7 @@ def _any_of(*phrases: str) -> re.Pattern[str]:
 
 
 _STEM = 6  # letters by which forms of one word count as one
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n{2,}")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _POSSESSIVE = re.compile(r"['’]s?$")
 _NAME = re.compile(r"(?<![.!?:\"“]\s)(?<!^)\b[A-Z][\w'’-]+")
@@ -74,6 +81,12 @@ _POINTS = _any_of(
     "he|she|they|him|her|his|hers|their|theirs|them|it|its|this|these|those|here|thou|thy"
 )
 """Words that point at something; without a name beside them it stands in the passage alone."""
+_CHOOSES = re.compile(
+    r"\b(?:which|who|what)\b.{0,12}\bof the\b(?: \w+)? (?:two|three|following|people)\b|\bthe two\b",
+    re.IGNORECASE,
+)
+"""What is chosen among stands in the passage too."""
+_PRONOUN = re.compile(r"(?:he|she|they|it|i|you|we)\b", re.IGNORECASE)
 _GIVES_UP = _any_of(
     "as an ai",
     r"i(?:'m| am) sorry|sorry,",
@@ -170,7 +183,9 @@ def _other_numbers_asked(pair: Pair) -> bool:
 
 
 def _points_at_the_passage(pair: Pair) -> bool:
-    return bool(_POINTS.search(pair.question)) and not pair.names
+    if _CHOOSES.search(pair.question):
+        return True
+    return not pair.names and (bool(_POINTS.search(pair.question)) or len(pair.asked) < LEAST_ASKED)
 
 
 def _no_answer(pair: Pair) -> bool:
@@ -207,8 +222,28 @@ def _other_numbers_told(pair: Pair) -> bool:
     return not numbers(pair.told) <= pair.said | pair.asked
 
 
+def _other_names_told(pair: Pair) -> bool:
+    names = content(" ".join(_NAME.findall(pair.answer)))
+    return not names <= pair.said | pair.asked
+
+
 def _tells_elsewhere(pair: Pair) -> bool:
     return len(pair.told & (pair.said | pair.asked)) < GROUNDED * len(pair.told)
+
+
+def _names_nobody(pair: Pair) -> bool:
+    return pair.question.casefold().startswith("who") and bool(_PRONOUN.match(pair.answer))
+
+
+def _from_two_places(pair: Pair) -> bool:
+    added = pair.told - pair.asked
+    before: set[str] = set()
+    for sentence in map(content, _SENTENCE.split(pair.passage)):
+        asked_there = len(pair.asked & (before | sentence)) >= TOGETHER[0] * len(pair.asked)
+        if asked_there and len(added & sentence) >= TOGETHER[1] * len(added):
+            return False
+        before = sentence
+    return True
 
 
 def _half_a_quotation(pair: Pair) -> bool:
@@ -232,7 +267,10 @@ ANSWER_FAULTS: Sequence[tuple[str, Check]] = (
     ("asks for a number, and has an answer without one", _lacks_a_number),
     ("has an answer that repeats itself", _goes_round),
     ("has an answer with a number that does not stand in the passage", _other_numbers_told),
+    ("has an answer with a name that does not stand in the passage", _other_names_told),
     ("has an answer that does not stand in the passage", _tells_elsewhere),
+    ("asks who, and has an answer that names nobody", _names_nobody),
+    ("has an answer from elsewhere in the passage than what is asked", _from_two_places),
     ("has an answer with half a quotation", _half_a_quotation),
 )
 

@@ -4,6 +4,8 @@ has it, with datasketch's signatures and index.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from typing import Any
@@ -19,6 +21,8 @@ LIKENESS = 0.8
 """Share of the runs of two texts that both have, from which one is nearly the other."""
 PERMUTATIONS = 128
 _AT_ONCE = 1 << 14  # runs whose permutations are in memory
+_MOST_WORDS = 1 << 18  # whose hashes are kept
+_WORD = re.compile(r"[^\W_]+")
 _PRIME = np.uint64(0x100000001B3)
 _SEED = 1
 
@@ -31,48 +35,41 @@ def is_installed() -> bool:
 def runs_of(pieces: Iterable[str]) -> NDArray[np.uint64]:
     """(N,) hashes of the runs of words of a text that comes in pieces, each once, sorted."""
     found = [np.zeros(0, np.uint64)]
-    last: list[NDArray[np.uint64]] = []
+    table = _WordHashes()
+    last = np.zeros(0, np.uint64)
     for piece in pieces:
-        words = np.concatenate([*last, _words(piece)])
+        read = map(table.__getitem__, _WORD.findall(piece.casefold()))
+        words = np.concatenate([last, np.fromiter(read, np.uint64)])
         if len(words) >= RUN:
             hashes = np.zeros(len(words) - RUN + 1, np.uint64)
             for n in range(RUN):
                 hashes = (hashes ^ words[n : n + len(hashes)]) * _PRIME
-            found.append(np.unique(hashes))
-        last = [words[max(0, len(words) - RUN + 1) :]]
-    return np.unique(np.concatenate(found))
+            found.append(_distinct(hashes))
+        last = words[max(0, len(words) - RUN + 1) :]
+        table.forget()
+    return _distinct(np.concatenate(found))
 
 
-def _words(text: str) -> NDArray[np.uint64]:
-    """A hash of each word, whatever its case and the signs beside it."""
-    octets = np.frombuffer(text.casefold().encode(), np.uint8).astype(np.uint64)
-    if not len(octets):
-        return np.zeros(0, np.uint64)
-    letter = _LETTER[octets]
-    starts = np.flatnonzero(letter & ~np.concatenate([[False], letter[:-1]]))
-    ends = np.flatnonzero(letter & ~np.concatenate([letter[1:], [False]])) + 1
-    # a sum over a word's bytes, each times a power of its place in the word
-    places = _places(len(octets), starts)
-    weights = _POWERS[np.minimum(places, len(_POWERS) - 1)]
-    sums = np.concatenate([[np.uint64(0)], np.cumsum((octets + np.uint64(1)) * weights)])
-    hashes: NDArray[np.uint64] = sums[ends] - sums[starts]
-    return hashes
+def _distinct(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Each once, sorted: numpy's unique takes ten times as long for numbers of which few repeat."""
+    ordered = np.sort(hashes)
+    if not len(ordered):
+        return ordered
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
 
 
-def _places(length: int, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(length,) how far each byte is from the start of its word."""
-    if not len(starts):
-        return np.zeros(length, np.int64)
-    firsts = np.zeros(length, np.int64)
-    firsts[starts] = starts
-    places: NDArray[np.int64] = np.arange(length) - np.maximum.accumulate(firsts)
-    return places
+class _WordHashes(dict[str, int]):
+    """Word → 64 bits, each taken once: texts have few words, each many times."""
 
+    def __missing__(self, word: str) -> int:
+        sums = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+        self[word] = int.from_bytes(sums, "little")
+        return self[word]
 
-_LETTER = np.array(
-    [bytes([n]).isalnum() or n >= 128 for n in range(256)]  # beyond ASCII all are parts of letters
-)
-_POWERS = np.power(_PRIME, np.arange(64, dtype=np.uint64))
+    def forget(self) -> None:
+        """Words of a text that has too many to keep: numbers, names of no end."""
+        if len(self) > _MOST_WORDS:
+            self.clear()
 
 
 class NearDuplicates:
