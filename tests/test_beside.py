@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ondevice.data.completion_batches import Row
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.datasets.chats_beside import chats_wanted, put_beside, sft_before
 from ondevice.datasets.pairs_beside import kept_pairs
+from ondevice.datasets.rewarded import Rewarded
 from ondevice.models.decoder import Decoder
 from ondevice.rl.micro_batches import micro_batches, repeat_per_token
 from ondevice.rl.rollout import Sampled
@@ -82,6 +84,54 @@ def test_pairs_are_those_of_the_run_or_of_one_that_the_model_came_through(tmp_pa
     found = kept_pairs(cfg, tmp_path / "out")
     assert found is not None and found.data == str(tmp_path / "run" / "ratings.db")
     assert kept_pairs(GRPOConfig(model=str(rated)), tmp_path / "out") is None
+
+
+class Letters:
+    """A tokenizer of single characters."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+def ids_of(text: str) -> np.ndarray:
+    return np.array(list(map(ord, text)), np.int32)
+
+
+def test_what_the_rewards_judge_is_not_learned_beside_them() -> None:
+    asked = [ids_of(text) for text in ("Quick: 3+4", "Add 12 and 7, please.")]
+    rewarded = Rewarded(asked, Letters())  # type: ignore[arg-type]
+    chats = []
+    for prompt, reply in (("Quick: 49+38", "87"), ("Quick: who?", "Leo"), ("Add 1 and 99, ", "no")):
+        ids = ids_of(prompt + reply)
+        chats.append(ChatRow(ids, np.arange(len(ids)) >= len(prompt)))
+    assert rewarded.chats(chats).tolist() == [True, False, False]
+    rows = [Row(ids_of(text), ids_of("87")) for text in ("Add 1 and 1,000, please.", "Hello 7")]
+    assert rewarded.rows(rows).tolist() == [True, False]
+    assert not Rewarded([], Letters()).chats(chats).any()  # type: ignore[arg-type]
+
+
+def test_chats_and_pairs_of_problems_alone_are_off_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GRPO on the questions of the very chats and pairs that it is to learn beside."""
+    files = small_stages.make(tmp_path, TORCH)
+    chats = tmp_path / "chats.jsonl"
+    pairs = tmp_path / "pairs.jsonl"
+    problems = tmp_path / "problems.jsonl"
+    with chats.open("w") as c, pairs.open("w") as d, problems.open("w") as p:
+        for n in range(40):
+            c.write(json.dumps({"prompt": f"Add {n} and 2.", "completion": str(n + 2)}) + "\n")
+            pair = {"prompt": f"Add {n} and 3.", "chosen": f"{n + 3}", "rejected": "no"}
+            d.write(json.dumps(pair) + "\n")
+            p.write(json.dumps({"prompt": f"Add {n} and 5.", "answer": str(n + 5)}) + "\n")
+    more: dict[str, Any] = {"data": str(problems), "steps": 2}
+    more |= {"sft_coef": 0.5, "sft_data": str(chats), "sft_batch": 2}
+    more |= {"pair_coef": 0.5, "pair_data": str(pairs), "pair_batch": 2}
+    od.grpo(**small_stages.settings(files, "grpo", tmp_path / "run", "torch", **more))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no chats are learned beside (all of" in told
+    assert "no pairs are learned beside (all of" in told
+    assert "ask what the rewards judge" in told and "answer what the rewards judge" in told
 
 
 def test_what_is_off_is_said_and_no_setting_of_it_matters(

@@ -23,6 +23,7 @@ from ondevice.config.load import from_mapping, read_yaml
 from ondevice.data.packing import Batch
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import rows_of
+from ondevice.datasets.rewarded import Rewarded
 from ondevice.datasets.spec import DataSpec, builtin_in, data_digest
 from ondevice.models.model import Model
 from ondevice.runs.context import Context
@@ -118,9 +119,16 @@ def _corpus_of(run: Path) -> CorpusConfig:
 
 
 class ChatsBeside:
-    """Rows of chats beside each update: a function of (seed, number of the update)."""
+    """Rows of chats beside each update: a function of (seed, number of the update). Those that ask
+    what is `rewarded` are left out."""
 
-    def __init__(self, cfg: ChatsBesideConfig, model: Model, ctx: Context) -> None:
+    def __init__(
+        self,
+        cfg: ChatsBesideConfig,
+        model: Model,
+        ctx: Context,
+        rewarded: Rewarded | None = None,
+    ) -> None:
         self.coef = 0.0
         self.rows = cfg.sft_batch
         self._source: Any = None
@@ -130,8 +138,8 @@ class ChatsBeside:
         if wanted.why_not:
             ctx.warn(f"no chats are learned beside ({wanted.why_not}): sft_coef has no effect")
             return
-        self.coef = cfg.sft_coef
-        self._source = _source(wanted, cfg, model, ctx)
+        self._source = _source(wanted, cfg, model, ctx, rewarded)
+        self.coef = cfg.sft_coef if self._source is not None else 0.0
 
     def add(self, batches: Batches, number: int) -> None:
         """Puts the chats of the update of this number beside its micro-batches, some beside each;
@@ -167,8 +175,15 @@ def put_beside(batches: list[Batch], others: list[Batch], prefix: str) -> None:
             batch[f"{prefix}{name}"] = values
 
 
-def _source(wanted: ChatsWanted, cfg: ChatsBesideConfig, model: Model, ctx: Context) -> Any:
-    """The source of the rows. Raises UserError for data as `chats` does."""
+def _source(
+    wanted: ChatsWanted,
+    cfg: ChatsBesideConfig,
+    model: Model,
+    ctx: Context,
+    rewarded: Rewarded | None,
+) -> Any:
+    """The source of the rows; None where all ask what is rewarded. Raises UserError for data as
+    `chats` does."""
     given = wanted.sft
     data = replace(ctx.data, corpus=wanted.corpus)
     spec = replace(DataSpec.of(given), seed=cfg.seed)
@@ -180,11 +195,23 @@ def _source(wanted: ChatsWanted, cfg: ChatsBesideConfig, model: Model, ctx: Cont
         batch_size=cfg.sft_batch,
         seed=cfg.seed,
     )
-    source = rows_of(settings, model)(found.train)
+    rows = found.train
+    said = ""
+    if rewarded is not None:
+        kept = ~rewarded.chats(rows)
+        if not kept.any():
+            ctx.warn(
+                f"no chats are learned beside (all of {given.data} ask what the rewards judge): "
+                "sft_coef has no effect"
+            )
+            return None
+        said = f"; {len(rows) - int(kept.sum()):,} ask what the rewards judge and are left out"
+        rows = rows.only(kept)
+    source = rows_of(settings, model)(rows)
     if source.truncated or source.skipped:
         ctx.warn(
             f"chats beside: {source.truncated:,} cut at {settings.sequence_length} tokens, "
             f"{source.skipped:,} left out because nothing of the answer remained"
         )
-    ctx.tell(f"{source.examples:,} chats are learned beside, of {given.data}")
+    ctx.tell(f"{source.examples:,} chats are learned beside, of {given.data}{said}")
     return source

@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ondevice.config.preference import GRPOConfig
+from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import room_for
 from ondevice.datasets.chats_beside import ChatsBeside
 from ondevice.datasets.prompts import Prompt
+from ondevice.datasets.rewarded import Rewarded
 from ondevice.inference.fixed_prompts import held_questions, sampler
 from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.rewards.isolate import Limits
@@ -170,8 +172,10 @@ class GRPOFeed:
         self.sampler = self._sampler(policy, cfg.temperature)
         self.greedy = self._sampler(policy, 0.0)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
-        self.chats = ChatsBeside(cfg, policy, ctx)
-        self.pairs = PairsBeside(cfg, policy, ctx)
+        problems = Lazy(lambda n: self.asked[n].ids, np.arange(len(self.asked)))
+        rewarded = Rewarded(problems, policy.tokenizer)
+        self.chats = ChatsBeside(cfg, policy, ctx, rewarded)
+        self.pairs = PairsBeside(cfg, policy, ctx, rewarded)
         self.log = GroupLog(ctx.folder.groups)
         told = not set(RIGHT).isdisjoint(rewards.weights)
         self.better = BestMetric("accuracy" if told else "reward", higher=True)

@@ -9,13 +9,18 @@ is being forgotten a large one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from ondevice.config.preference import DPOConfig, GRPOConfig
-from ondevice.data.preference_batches import PairSource
+from ondevice.data.mixture import Lazy
+from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.datasets.chats_beside import put_beside, sft_before
 from ondevice.datasets.pairs_beside import kept_pairs
-from ondevice.datasets.preference_pairs import PairData, pairs
+from ondevice.datasets.preference_pairs import pairs
+from ondevice.datasets.rewarded import Rewarded
 from ondevice.models.digest import model_digest
 from ondevice.models.model import Model
 from ondevice.runs.context import Context
@@ -26,9 +31,10 @@ from ondevice.training.step_source import Batches
 
 
 class PairsBeside:
-    """Pairs beside each update: a function of (seed, number of the update)."""
+    """Pairs beside each update: a function of (seed, number of the update). Those that answer what
+    is `rewarded` are left out."""
 
-    def __init__(self, cfg: GRPOConfig, model: Model, ctx: Context) -> None:
+    def __init__(self, cfg: GRPOConfig, model: Model, ctx: Context, rewarded: Rewarded) -> None:
         self.coef = 0.0
         self._source: PairSource | None = None
         if not cfg.pair_coef:
@@ -40,10 +46,21 @@ class PairsBeside:
             )
             return
         context = model.cfg.max_position_embeddings
-        found = pairs(kept, model, ctx.data, lambda lengths, unit: context)
+        every = pairs(kept, model, ctx.data, lambda lengths, unit: context).train
+        left = np.flatnonzero(~rewarded.rows(pair.chosen for pair in every))
+        if not len(left):
+            ctx.warn(
+                f"no pairs are learned beside (all of {kept.data} answer what the rewards judge): "
+                "pair_coef has no effect"
+            )
+            return
+        learned = Lazy(every.__getitem__, left)
         self.coef = cfg.pair_coef
-        self._source = _source(kept, found, model, ctx)
-        ctx.tell(f"{len(found.train):,} pairs are learned beside, of {kept.data}")
+        self._source = _source(kept, learned, model, ctx)
+        ctx.tell(
+            f"{len(left):,} pairs are learned beside, of {kept.data}; {len(every) - len(left):,} "
+            "answer what the rewards judge and are left out"
+        )
 
     def add(self, batches: Batches, number: int) -> None:
         """Puts the pairs of the update of this number beside its micro-batches."""
@@ -56,8 +73,10 @@ class PairsBeside:
         put_beside(batches, rows, PAIRS)
 
 
-def _source(kept: DPOConfig, found: PairData, model: Model, ctx: Context) -> PairSource:
-    sides = sides_of(found.train)
+def _source(
+    kept: DPOConfig, learned: Sequence[TokenPair], model: Model, ctx: Context
+) -> PairSource:
+    sides = sides_of(learned)
     reference, start = _reference(kept, model, ctx)
     make = partial(
         pair_batch,
@@ -66,7 +85,7 @@ def _source(kept: DPOConfig, found: PairData, model: Model, ctx: Context) -> Pai
         start=model.network.decoder_start_token_id,
         shared=model.network.shares_prompts,
     )
-    return PairSource(found.train, batch_size=kept.batch_size, seed=kept.seed, make=make)
+    return PairSource(learned, batch_size=kept.batch_size, seed=kept.seed, make=make)
 
 
 def _reference(kept: DPOConfig, model: Model, ctx: Context) -> tuple[Model, str]:
