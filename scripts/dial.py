@@ -40,6 +40,9 @@ FIGURES = {
 }
 
 
+SHARES = ("exact_match", "reasoning")
+
+
 def main() -> None:
     options = _options()
     file = options.results / "dial.json"
@@ -177,10 +180,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.1%}" if name in ("exact_match", "reasoning") else f"{value:.3f}"
+    return f"{value:.1%}" if name in SHARES else f"{value:.3f}"
 
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 200, 44, 26, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 230, 52, 24, 40, 44
+ACROSS = 2  # panels beside each other: four would be too small to read on a page
+STYLE = (
+    "text{font:12px sans-serif;fill:#333}.title{font-weight:600}.tick{fill:#666;font-size:11px}"
+    ".value{paint-order:stroke;stroke:#fff;stroke-width:3px}"
+    ".axis{stroke:#888}.grid{stroke:#e3e3e3}"
+)
 
 
 def picture(rows: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -191,47 +200,73 @@ def picture(rows: Sequence[Mapping[str, Any]], name: str) -> str:
             (float(row["used"]), float(row[figure])) for row in rows if row.get(figure) is not None
         ]
         if points:
-            panels.append(_panel(points, title, WIDTH * len(panels)))
-    width = WIDTH * max(1, len(panels))
-    style = "text{font:11px sans-serif;fill:#333}.axis{stroke:#999;stroke-width:1}"
+            down, along = divmod(len(panels), ACROSS)
+            place = f"translate({WIDTH * along} {HEIGHT * down})"
+            panels.append(f'<g transform="{place}">{_panel(points, figure, title)}</g>')
+    width = WIDTH * min(ACROSS, max(1, len(panels)))
+    height = HEIGHT * max(1, -(-len(panels) // ACROSS))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width} {HEIGHT}" '
-        f'width="{width}" height="{HEIGHT}"><title>{name}: what each time reaches</title>'
-        f'<style>{style}</style><rect width="{width}" height="{HEIGHT}" fill="#fff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}"><title>{name}: what each time reaches</title>'
+        f'<style>{STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>'
         f"{''.join(panels)}</svg>\n"
     )
 
 
-def _panel(points: Sequence[tuple[float, float]], title: str, left: float) -> str:
-    xs, ys = [math.log(x) for x, _ in points], [y for _, y in points]
-    low, high = min(ys), max(ys)
-    room = (high - low or abs(high) or 1.0) * 0.15
-    low, high = low - room, high + room
+def _panel(points: Sequence[tuple[float, float]], figure: str, title: str) -> str:
+    ticks = ticks_of([value for _, value in points], from_zero=figure in SHARES)
+    low, high = ticks[0], ticks[-1]
+    times = [math.log(seconds) for seconds, _ in points]
+    span = max(times) - min(times) or 1.0
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    inset = 30  # that the first and the last label stand clear of the axis
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        span = max(xs) - min(xs) or 1.0
-        across = left + LEFT + 14 + (math.log(x) - min(xs)) / span * (WIDTH - LEFT - 40)
-        return across, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
+    def across(seconds: float) -> float:
+        part = (math.log(seconds) - min(times)) / span
+        return LEFT + inset + part * (right - LEFT - 2 * inset)
 
-    placed = [place(x, y) for x, y in points]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-    parts = [
-        f'<text x="{left + LEFT}" y="14">{title}</text>',
-        f'<path class="axis" fill="none" d="M{left + LEFT} {TOP}V{HEIGHT - BOTTOM}H{left + WIDTH - 8}"/>',
-        f'<path d="{path}" fill="none" stroke="#2563eb" stroke-width="2"/>',
-    ]
-    for (x, y), (seconds, value) in zip(placed, points, strict=True):
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#2563eb"/>')
-        parts.append(f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{value:.3g}</text>')
+    def up(value: float) -> float:
+        return bottom - (value - low) / (high - low) * (bottom - TOP)
+
+    parts = [f'<text class="title" x="{LEFT}" y="18">{title}</text>']
+    for tick in ticks:
+        y = up(tick)
+        kind = "axis" if tick == low else "grid"
+        parts.append(f'<path class="{kind}" d="M{LEFT} {y:.1f}H{right}"/>')
+        told = f"{tick:.0%}" if figure in SHARES else f"{tick:g}"
         parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">'
-            f"{duration(seconds)}</text>"
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
         )
-    middle = left + (LEFT + WIDTH) / 2
+    path = "M" + "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in points)
+    parts.append(f'<path d="{path}" fill="none" stroke="#2563eb" stroke-width="2"/>')
+    for seconds, value in points:
+        x, y = across(seconds), up(value)
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#2563eb"/>',
+            f'<text class="value" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">'
+            f"{_cell(figure, value)}</text>",
+            f'<path class="axis" d="M{x:.1f} {bottom}v4"/>',
+            f'<text class="tick" x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">'
+            f"{duration(seconds)}</text>",
+        ]
+    middle = (LEFT + right) / 2
     parts.append(
-        f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">time, on the clock</text>'
+        f'<text class="tick" x="{middle:g}" y="{HEIGHT - 10}" text-anchor="middle">'
+        "time used, on the clock</text>"
     )
     return "".join(parts)
+
+
+def ticks_of(values: Sequence[float], *, from_zero: bool) -> list[float]:
+    """Three to seven round numbers that enclose the values, with room for a label above them."""
+    low = 0.0 if from_zero else min(values)
+    span = max(values) - low or abs(max(values)) or 1.0
+    raw = 1.25 * span / 4
+    ten = 10.0 ** math.floor(math.log10(raw))
+    step = next(ten * part for part in (1, 2, 5, 10) if ten * part >= raw)
+    first = math.floor(low / step)
+    last = math.ceil((max(values) + 0.2 * span) / step)
+    return [round(n * step, 10) for n in range(first, last + 1)]
 
 
 if __name__ == "__main__":
