@@ -28,7 +28,7 @@ from ondevice.planning.dial.road import exam_of, road, time_of
 from ondevice.planning.dial.shapes import SHAPES
 from ondevice.planning.dial.shares import Part, divided, needed, taken
 from ondevice.planning.machine import Machine
-from ondevice.planning.stage_facts import Surroundings
+from ondevice.planning.stage_facts import Read, Surroundings
 from ondevice.runs.folder import RunFolder
 from ondevice.seam.select import costs_of, load_backend
 from ondevice.stages.timed import Timed
@@ -210,10 +210,10 @@ def test_a_file_that_is_not_there_is_named() -> None:
 @pytest.fixture(scope="module")
 def fits() -> Callable[[float], Fitted]:
     recipe = load_recipe("laptop")
-    known: dict[Any, Any] = {}
+    read = Read()
 
     def fit(seconds: float) -> Fitted:
-        around = Surroundings(MACHINE, recipe.corpus, Path("runs"), recipe.exam, known=known)
+        around = Surroundings(MACHINE, recipe.corpus, Path("runs"), recipe.exam, read=read)
         assert recipe.scale is not None
         return fitted(recipe, recipe.scale, seconds, around, Factors())
 

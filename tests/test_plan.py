@@ -18,14 +18,17 @@ from device import DEVICE
 from ondevice import cli
 from ondevice.common import user_cache
 from ondevice.common.errors import UserError
+from ondevice.common.physical_memory import process_memory
 from ondevice.config.recipe import recipe_names
 from ondevice.config.sizes import parse_memory
 from ondevice.config.stages import PretrainConfig
 from ondevice.data import hub_datasets
 from ondevice.data.rows import AS_IS
 from ondevice.models.shapes import shapes
-from ondevice.planning import calibration
+from ondevice.planning import calibration, data_facts, stage_facts
 from ondevice.planning.calibration import Calibration, Rates, Speeds, Terms
+from ondevice.planning.data_facts import pair_facts
+from ondevice.planning.machine import machine_of
 from ondevice.planning.measure import fitted
 from ondevice.planning.memory import moment_bytes
 from ondevice.planning.model_facts import facts_of
@@ -317,6 +320,33 @@ def test_the_remedy_fits(tmp_path: Path, backend: Backend, cache: Path) -> None:
     rows = int(found["change"].rpartition(" ")[2])
     mended = plan_of("sft", files / "policy", data, micro_batch=rows, memory=allowed, **fields)
     assert mended["fits"] == "tight"
+
+
+def test_a_remedy_is_found_without_reading_anything_again(
+    tmp_path: Path, backend: Backend, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = small_stages.make(tmp_path / "files", backend)
+    read_models, read_data = [], []
+
+    def facts(name: str | Path) -> Any:
+        read_models.append(name)
+        return facts_of(name)
+
+    def pairs(*given: Any) -> Any:
+        read_data.append(given)
+        return pair_facts(*given)
+
+    monkeypatch.setattr(stage_facts, "facts_of", facts)
+    monkeypatch.setattr(data_facts, "pair_facts", pairs)
+    report = plan_of("dpo", files / "policy", files / "pairs.jsonl", memory="1MB")
+    assert report["fits"] == "no" and "take a smaller model" in render(report)
+    assert len(read_models) == len(read_data) == 1, "though more than ten changes were tried"
+
+
+def test_a_budget_that_is_named_is_of_the_whole_process(backend: Backend) -> None:
+    assert machine_of(backend).process == 0, "what is available is so beside this process"
+    if backend.device != "cuda":
+        assert machine_of(backend, "8GB").process == pytest.approx(process_memory(), rel=0.1)
 
 
 @pytest.mark.slow

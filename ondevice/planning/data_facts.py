@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ondevice.common.clock import ticks
-from ondevice.config.auto import is_auto
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import ClassifyConfig, SFTConfig
 from ondevice.config.preference import PairsConfig, SampleConfig
@@ -232,11 +231,8 @@ def pair_facts(
         if part.held is None:
             part.held = (part.count or 0.0) * (0 if cfg.validation else cfg.held_share)
             part.count = None if part.count is None else part.count - part.held
-    fitting = all_examples(parts)
-    if not is_auto(cfg, "sequence_length"):
-        fitting = [pair for pair in fitting if pair.length <= cfg.sequence_length]
     tokens = [tokens_of(part, lambda p: p.chosen.length + p.rejected.length) for part in parts]
-    return replace(together(cfg, parts, tokens, "pairs"), examples=fitting)
+    return replace(together(cfg, parts, tokens, "pairs"), examples=all_examples(parts))
 
 
 def _accepted(rows: Iterable[Any], encode: Callable[[Any], Example]) -> list[Example]:

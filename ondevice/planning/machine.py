@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from ondevice.common.physical_memory import available_memory, physical_memory
+from ondevice.common.physical_memory import available_memory, physical_memory, process_memory
 from ondevice.config.sizes import parse_memory
 from ondevice.planning.calibration import Calibration, Speeds
 from ondevice.seam.costs import Costs
@@ -76,7 +76,8 @@ def planned_machine(
 
 
 def machine_of(backend: Backend, memory: str = "", found: Calibration | None = None) -> Machine:
-    """The machine of a backend that is loaded: what the process holds already is not needed anew."""
+    """The machine of a backend that is loaded: what the process holds already is not needed anew of
+    what there is now. A budget that a person names is of the whole process."""
     total = backend.memory().total
     own = _own_memory(backend.device)
     return Machine(
@@ -85,7 +86,7 @@ def machine_of(backend: Backend, memory: str = "", found: Calibration | None = N
         backend.dtype,
         total,
         _budget(memory, total, own),
-        0,
+        process_memory() if memory and not own else 0,
         costs_of(backend.name),
         bool(memory),
         found.speeds if found is not None else None,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.common import allocator
+from ondevice.common.physical_memory import process_memory
 from ondevice.common.rng import generator as random_of
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
@@ -61,7 +62,7 @@ PROMPT, WRITERS = 32, ((1, 34), (16, 34), (64, 18))  # rows and the tokens that 
 def main() -> None:
     allocator.restart()  # as a command that trains does
     backend = load_backend(*sys.argv[1:4])
-    process = _process_bytes()
+    process = process_memory()
     found = {
         "device": backend.device,
         "dtype": backend.dtype,
@@ -259,17 +260,6 @@ def text_batch(rows: int, length: int, vocabulary: int = _TOKENS) -> Batch:
         "weights": np.ones(rows * length, np.float32),
     }
     return set_denominator([batch])[0]
-
-
-def _process_bytes() -> int:
-    """What this process holds now, before it reads a model."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from ondevice.config.beside import ChatsBesideConfig
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.finetuning import SFTConfig
-from ondevice.config.preference import RaterConfig, SampleConfig
+from ondevice.config.preference import PairsConfig, RaterConfig, SampleConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.rows import RowsConfig
 from ondevice.config.stages import InitConfig, StageConfig, TrainingConfig
@@ -62,7 +62,7 @@ _FLOAT = 4
 _OF_DATA = {
     *(f.name for f in fields(RowsConfig)),
     *("data", "validation", "limit", "seed", "text", "label", "pair", "prompts", "held_share"),
-    *("sequence_length", "chat_template", "chat_template_kwargs"),
+    *("chat_template", "chat_template_kwargs"),
 }
 """Settings that decide what of the data is looked at."""
 _STOPPED = 12  # tokens that an answer has beyond what it says, where answers are read
@@ -130,15 +130,17 @@ def plan_stage(name: str, cfg: StageConfig, around: Surroundings) -> tuple[Stage
 
 
 def _data_of(name: str, cfg: StageConfig, facts: ModelFacts, around: Surroundings) -> DataFacts:
-    """As `data_of`, read once for all plans that share `around.known`."""
-    if around.known is None or not isinstance(cfg, RowsConfig):
+    """As `data_of`, read once for all plans that share `around.read`."""
+    to_come = isinstance(cfg, PairsConfig) and not cfg.data  # their length follows from settings
+    if to_come or not isinstance(cfg, RowsConfig):
         return data_of(cfg, facts, around)
     tokenizer = facts.model.tokenizer
     fixed = {n: v for n, v in vars(cfg).items() if n in _OF_DATA}
-    key = (name, repr(fixed), tokenizer.sha256(), tokenizer.chat_template, around.pairs is None)
-    if key not in around.known:
-        around.known[key] = data_of(cfg, facts, around)
-    return around.known[key]
+    key = (name, repr(fixed), tokenizer.sha256(), tokenizer.chat_template)
+    known = around.read.data
+    if key not in known:
+        known[key] = data_of(cfg, facts, around)
+    return known[key]
 
 
 @dataclass

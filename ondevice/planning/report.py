@@ -116,8 +116,7 @@ def _line_of_all(rows: Sequence[dict[str, Any]], seconds: float | None) -> str:
     told = ", ".join(words)
     for row in rows:
         if row["fits"] != "yes":
-            fits = "is tight" if row["fits"] == "tight" else "does not fit"
-            return f"{told}; {row['stage']} {fits}: {row['why']}"
+            return f"{told}; {_fit_of(row)}"
     return told
 
 
@@ -139,8 +138,10 @@ def line(plan: StagePlan, found: Verdict | None = None) -> str:
     if plan.memory:
         words.append(f"≈ {size(plan.memory)}")
     told = ", ".join(filter(None, words))
-    if found is not None and found.fits != "yes":
-        told += f" ({'tight' if found.fits == 'tight' else 'does not fit'}: {found.why})"
+    if found is not None and found.fits == "tight":
+        told += f" (tight: {found.why})"
+    elif found is not None and found.fits == "no":
+        told += f" (does not fit: {found.why}; {found.remedy})"
     return told
 
 
@@ -245,13 +246,16 @@ def _told(report: dict[str, Any]) -> list[str]:
     if report.get("time"):
         lines.append(f"chosen for {duration(report['time'])} in all")
     lines += report.get("left_out_lines", [])
-    for row in report["stages"]:
-        if row["fits"] == "no":
-            remedy = row["change"] or "take a smaller model"
-            lines.append(f"{row['stage']} does not fit: {row['why']}; {remedy}")
-        elif row["fits"] == "tight":
-            lines.append(f"{row['stage']} is tight: {row['why']}")
+    lines += [_fit_of(row) for row in report["stages"] if row["fits"] != "yes"]
     return lines
+
+
+def _fit_of(row: dict[str, Any]) -> str:
+    """Of a stage that is tight or does not fit: why, and what to do."""
+    if row["fits"] == "tight":
+        return f"{row['stage']} is tight: {row['why']}"
+    remedy = Verdict("no", change=row["change"]).remedy
+    return f"{row['stage']} does not fit: {row['why']}; {remedy}"
 
 
 def is_planned(cfg: StageConfig) -> bool:

@@ -36,11 +36,24 @@ from ondevice.planning.source_facts import UNKNOWN, DataFacts
 
 
 @dataclass(frozen=True)
+class Read:
+    """What was read of models and data, which plans with other settings need not read again."""
+
+    models: dict[str, ModelFacts] = field(default_factory=dict)
+    data: dict[Any, DataFacts] = field(default_factory=dict)
+
+    def model(self, name: str) -> ModelFacts:
+        """As `facts_of`."""
+        if name not in self.models:
+            self.models[name] = facts_of(name)
+        return self.models[name]
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What a stage's plan follows from beside its settings: the machine, what `builtin` means, the
     run folder, whether the built-in corpus's exam is taken at the end, and what earlier stages of
-    the same recipe leave. `known`: what was read of data, for plans of one run among each other;
-    None: it is read each time."""
+    the same recipe leave. `read`: shared by plans of the same models and data."""
 
     machine: Machine
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -49,7 +62,7 @@ class Surroundings:
     policy: ModelFacts | None = None
     reward: ModelFacts | None = None
     pairs: DataFacts | None = None
-    known: dict[Any, DataFacts] | None = None
+    read: Read = field(default_factory=Read)
 
 
 # ---- the model ------------------------------------------------------------------------------------
@@ -75,7 +88,7 @@ def start_model(cfg: StageConfig, around: Surroundings) -> ModelFacts:
     """The model that the stage begins from. Raises UserError where none is named or made before."""
     named = getattr(cfg, "model", "")
     if named:
-        found = facts_of(named)
+        found = around.read.model(named)
         if around.policy is not None and around.policy.answer is not None:
             found = replace(found, answer=around.policy.answer)
         return found
@@ -105,7 +118,7 @@ def judge(cfg: StageConfig, around: Surroundings) -> ModelFacts | None:
     if not isinstance(cfg, PPOConfig):
         return None
     if cfg.reward_model:
-        return facts_of(cfg.reward_model)
+        return around.read.model(cfg.reward_model)
     return around.reward
 
 

@@ -37,6 +37,11 @@ class Verdict:
     disk: float = 0.0
     """Bytes of the disk that are needed, where these are what does not fit."""
 
+    @property
+    def remedy(self) -> str:
+        """The change, or what to do where there is none."""
+        return self.change or "take a smaller model"
+
 
 def verdict(
     plan: StagePlan,
@@ -75,7 +80,7 @@ def refuse(name: str, found: Verdict, folder: Path) -> None:
     if found.fits != "no":
         return
     message = f"{name} does not fit: {found.why}"
-    hint = f"{found.change or 'take a smaller model'}; --anyway starts it all the same"
+    hint = f"{found.remedy}; --anyway starts it all the same"
     if found.disk:
         raise DiskFull(folder, int(found.disk), message=message, hint=hint)
     raise UserError(message, hint=hint)
@@ -99,7 +104,7 @@ def _change(name: str, cfg: StageConfig, plan: StagePlan, before: Surroundings) 
             changes[cfg.epochs_field] = AUTO
         cfg = replace(cfg, **changes)
     together: dict[str, Any] = {}
-    for change in _changes(cfg):
+    for change in _changes(cfg, plan.micro_batch):
         for attempt in (change, {**together, **change}):
             try:
                 changed = replace(cfg, **attempt)
@@ -113,8 +118,9 @@ def _change(name: str, cfg: StageConfig, plan: StagePlan, before: Surroundings) 
     return ""
 
 
-def _changes(cfg: StageConfig) -> Iterator[dict[str, Any]]:
-    """From what costs nothing to what changes the result."""
+def _changes(cfg: StageConfig, at_once: int | None) -> Iterator[dict[str, Any]]:
+    """From what costs nothing to what changes the result; `at_once`: the rows that are computed at
+    once now."""
     if isinstance(cfg, SampleConfig):
         yield from ({"decode_batch": rows} for rows in (64, 16, 4, 1))
         return
@@ -124,7 +130,8 @@ def _changes(cfg: StageConfig) -> Iterator[dict[str, Any]]:
     rows = _ROLLOUT_ROWS if isinstance(cfg, RolloutConfig) else cfg.batch_size
     while rows > 1:
         rows //= 2
-        yield {"micro_batch": rows}
+        if at_once is None or rows <= at_once:  # as many: what is changed beside it adds none
+            yield {"micro_batch": rows}
     if hasattr(cfg, "decode_batch"):
         yield from ({"decode_batch": rows} for rows in (16, 4, 1))
     yield {"checkpointing": True}
@@ -135,7 +142,7 @@ def _changes(cfg: StageConfig) -> Iterator[dict[str, Any]]:
     for name in ("sequence_length", "max_new_tokens"):
         value = getattr(cfg, name, 0)
         while value > 64 and not isinstance(cfg, PPOConfig):
-            value //= 2
+            value = value // 16 * 8
             yield {name: value}
 
 

@@ -260,8 +260,10 @@ def _pair_source(cfg: PairsConfig, step: Step) -> PairSource:
             batch = answer_batch(sides, 2 * size, start=step.starts, prompt_rows=room)
         return {**batch, "pairs": np.ones(size, np.float32)}
 
-    pairs = step.data.examples or _unknown_pairs(cfg)
-    return PairSource(pairs, batch_size=cfg.batch_size, seed=cfg.seed, make=make)
+    fitting = [pair for pair in step.data.examples if pair.length <= cfg.sequence_length]
+    return PairSource(
+        fitting or _unknown_pairs(cfg), batch_size=cfg.batch_size, seed=cfg.seed, make=make
+    )
 
 
 def _unknown_pairs(cfg: PairsConfig) -> list[TokenPair]:

@@ -34,8 +34,7 @@ from ondevice.planning.dial.fit import Fitted, TooShort, divided_recipe, told_sh
 from ondevice.planning.dial.record import DialRecord
 from ondevice.planning.machine import Machine
 from ondevice.planning.model_facts import facts_of
-from ondevice.planning.source_facts import DataFacts
-from ondevice.planning.stage_facts import Surroundings
+from ondevice.planning.stage_facts import Read, Surroundings
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.run_time import RunTime
@@ -60,7 +59,7 @@ class Timed:
     say: Callable[[str], None]
     now: Callable[[], float] = ticks
     began: float | None = None
-    known: dict[Any, DataFacts] = field(default_factory=dict)
+    read: Read = field(default_factory=Read)
 
     def __post_init__(self) -> None:
         self._mark = (
@@ -165,7 +164,7 @@ class Timed:
             self.exam,
             policy=policy,
             reward=reward,
-            known=self.known,
+            read=self.read,
         )
 
     def _fit(self, coming: Sequence[str], around: Surroundings) -> Fitted:

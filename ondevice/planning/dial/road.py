@@ -60,7 +60,7 @@ def road(cfg: RunConfig, recipe: Recipe, machine: Machine | None, folder: Path) 
         return Road(replace(recipe, scale=None), left_out)
     assert machine is not None
     scale = replace(scale, stages={n: s for n, s in scale.stages.items() if n in recipe.stages})
-    around = Surroundings(machine, recipe.corpus, folder, exam_of(recipe), known={})
+    around = Surroundings(machine, recipe.corpus, folder, exam_of(recipe))
     if given.model:
         recipe = _fitting_memory(recipe, around)
     try:
