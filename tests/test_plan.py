@@ -28,17 +28,18 @@ from ondevice.models.shapes import shapes
 from ondevice.planning import calibration, data_facts, stage_facts
 from ondevice.planning.calibration import Calibration, Rates, Speeds, Terms
 from ondevice.planning.data_facts import pair_facts
+from ondevice.planning.dimensions import Dimensions
 from ondevice.planning.machine import machine_of
 from ondevice.planning.measure import fitted
-from ondevice.planning.memory import moment_bytes
+from ondevice.planning.memory import decode_bytes, moment_bytes
 from ondevice.planning.model_facts import facts_of
 from ondevice.planning.report import render
 from ondevice.planning.row_sample import MOST_BYTES, sample_rows
 from ondevice.planning.trained import Trained, trained_by
-from ondevice.planning.work import pass_of
+from ondevice.planning.work import Decode, pass_of
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import available
+from ondevice.seam.select import available, costs_of
 
 RATES = Rates(1.2, 1e-10, 1e-4)
 SPEEDS = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, RATES, RATES, RATES)
@@ -191,6 +192,18 @@ def test_recomputation_packing_and_rows_at_once_change_the_memory(
     assert learning(micro_batch=1) < learning(micro_batch=16)
     assert learning(checkpointing=True) < learning()
     assert learning(packing=False) < learning(), "a chat a row is narrower here than a packed row"
+
+
+@pytest.mark.parametrize("name, beside", [("torch", 64), ("mlx", 0)])
+def test_the_cache_of_answers_is_as_large_as_the_generator_makes_it(name: str, beside: int) -> None:
+    dims = Dimensions((), hidden=8, vocabulary=1, heads=1, head_width=8, labels=0)
+    costs = replace(costs_of(name), logits=0.0)
+    short = Decode(rows=8, written=20, at_once=8, prompts=8, prompt=10, longest=30)
+    assert decode_bytes(short, dims, costs, 10) == 8 * 64 * 10
+    longer = replace(short, written=90, longest=100)
+    assert decode_bytes(longer, dims, costs, 10) == 8 * (128 + beside) * 10
+    whole = replace(short, written=700, longest=710)
+    assert decode_bytes(whole, dims, costs, 10) == 8 * (768 + 8 * beside) * 10
 
 
 # ---- the data -------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ COSTS = Costs(
     again=2.0,
     update=0.7,
     saving=0.2,
+    grows=0.0,  # each layer is freed once it is copied: nothing is computed before all is asked for
     low=0.0,
     shards=False,
 )

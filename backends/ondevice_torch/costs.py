@@ -17,6 +17,7 @@ COSTS = Costs(
     again=1.0,
     update=0.7,
     saving=1.0,
+    grows=1.0,  # all layers are copied before the first is freed
     low=0.5,
     shards=True,
 )

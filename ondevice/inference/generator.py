@@ -23,7 +23,7 @@ from ondevice.data.completion_batches import context_length
 from ondevice.data.packing import bucket
 from ondevice.data.truncation import truncated
 from ondevice.inference.next_token import Sampling, draw
-from ondevice.inference.slots import LOOK, Asked, Completion, Row, Slots, round_up
+from ondevice.inference.slots import LOOK, Asked, Completion, Row, Slots, places
 from ondevice.models.encoder import Encoder
 from ondevice.models.external_library import LibraryNetwork
 from ondevice.models.kv_cache import Cache
@@ -31,17 +31,6 @@ from ondevice.models.model import Model
 from ondevice.models.tables import placed
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend
-
-SMALL = 512
-"""Places of a cache that is small: for each step all of them are read, also those that hold nothing
-yet, and each size is a trace for a compiler."""
-BLOCKS = (64, 256)
-"""By how many places a small cache grows, and a larger one."""
-
-
-def places(needed: int) -> int:
-    """Of a cache that has room for `needed` tokens."""
-    return round_up(needed, BLOCKS[0] if needed <= SMALL else BLOCKS[1])
 
 
 class Generator:

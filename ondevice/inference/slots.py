@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from ondevice.inference.generator import Generator
 
 LOOK = 8  # tokens between two looks of the host
+SMALL = 512
+"""Places of a cache that is small: for each step all of them are read, also those that hold nothing
+yet, and each size is a trace for a compiler."""
+BLOCKS = (64, 256)
+"""By how many places a small cache grows, and a larger one."""
 AGAIN = 8  # a slot waits until there are an eighth of all to be filled
 
 
@@ -239,6 +244,11 @@ class Slots:
         self._seen = [x[index] for x in self._seen]
         self._rows = [self._rows[slot] for slot in kept]
         self._held = self._held[kept]
+
+
+def places(needed: int) -> int:
+    """Of a cache that has room for `needed` tokens."""
+    return round_up(needed, BLOCKS[0] if needed <= SMALL else BLOCKS[1])
 
 
 def round_up(n: int, block: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from ondevice.config.stages import StageConfig, TrainingConfig
+from ondevice.inference.slots import BLOCKS, LOOK, SMALL, places
 from ondevice.planning.dimensions import Dimensions
 from ondevice.planning.trained import Trained
 from ondevice.planning.work import Decode, Pass, Work
@@ -17,7 +18,6 @@ from ondevice.seam.costs import Costs
 from ondevice.training.logprobs import CHUNK_ELEMENTS, KEEP_ELEMENTS
 
 _FLOAT = 4
-_BLOCK = 256  # tokens by which a cache of keys and values grows
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,14 @@ def read_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int) -> float:
 
 
 def decode_bytes(decode: Decode, dims: Dimensions, costs: Costs, cache_bytes: int) -> float:
-    """Keys and values of the rows, and their logits."""
-    context = -(-decode.longest // _BLOCK) * _BLOCK
+    """Keys and values of the rows, and their logits. A cache that has grown stood beside the smaller
+    one that it was copied from."""
+    most = places(decode.longest + LOOK)
+    first = places(round(decode.prompt) + LOOK + 1)
+    before = most - BLOCKS[most > SMALL] if most > first else 0
+    context = most + costs.grows * before
     logits = costs.logits * _FLOAT * decode.at_once * dims.vocabulary
-    return 1.05 * decode.at_once * context * cache_bytes + logits
+    return decode.at_once * context * cache_bytes + logits
 
 
 def checkpoint_bytes(cfg: StageConfig, trained: Trained) -> float:

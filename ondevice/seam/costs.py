@@ -22,6 +22,9 @@ class Costs:
     Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
     checkpoint takes `saving` times the bytes of what is written at once.
 
+    `grows`: the part of a cache of keys and values that stands beside the larger one that it is
+    copied to, as rows are written.
+
     `low`: what an adapter's own products move, as a part of what goes into and comes out of the
     matrices that it stands beside.
 
@@ -38,6 +41,7 @@ class Costs:
     again: float
     update: float
     saving: float
+    grows: float
     low: float
     shards: bool
 
