@@ -52,10 +52,11 @@ def runs_of(pieces: Iterable[str]) -> NDArray[np.uint64]:
 
 def _distinct(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Each once, sorted: numpy's unique takes ten times as long for numbers of which few repeat."""
-    ordered = np.sort(hashes)
-    if not len(ordered):
-        return ordered
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    ordered: NDArray[np.uint64] = np.sort(hashes)
+    new = np.ones(len(ordered), np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    distinct: NDArray[np.uint64] = ordered[new]
+    return distinct
 
 
 class _WordHashes(dict[str, int]):
