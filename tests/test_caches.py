@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import source
 from ondevice.data import token_cache
 from ondevice.data.token_cache import SUMS, ChatRows, JsonLines, cached, find_damage, link_from
 
@@ -130,9 +131,9 @@ def test_rows_of_chats_and_lines(tmp_path: Path) -> None:
 def test_nothing_is_kept_in_another_way() -> None:
     """`made_once` believes what is there: it is for a record that cannot be made again."""
     found = set()
-    for file in sorted((ROOT / "ondevice").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file in source.files("ondevice"):
+        for node in source.nodes(file):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("made_once"):
-                found.add(file.relative_to(ROOT).as_posix())
+                found.add(source.named(file))
     assert found == {"ondevice/datasets/preference_pairs.py"}
     assert token_cache.made_once.__doc__

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import source
 from fuzz_cases import Fault, Reader, spoil, try_case
 from fuzz_readers import READERS_OF
 from ondevice.common.errors import UserError
@@ -245,13 +246,15 @@ CALLS = {
 
 
 def door_users() -> Iterator[str]:
-    for folder in ("ondevice", "backends", "tui"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                named = isinstance(node, ast.Name) and node.id in NAMES
-                if named or (isinstance(node, ast.Attribute) and ast.unparse(node) in CALLS):
-                    yield file.relative_to(ROOT).as_posix()
-                    break
+    ends = {call.rpartition(".")[2] for call in CALLS}
+    for file in source.files():
+        for node in source.nodes(file):
+            named = isinstance(node, ast.Name) and node.id in NAMES
+            if named or (
+                isinstance(node, ast.Attribute) and node.attr in ends and ast.unparse(node) in CALLS
+            ):
+                yield source.named(file)
+                break
 
 
 def test_every_module_that_reads_is_listed() -> None:

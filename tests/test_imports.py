@@ -7,14 +7,18 @@ import json
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+import source
+
 ROOT = Path(__file__).parent.parent
 
 
-def loaded_by(statement: str) -> set[str]:
+@lru_cache
+def loaded_by(statement: str) -> frozenset[str]:
     """The top-level modules that a fresh interpreter holds after `statement`, beyond the standard
     library.
     """
@@ -22,7 +26,7 @@ def loaded_by(statement: str) -> set[str]:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
-    return set(json.loads(result.stdout)) - set(sys.stdlib_module_names)
+    return frozenset(json.loads(result.stdout)) - set(sys.stdlib_module_names)
 
 
 def test_import_contracts() -> None:
@@ -80,10 +84,10 @@ def test_no_backend_is_named_in_shared_code() -> None:
     """
     may = {"select.py", "cli.py", "export.py"}
     found = []
-    for file in sorted((ROOT / "ondevice").rglob("*.py")):
+    for file in source.files("ondevice"):
         if file.name in may:
             continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in source.nodes(file):
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
                 flat = [
@@ -153,8 +157,8 @@ def test_every_operation_of_the_seam_has_two_users_or_a_reason() -> None:
     used = dict.fromkeys(
         (node.name for node in protocol.body if isinstance(node, ast.FunctionDef)), 0
     )
-    for file in (ROOT / "ondevice").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file in source.files("ondevice"):
+        for node in source.nodes(file):
             if isinstance(node, ast.Attribute) and node.attr in used:
                 used[node.attr] += ast.unparse(node.value).split(".")[-1] == "ops"
     assert {name for name, times in used.items() if times < 2} == set(ONE_USER)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import source
 from hub_models import write_model, write_run
 from ondevice.common.launch import PACKAGES, OwnPackages
 from ondevice.common.processes import Access, environment
@@ -65,12 +66,12 @@ WHOLE = {"multiprocessing", "concurrent.futures.process", "webbrowser"}
 OF_OS = ("exec", "spawn", "posix_spawn", "fork", "system", "popen", "startfile")
 
 
-def started_in(source: str) -> list[str]:
+def started_in(nodes: Sequence[ast.AST]) -> list[str]:
     """What in a source starts a process, by the names under which it was imported; `sys.executable`
     in any place.
     """
-    tree, names, found = ast.parse(source), dict[str, str](), []
-    for node in ast.walk(tree):
+    names, found = dict[str, str](), []
+    for node in nodes:
         if isinstance(node, ast.Import):
             for one in node.names:
                 names[one.asname or one.name.partition(".")[0]] = (
@@ -85,8 +86,8 @@ def started_in(source: str) -> list[str]:
         return f"{whole(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
 
     # subprocess.Popen[bytes]
-    types = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
-    for node in ast.walk(tree):
+    types = {id(node.value) for node in nodes if isinstance(node, ast.Subscript)}
+    for node in nodes:
         if isinstance(node, ast.ImportFrom | ast.Import):
             module = getattr(node, "module", "") or ""
             used = [module, *(f"{module}.{one.name}".strip(".") for one in node.names)]
@@ -112,7 +113,7 @@ def started_in(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "source",
+    "text",
     [
         "import subprocess\nsubprocess.run(['x'])",
         "import subprocess as sp\nsp.Popen(['x'])",
@@ -134,27 +135,22 @@ def started_in(source: str) -> list[str]:
         "import pty\npty.spawn('x')",
     ],
 )
-def test_the_search_finds_every_way(source: str) -> None:
-    assert started_in(source)
+def test_the_search_finds_every_way(text: str) -> None:
+    assert started_in(list(ast.walk(ast.parse(text))))
 
 
 def test_the_search_lets_types_and_constants_be() -> None:
-    assert not started_in(
+    text = (
         "import subprocess, asyncio, os\nx: subprocess.Popen[bytes]\ny = subprocess.DEVNULL\n"
         "z: asyncio.subprocess.Process\nw = os.path.join('a', 'b')\n"
     )
+    assert not started_in(list(ast.walk(ast.parse(text))))
 
 
 def test_processes_are_started_in_one_place_alone() -> None:
-    files = [
-        file
-        for floor in ("ondevice", "backends", "tui")
-        for file in sorted((ROOT / floor).rglob("*.py"))
-    ]
+    files = list(source.files())
     assert len(files) > 150
-    found = {
-        str(file.relative_to(ROOT)): started_in(file.read_text(encoding="utf-8")) for file in files
-    }
+    found = {source.named(file): started_in(source.nodes(file)) for file in files}
     found = {name: calls for name, calls in found.items() if calls}
     # a hint names it, and nothing is started
     assert found.pop("ondevice/common/distribution.py") == ["sys.executable"]

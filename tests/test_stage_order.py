@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import models
+import source
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.order import recipe_stages
 from ondevice.runs.resolve import find_model
@@ -100,11 +101,10 @@ def test_damaged_events_say_nothing(tmp_path: Path, line: str) -> None:
 def test_the_times_of_files_are_looked_at_for_nothing_else() -> None:
     """A new use is found by itself: it needs a reason here, and that is not which came first."""
     found = set()
-    for folder in ("ondevice", "backends", "tui"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Attribute) and node.attr.startswith(
-                    ("st_mtime", "st_ctime", "st_atime", "st_birthtime", "getmtime", "getctime")
-                ):
-                    found.add(file.relative_to(ROOT).as_posix())
+    for file in source.files():
+        for node in source.nodes(file):
+            if isinstance(node, ast.Attribute) and node.attr.startswith(
+                ("st_mtime", "st_ctime", "st_atime", "st_birthtime", "getmtime", "getctime")
+            ):
+                found.add(source.named(file))
     assert found == set(CLOCKS)
