@@ -51,6 +51,7 @@ if (
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+import mlx_compiler  # noqa: E402
 import nightly  # noqa: E402
 from hub_client import server  # noqa: E402, F401
 from ondevice.seam.protocols import Backend  # noqa: E402
@@ -116,6 +117,7 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    mlx_compiler.add_option(parser)
     parser.addoption(
         "--device",
         choices=("cpu", "gpu"),
@@ -132,6 +134,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["ONDEVICE_TEST_DEVICE"] = config.getoption("--device")
+    mlx_compiler.configure(config)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mlx_compiler.set_for(item)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import mlx_compiler
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
 from ondevice.seam.protocols import Backend
@@ -28,6 +29,7 @@ def by_name(
     """The value of `fn(params, batch)` and its gradient with respect to each of `params`, on the
     host.
     """
+    assert not compiled or backend.name == "torch" or mlx_compiler.compiles()
     arrays = on_device(backend, batch)
     if backend.name == "torch":
         import torch

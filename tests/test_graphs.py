@@ -342,6 +342,7 @@ def kernels(family: str, layers: int, mx: Any) -> Counter[str]:
     return Counter({name: n for name, n in found.items() if name not in VIEWS})
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("family", "most"), [("llama-gqa-tied", 18), ("mistral-window", 18)])
 def test_a_layer_of_a_step_is_few_kernels(
     family: str, most: int, monkeypatch: pytest.MonkeyPatch

@@ -209,6 +209,7 @@ def test_ragged_batches_have_few_shapes_and_little_padding(
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_mlx_traces_few_kinds_of_ragged_pairs() -> None:
     """Of a step's gradient and of its update, over 200 steps."""
     pytest.importorskip("mlx.core")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mlx_compiler
 import models
 from device import backend_of
 from gradients import by_name
@@ -64,7 +65,13 @@ def everywhere_alive(grads: Weights) -> Weights:
 
 
 @pytest.mark.parametrize("segments", [False, True], ids=["plain", "segments"])
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.compiled) if name == "qwen3" else name
+        for name in models.FAMILIES
+    ],
+)
 def test_loss_and_gradients(family: str, segments: bool) -> None:
     cfg = models.config(family)
     weights, batch = models.weights(cfg), models.batch(cfg, segments=segments)
@@ -72,9 +79,12 @@ def test_loss_and_gradients(family: str, segments: bool) -> None:
     alive = everywhere_alive(grads)
     assert len(alive) >= len(grads) - 2 * cfg.num_hidden_layers
     ways = [
-        (b, ck, comp) for b in (TORCH, MLX) for ck in (False, True) for comp in (False, b is MLX)
+        (b, ck, comp)
+        for b in (TORCH, MLX)
+        for ck in (False, True)
+        for comp in (False, b is MLX and mlx_compiler.compiles())
     ]
-    for backend, checkpoint, compiled in dict.fromkeys(ways):
+    for backend, checkpoint, compiled in list(dict.fromkeys(ways))[1:]:
         other, theirs = loss_and_gradients(
             backend, cfg, weights, batch, checkpoint=checkpoint, compiled=compiled
         )
@@ -175,7 +185,15 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("which", SETTINGS)
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(which, marks=pytest.mark.compiled)
+        if which == "muon, decay, clipped"
+        else which
+        for which in SETTINGS
+    ],
+)
 def test_twenty_steps(which: str) -> None:
     cfg = models.config("qwen2")
     weights = models.weights(cfg)
@@ -183,7 +201,8 @@ def test_twenty_steps(which: str) -> None:
         SETTINGS[which], muon_names=matrices(weights) if "muon" in which else frozenset()
     )
     ends, losses = [], []
-    for backend, how in ((TORCH, "never"), (MLX, "auto"), (MLX, "never")):
+    compiled = [(MLX, "auto")] if mlx_compiler.compiles() else []
+    for backend, how in ((TORCH, "never"), (MLX, "never"), *compiled):
         trained = trainer(backend, cfg, weights, settings, compile=how)
         out = [trained.step(window(cfg, step), rate(step)) for step in range(20)]
         assert not any(o["skipped"] for o in out)
@@ -406,7 +425,7 @@ def test_newton_schulz_brings_singular_values_near_one() -> None:
 # what is not finite, and checkpoints
 
 
-@pytest.mark.parametrize("how", ["auto", "never"])
+@pytest.mark.parametrize("how", [pytest.param("auto", marks=pytest.mark.compiled), "never"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("backend", [TORCH, MLX], ids=["torch", "mlx"])
 def test_a_gradient_that_is_not_finite_changes_nothing(

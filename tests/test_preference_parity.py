@@ -289,6 +289,7 @@ def batches_of(name: str) -> list[list[Weights]]:
     return [CASES[name][2](step) for step in range(20)]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients(name: str) -> None:
     """On both backends, as written and compiled, with and without checkpointing; PPO's are of both
@@ -320,6 +321,7 @@ def test_loss_and_gradients(name: str) -> None:
         assert_close({n: theirs[n] for n in kept}, kept, 2e-5 if name.startswith("grpo") else 1e-5)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", CASES)
 def test_twenty_steps(name: str) -> None:
     """Two micro-batches a step, through the trainers as a stage has them: compiled on MLX."""

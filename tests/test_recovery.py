@@ -92,7 +92,7 @@ def test_numbers_are_counted_on_past_what_is_left_out() -> None:
     assert [batch_number(step, [0, 2]) for step in range(4)] == [1, 3, 4, 5]
 
 
-@pytest.mark.parametrize("compiled", ["auto", "never"])
+@pytest.mark.parametrize("compiled", [pytest.param("auto", marks=pytest.mark.compiled), "never"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_update_that_overflows_is_told(backend: Backend, optimizer: str, compiled: str) -> None:
     """The gradient is finite, and the rate so large that the update is not; large weights alone are
@@ -555,7 +555,7 @@ def test_killed_before_the_first_checkpoint_the_curve_begins_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", ["auto", "never"])
+@pytest.mark.parametrize("compiled", [pytest.param("auto", marks=pytest.mark.compiled), "never"])
 def test_a_rate_beyond_all_measure_ends_with_one_line_and_a_lower_one_goes_on(
     files: Path, tmp_path: Path, backend_name: str, compiled: str
 ) -> None:

@@ -53,6 +53,7 @@ def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) 
     return trained.traces()
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("shapes", [[(2, 16)], [(2, 16), (2, 24)], [(2, 16), (3, 16), (2, 24)]])
 def test_one_trace_a_bucket(shapes: list[tuple[int, int]]) -> None:
     """One gradient for each shape of batch, and an update by Muon, by AdamW of vectors and by AdamW

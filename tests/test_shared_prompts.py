@@ -111,6 +111,7 @@ def test_gradients_are_those_of_a_row_for_each_answer(
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 @pytest.mark.parametrize("family", ["mistral-window", "t5"])
 def test_compiled_they_are_the_same(backend: Backend, family: str) -> None:
     cfg = config(family)
