@@ -1,5 +1,6 @@
-"""What several processes have drawn, token by token, beside what one process has: each token that
-differs was drawn by a uniform that lies on a boundary of the distribution. No test by itself.
+"""What several processes have drawn, token by token, and the gradients by which they have learned,
+beside what one process has: each token that differs was drawn by a uniform that lies on a boundary of
+the distribution, and gradients differ by rounding. No test by itself.
 
 Imported first by a worker of `many.py`, it records there (`MANY_RECORD`); a test records its own
 process's by `recording`.
@@ -7,9 +8,10 @@ process's by `recording`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +28,7 @@ from ondevice.inference.slots import Completion
 from ondevice.models.load import load_model
 from ondevice.seam.protocols import Backend
 
+ROUNDING = 2e-6, 1e-5  # and of an update's largest gradient: what another order of adding up makes
 NEAR = 1e-5  # how near to a boundary a uniform lies that rounding may carry over it
 
 _write = rollout.write_together
@@ -59,20 +62,77 @@ def _recorder(folder: Callable[[], Path]) -> Callable[..., list[Completion]]:
     return write
 
 
+def _keep(folder: Path, gradients: Mapping[str, Any]) -> None:
+    """One update's, in a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    n = len(list(folder.glob("gradient-*")))
+    np.savez(folder / f"gradient-{n:03}.npz", **{k: np.array(g) for k, g in gradients.items()})
+
+
 @contextmanager
-def recording(folder: Path) -> Iterator[None]:
-    """Within, what this process draws for its stages is written into a folder."""
-    rollout.write_together = _recorder(lambda: folder)
+def _gradients_kept(backend: str, folder: Callable[[], Path]) -> Iterator[None]:
+    """Within, each update's gradients are written down, once they are those of all processes."""
+    module = importlib.import_module(f"ondevice_{backend}.optim")
+    update = module.Optimizer.update
+
+    def kept(self: Any, *arguments: Any) -> Any:
+        if backend == "mlx":
+            _keep(folder(), arguments[1])
+        else:
+            grads = {n: p.grad for n, p in self.params.items()}
+            shapes = {n: tuple(p.shape) for n, p in self.params.items()}
+            _keep(folder(), {n: np.zeros(shapes[n]) if g is None else g for n, g in grads.items()})
+        return update(self, *arguments)
+
+    module.Optimizer.update = kept
     try:
         yield
+    finally:
+        module.Optimizer.update = update
+
+
+@contextmanager
+def recording(folder: Path, backend: str) -> Iterator[None]:
+    """Within, what this process draws for its stages is written into a folder, and its gradients."""
+    rollout.write_together = _recorder(lambda: folder)
+    try:
+        with _gradients_kept(backend, lambda: folder):
+            yield
     finally:
         rollout.write_together = _write
 
 
+def _of_job() -> Path:
+    return Path(os.environ["MANY_RECORD"]) / os.environ["MANY_JOB"]
+
+
 if os.environ.get("MANY_RECORD"):
-    rollout.write_together = _recorder(
-        lambda: Path(os.environ["MANY_RECORD"]) / os.environ["MANY_JOB"]
-    )
+    rollout.write_together = _recorder(_of_job)
+    _always = _gradients_kept("mlx" if "MLX_RANK" in os.environ else "torch", _of_job)
+    _always.__enter__()
+
+
+def gradients_apart(one: Path, other: Path, updates: int | None) -> dict[str, np.ndarray]:
+    """How far each weight's gradients are apart in the worst of the first `updates` updates (None: all), as a
+    share of that gradient; none is farther apart than rounding of the update's largest makes it."""
+    worst: dict[str, np.ndarray] = {}
+    files = sorted(one.glob("gradient-*"))
+    assert files and [f.name for f in files] == [f.name for f in sorted(other.glob("gradient-*"))]
+    for file in files[:updates]:
+        ours, theirs = dict(np.load(file)), dict(np.load(other / file.name))
+        assert ours.keys() == theirs.keys()
+        largest = max(float(np.abs(g).max()) for g in ours.values())
+        for name, gradient in ours.items():
+            apart = np.abs(gradient - theirs[name])
+            assert apart.max() <= ROUNDING[0] + ROUNDING[1] * largest, (
+                file.name,
+                name,
+                apart.max(),
+                largest,
+            )
+            share = apart / np.maximum(np.abs(gradient), np.finfo(np.float32).tiny)
+            worst[name] = np.maximum(worst.get(name, 0.0), share)
+    return worst
 
 
 def drawn_until(one: Path, other: Path, model: Path, backend: Backend) -> int | None:

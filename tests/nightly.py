@@ -273,9 +273,24 @@ NIGHTLY = (
     ),
     Nightly(
         "test_many.py",
-        r"every stage|mlx.*some|some.*mlx|any_number|launch|two_nodes|others\[(torch|mlx-0)",
+        r"every stage|mlx.*some|some.*mlx|any_number|launch|others\[(torch|mlx-0)",
         "the other stages, launchers and deaths of several processes: CI has four stages by two processes, "
         "a fault of each kind and the death of one",
+    ),
+    Nightly(
+        "test_many_nodes.py",
+        r"two_nodes|silent",
+        "processes on two machines: CI has them on one",
+    ),
+    Nightly(
+        "test_many_evaluation.py",
+        r"mlx|road",
+        "eval by two processes on MLX, and a recipe's road with its exams: CI has eval on torch",
+    ),
+    Nightly(
+        "test_many_architectures.py",
+        r"other_architectures",
+        "encoders and encoder-decoders by two processes: CI has a decoder's stages",
     ),
 )
 

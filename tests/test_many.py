@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,17 @@ from ondevice.common.launcher import launched
 from ondevice.common.processes import Access, environment
 from ondevice.preferences.database import Ratings
 from ondevice.runs import events
+from ondevice.runs.context import Context, RunSettings
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.seam import connections
 from ondevice.seam.group import ALONE, Group, at_once
 from ondevice.seam.select import load_backend
 
 STEPS = 20
 EVERY = ("pretrain", "sft", "lora", "classify", "reward", "dpo", "kto", "ppo", "grpo")
 ROLLOUTS = ("ppo", "grpo")
+UPDATES = {"ppo": 4, "grpo": 2}  # of a step
 NEAR = 1e-6
 
 
@@ -134,9 +139,20 @@ def same_completions(one: list[Any], other: list[Any], steps: int) -> None:
                 np.testing.assert_allclose(*near, atol=1e-3)
 
 
-def same_folders(one: Path, other: Path, near: float) -> None:
+def same_folders(
+    one: Path,
+    other: Path,
+    near: float,
+    gradients: Mapping[str, np.ndarray] | None = None,
+    moved: float = 2 * STEPS * 3e-3,
+) -> None:
     """The same files in two models' folders, and weights that are as near as that: but for one in a
-    thousand, whose gradient is rounding and which AdamW all the same moves by about its rate."""
+    thousand, whose gradient is little more than rounding. AdamW divides by its size, so that it moves
+    the weight by about its rate all the same, one way or the other.
+
+    `gradients`: how far each weight's were apart, as a share of them: those of the few were so far
+    apart that steps which add up to `moved` at most can tell.
+    """
     names = {p.name for p in one.iterdir()}
     assert names == {p.name for p in other.iterdir()}
     for file in one.glob("*.safetensors"):
@@ -145,6 +161,8 @@ def same_folders(one: Path, other: Path, near: float) -> None:
         for name, tensor in ours.items():
             apart = np.abs(tensor - theirs[name])
             assert np.mean(apart > near) <= 1e-3 and apart.max() < 2 * STEPS * 3e-3, name
+            if gradients is not None and (apart > near).any():
+                assert (gradients[name][apart > near] > near / moved).all(), name
 
 
 @pytest.mark.slow
@@ -177,20 +195,22 @@ def test_two_processes_train_as_one_does(
             rank: {
                 "MANY_FOLDER": str(tmp_path / f"own-{rank}"),
                 "MANY_FIRST": "many_rollouts",
-                "MANY_RECORD": str(tmp_path / "drawn-two"),
+                "MANY_RECORD": str(tmp_path / ("drawn-two" if not rank else "drawn-other")),
             }
             for rank in range(2)
         },
     )
     for n, (function, fields) in enumerate(asked[:-1]):
         out = fields["out"].replace("two-", "one-")
-        with many_rollouts.recording(tmp_path / f"drawn-one/{n}"):
+        with many_rollouts.recording(tmp_path / f"drawn-one/{n}", backend_name):
             getattr(od, function)(**{**fields, "out": out})
     done = started.wait()
 
+    def drawn_folders(n: int) -> list[Path]:
+        return [tmp_path / f"drawn-{of}/{n}" for of in ("one", "two")]
+
     def drawn_alike(n: int) -> int | None:
-        folders = (tmp_path / f"drawn-{of}/{n}" for of in ("one", "two"))
-        return many_rollouts.drawn_until(*folders, files / "policy", backend)
+        return many_rollouts.drawn_until(*drawn_folders(n), files / "policy", backend)
 
     assert drawn_alike(len(jobs)) is None
     assert queued(tmp_path / "two-sample") == queued(tmp_path / "one-sample"), started.shown(0)
@@ -210,8 +230,14 @@ def test_two_processes_train_as_one_does(
             near = NEAR if event == "step" else 1e-5
             if event == "step" or alike == STEPS:
                 np.testing.assert_allclose(ours[:alike], theirs[:alike], rtol=near, atol=near)
+        apart = None
+        if jobs[name][1].get("shard") != "state":  # there each has the gradients of its own weights
+            # as long as they learn from the same texts
+            updates = None if alike == STEPS else alike * UPDATES[name]
+            apart = many_rollouts.gradients_apart(*drawn_folders(n), updates)
         if alike == STEPS:
-            same_folders(one / function / "model", two / function / "model", 2e-5)
+            folders = (of / function / "model" for of in (one, two))
+            same_folders(*folders, 2e-5, apart)
         record = json.loads((two / function / "done.json").read_text())
         assert record["versions"]["processes"] == "2"
         told, alone = (
@@ -248,13 +274,15 @@ def test_two_processes_train_as_one_does(
 def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
     files = files_of(tmp_path, "torch")
     _, fields = jobs_of(files, "torch")["sft"]
-    many.launch(
-        "torch", 2, [("sft", {**fields, "steps": 4, "out": str(tmp_path / "run")})], tmp_path / "a"
-    )
-    od.sft(**{**fields, "steps": 8, "out": str(tmp_path / "run"), "resume": True})
-    job = ("sft", {**fields, "steps": 12, "out": str(tmp_path / "run"), "resume": True})
+    fields = {**fields, "out": str(tmp_path / "run"), "shard": "state"}  # whole again between them
+    many.launch("torch", 2, [("sft", {**fields, "steps": 4})], tmp_path / "a")
+    fields["resume"] = True
+    od.sft(**{**fields, "steps": 8, "shard": "none"})
+    job = ("sft", {**fields, "steps": 12})
     many.launch("torch", 3, [job], tmp_path / "b")
-    od.sft(**{**fields, "steps": 12, "out": str(tmp_path / "one")})
+    od.sft(
+        **{**fields, "steps": 12, "out": str(tmp_path / "one"), "resume": False, "shard": "none"}
+    )
     ours = losses(tmp_path / "run", "sft")
     np.testing.assert_allclose(ours, losses(tmp_path / "one", "sft"), rtol=NEAR, atol=NEAR)
     same_folders(tmp_path / "run/sft/model", tmp_path / "one/sft/model", 2e-5)
@@ -267,14 +295,21 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path, backend_name: str, 
     _, fields = jobs_of(files, backend_name)["sft"]
     fields = {**fields, "out": str(tmp_path / "run"), "save_every": 2, "eval_every": 0}
     fields["shard"] = "state" if backend_name == "torch" else "none"
+    (tmp_path / "tmp").mkdir()
     started = many.Launch(
-        backend_name, 2, [("sft", {**fields, "steps": 100000})], tmp_path / "launch"
+        backend_name,
+        2,
+        [("sft", {**fields, "steps": 100000})],
+        tmp_path / "launch",
+        own={one: {"TMPDIR": str(tmp_path / "tmp")} for one in range(2)},
     )
     started.when(lambda: bool(list((tmp_path / "run/sft/checkpoints").glob("step-*"))))
+    assert len(list((tmp_path / "tmp").glob(".tmp-ondevice-process-*"))) == 1
     started.signal(rank, signal.SIGKILL)
     outcome = started.wait()[1 - rank]
     assert [one["kind"] for one in outcome] == ["PeerLost"]
     assert "--resume" in outcome[0]["error"]
+    assert not list((tmp_path / "tmp").glob(".tmp-*")), "also what the dead one kept"
     steps = max(int(p.name[5:]) for p in (tmp_path / "run/sft/checkpoints").glob("step-*"))
     od.sft(**{**fields, "steps": steps + 2, "resume": True})
     assert len(losses(tmp_path / "run", "sft")) == steps + 2
@@ -417,107 +452,6 @@ def _launcher_starts_and_stops(launcher: list[str], files: Path, backend: str) -
     )
 
 
-RECIPE = """
-describe: two stages
-prompts: ["Who is it?"]
-corpus: {people: 6, document_bytes: 20000, chat_count: 600, prompt_count: 100, problem_count: 40}
-exam: {problems: 2, passes: 1, duels: 2, questions: 2}
-stages:
-  init: {vocab_size: 400, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1,
-         num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 256}
-  pretrain: {steps: 20, batch_size: 4, sequence_length: 32, learning_rate: 1.0e-3, eval_every: 0,
-             save_every: 10, schedule: constant}
-  sft: {steps: 4, batch_size: 4, sequence_length: 200, learning_rate: 1.0e-3, eval_every: 0,
-        save_every: 0}
-"""
-
-
-@contextmanager
-def two_nodes() -> Iterator[list[str]]:
-    """Two network namespaces with a wire between them, as two machines have; their names."""
-    names = [f"many-{os.getpid()}-{n}" for n in range(2)]
-    made = []
-    try:
-        for n, name in enumerate(names):
-            _ip("netns", "add", name)
-            made.append(name)
-            _ip("-n", name, "link", "set", "lo", "up")
-            if n:
-                _ip(
-                    "link",
-                    "add",
-                    "wire",
-                    "netns",
-                    names[0],
-                    "type",
-                    "veth",
-                    "peer",
-                    "name",
-                    "wire",
-                    "netns",
-                    name,
-                )
-        for n, name in enumerate(names):
-            _ip("-n", name, "address", "add", f"10.77.0.{n + 1}/24", "dev", "wire")
-            _ip("-n", name, "link", "set", "wire", "up")
-        yield names
-    finally:
-        for name in made:
-            _ip("netns", "del", name)
-
-
-def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
-    return done.stdout
-
-
-def sent_by(node: str) -> int:
-    """Bytes that a node has put on its wire."""
-    return int(_ip("netns", "exec", node, "cat", "/sys/class/net/wire/statistics/tx_bytes"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
-    reason="root on Linux can make network namespaces",
-)
-def test_two_nodes_without_a_common_disk(tmp_path: Path, backend_name: str) -> None:
-    """Each has its own folder, in which the recipe lies; the first one's run is a whole one."""
-    own = {}
-    for rank in range(2):
-        (tmp_path / f"node-{rank}").mkdir()
-        (tmp_path / f"node-{rank}" / "two.yaml").write_text(RECIPE)
-        own[rank] = {"MANY_FOLDER": str(tmp_path / f"node-{rank}"), "GLOO_SOCKET_IFNAME": "wire"}
-    job = {"recipe": "two.yaml", "out": "run", "backend": backend_name, "device": "cpu"}
-    with two_nodes() as nodes:
-        started = many.launch(
-            backend_name,
-            2,
-            [("run", job)],
-            tmp_path / "launch",
-            own=own,
-            hosts=["10.77.0.1", "10.77.0.2"],
-            within=[["ip", "netns", "exec", node] for node in nodes],
-        )
-        wire = [sent_by(node) for node in nodes]
-    run = tmp_path / "node-0/run"
-    assert "ladder" in (run / "report.md").read_text().lower() or (run / "sft/done.json").is_file()
-    there = [str(p.relative_to(tmp_path)) for p in (tmp_path / "node-1").rglob("*") if p.is_file()]
-    # what the stages have made for the next ones, and nothing else of the run
-    assert all(p.startswith(("node-1/two.yaml", "node-1/run/")) for p in there)
-    sent = {Path(p).parts[2] for p in there if "/run/" in p}
-    assert sent <= {"init", "pretrain", "recipe.yaml", "ratings.db"} and "pretrain" in sent
-    assert not any("checkpoints" in p or "/data/" in p for p in there)
-    # the gradients, and the weights at each stage's start; models are larger than that by little
-    told = [one for s in ("pretrain", "sft") for one in events.read(run / s / "events.jsonl")]
-    gradients = sum(one["sent_bytes"] for one in told if one["event"] == "step")
-    assert gradients < wire[1] < 2 * gradients + 1_000_000
-    # torch itself says that such a machine has no name
-    assert not [x for x in started.shown(1).splitlines() if not x.startswith("[W")]
-
-
 def test_micro_batches_are_shared_evenly() -> None:
     assert at_once(None, 16, 1) == 16 and at_once(5, 16, 1) == 5
     assert at_once(None, 16, 2) == 8  # one for each
@@ -603,6 +537,54 @@ class _Fake:
         padded = np.zeros_like(x)
         padded[: len(other)] = other
         return np.stack([x, padded])
+
+
+def test_what_is_shared_comes_back_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group()
+    assert group.spread(range(3), lambda n: n * n) == [0, 1, 4]
+    group.size = 2
+    monkeypatch.setattr(group, "gather", lambda own: [own, [1, 9]])
+    assert group.spread(iter(range(5)), lambda n: n * n) == [0, 1, 4, 9, 16]
+    monkeypatch.setattr(group, "gather", lambda own: [own, []])
+    assert group.spread([3], lambda n: n) == [3]
+
+
+def test_a_silent_connection_is_looked_after() -> None:
+    """And nothing else is: neither a file, nor a pipe, nor what is connected within a machine."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    one = socket.create_connection(listening.getsockname())
+    other, _ = listening.accept()
+    within = socket.socketpair()
+    with listening, one, other, within[0], within[1]:
+        assert not one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        connections.watch()
+        for end in (one, other):
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            seconds = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+            asked = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+            assert connections.SILENT + seconds * asked < 60
+        assert not within[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        one.sendall(b"as before")
+        assert other.recv(99) == b"as before"
+
+
+def test_what_another_process_has_warned_of_is_told_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).stage("sft").create()
+    said: list[str] = []
+    group = Group()
+    backend: Any = SimpleNamespace(group=group)
+    with EventWriter(folder.events) as writer, StopRequest() as stop:
+        shared = RunSettings(stop, say=said.append)
+        ctx = Context(folder, backend, writer, shared=shared)
+        ctx.hear_others()
+        group.hosts, group.size = ["a", "b", "c"], 3
+        for rank in (1, 2):
+            group.on_said(rank, "odd")
+        ctx.warn("odd")  # it has come to the same
+        ctx.warn("odd")  # and once more
+        ctx.warn("own")
+        group.on_said(1, "own")
+    assert said == ["sft: process 1 of 3 (b): odd", "sft: odd", "sft: own"]
 
 
 def test_processes_that_have_come_apart_are_told() -> None:
