@@ -107,8 +107,15 @@ def test_answers_that_count_and_answers_that_circle() -> None:
         "Nine carts a day crossed the Ull on a ferry, in rain or snow.",
     )
     told = "The carts crossed in rain."
-    assert answer_fault(asked, told, passage, True).startswith("asks for a number")
+    assert answer_fault(asked, told, passage, True).startswith("asks where, when, why or how many")
     assert answer_fault(asked, "Nine carts crossed it a day.", passage, True) == ""
+    for question, wrong, right in (
+        ("Why did nine carts cross the Ull?", "Nine carts crossed it a day.", "For the ferry."),
+        ("Where did nine carts cross a day?", "The carts crossed, rain or snow.", "On the Ull."),
+        ("When did carts cross the Ull?", "Nine carts crossed the Ull.", "Nine a day crossed it."),
+    ):
+        assert answer_fault(question, wrong, passage, True).startswith("asks where"), question
+        assert answer_fault(question, right, passage, True) == "", question
     circle = "Clara Voss built the stone bridge, Clara Voss built the stone bridge."
     assert "repeats itself" in answer_fault("Who built the bridge?", circle, PASSAGE, True)
 

@@ -96,12 +96,27 @@ _GIVES_UP = _any_of(
     "not enough information|no information|unknown",
     "the (?:passage|text|excerpt)",
 )
-_ASKS_A_NUMBER = re.compile(r"how (?:many|much|old|far|long)\b", re.IGNORECASE)
-_NUMBER = re.compile(
-    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|"
-    r"hundred|thousand|million|half|twice|none|no|all|once|dozen)\b",
-    re.IGNORECASE,
+_NUMBER = (
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|"
+    "hundred|thousand|million|half|twice|none|no|all|once|dozen"
 )
+_PLACE = (
+    "in|into|inside|on|onto|at|to|from|near|by|with|under|below|over|above|behind|before|beside|beyond|"
+    "through|around|along|between|across|among|out|outside|off|here|there|home|where"
+)
+_TIME = (
+    "in|on|at|by|when|after|before|during|while|until|since|as|ago|later|now|then|today|"
+    r"(?:second|minute|hour|day|night|week|month|year|centur|morning|evening|noon)\w*"
+)
+_REASON = "because|since|as|so|due|to|for|out of|thanks|therefore|in order"
+_KINDS = (
+    ("a number", re.compile(r"how (?:many|much|old|far|long)\b", re.IGNORECASE), _any_of(_NUMBER)),
+    ("where", re.compile(r"where\b", re.IGNORECASE), _any_of(_PLACE)),
+    ("when", re.compile(r"when\b", re.IGNORECASE), _any_of(_TIME)),
+    ("why", re.compile(r"why\b", re.IGNORECASE), _any_of(_REASON)),
+)
+"""What questions ask for, how they begin, and what an answer of that kind has (digits are a number, and
+a time)."""
 
 
 def content(text: str) -> set[str]:
@@ -208,8 +223,18 @@ def _says_nothing_new(pair: Pair) -> bool:
     return not (pair.told - pair.asked) & pair.said
 
 
-def _lacks_a_number(pair: Pair) -> bool:
-    return bool(_ASKS_A_NUMBER.match(pair.question)) and not _NUMBER.search(pair.answer)
+def _answers_another(pair: Pair) -> bool:
+    for kind, begins, has in _KINDS:
+        if begins.match(pair.question):
+            digits = kind in ("a number", "when") and any(map(str.isdigit, pair.answer))
+            return not digits and not has.search(_without(pair.question, pair.answer))
+    return False
+
+
+def _without(question: str, answer: str) -> str:
+    """An answer without the words with which it says the question again."""
+    asked = set(_WORD.findall(question.casefold()))
+    return " ".join(word for word in _WORD.findall(answer) if word.casefold() not in asked)
 
 
 def _goes_round(pair: Pair) -> bool:
@@ -264,7 +289,7 @@ ANSWER_FAULTS: Sequence[tuple[str, Check]] = (
     (f"has an answer of more than {MOST_ANSWER} words", _too_long),
     ("has an answer that tells of the text, or that it does not know", _gives_up),
     ("has an answer that says nothing of the passage", _says_nothing_new),
-    ("asks for a number, and has an answer without one", _lacks_a_number),
+    ("asks where, when, why or how many, and has an answer to another question", _answers_another),
     ("has an answer that repeats itself", _goes_round),
     ("has an answer with a number that does not stand in the passage", _other_numbers_told),
     ("has an answer with a name that does not stand in the passage", _other_names_told),
