@@ -168,12 +168,13 @@ def test_files_that_are_no_text(tmp_path: Path, data: bytes, reason: str) -> Non
         b"a\0b",
         b"\xff\xfea",
         b"one \0 " + b"Some words of ASCII, and a byte that is zero. " * 99,
+        b"abc \0 def " * 99,
         "déjà \0 ".encode("latin-1") + "là où il était. ".encode("latin-1") * 99,
         bytes(range(256)) * 9,
         b"\1\0 \0\2\0" * 99,
         "cut off\n".encode("utf-16-le") * 9000 + b"\0\xd8 \0",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_one_of_many_texts_that_is_none_is_left_out(tmp_path: Path, data: bytes) -> None:
     for number in range(5):
@@ -196,6 +197,9 @@ def test_one_of_many_texts_that_is_none_is_left_out(tmp_path: Path, data: bytes)
         ("Notes of 1998, déjà vu\n", "utf-16-be"),
         ("日本語の文章です。改行も\nあります。", "utf-16-le"),
         ("a few\n", "utf-32-be"),
+        ("Съешь же ещё этих мягких булок", "utf-16-le"),
+        ("모든 인간은 태어날 때부터 자유로우며", "utf-16-be"),
+        ("人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心。\n" * 9, "utf-16-le"),
         ("Съешь же ещё этих мягких французских булок, да выпей чаю. " * 3, "cp1251"),
         ("いろはにほへと ちりぬるを わかよたれそ つねならむ " * 3, "shift_jis"),
     ],

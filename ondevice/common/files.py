@@ -99,6 +99,6 @@ def sha256_once(file: Path) -> str:
     return _sha256(file, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 14)  # a folder of 10,000 documents is looked at several times
 def _sha256(path: Path, changed: int, size: int, number: int) -> str:
     return sha256(path)

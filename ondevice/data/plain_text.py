@@ -35,6 +35,10 @@ _DIVIDES = " \n\u3000。，"
 _LEAST_DIVIDED = 1 / 500
 """Share of a text that divides words or sentences: bytes of another encoding, taken two at a time, look
 like Chinese in which nothing does."""
+_ASCII = bytes(range(32, 127)) + b"\t\n\r"
+_MOST_ASCII = 0.75
+"""Share of signs of ASCII among bytes that are not zero, from which few zeros lie in a text of one byte
+a letter."""
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before that of UTF-16, with which it begins
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -106,7 +110,10 @@ def marked(head: bytes) -> str:
 def wide(sample: bytes) -> str:
     """UTF-16 or UTF-32 without a mark, in which the first bytes of a file are text; empty where they
     are not. No text of another encoding has a byte that is zero."""
-    if b"\0" not in sample:
+    zeros = sample.count(0)
+    others = len(sample.translate(None, _ASCII)) - zeros
+    few = zeros < len(sample) / 4
+    if not zeros or few and others < (1 - _MOST_ASCII) * (len(sample) - zeros):
         return ""
     best, most = "", 0
     for encoding in _WIDE:
