@@ -231,16 +231,23 @@ def test_more_is_asked_beside_what_was_asked(
     twice = od.ask(folder, model, out=out, **{**COMMON, "questions": 2, "batch_size": 4}, limit=4)
     assert twice["passages"] == 4 and twice["written"] == 8
     assert twice["rejected"].get("was asked before", 0) >= 4  # this model says the same again
-    (folder / "new.md").write_text("In the town 77 Anna 77 lives, and there are many towns. " * 8)
+    new = "In the town 77 Anna 77 lives, and there are many towns. " * 8
+    for n in range(2):  # a passage that two documents hold is asked about once
+        (folder / f"new{n}.md").write_text(f"{new}\n\n" + f"Other words of {n} stand here. " * 40)
     every = od.ask(folder, model, out=out, **COMMON)
     assert every["passages"] > 4 and len(asked) == len(set(asked)) == every["written"]
     assert "town 77" in out.read_text() and out.read_text().startswith(rows)
     less = od.ask(folder, model, out=out, **COMMON, limit=1)
     assert less == every
-    (folder / "new.md").unlink()
+    (folder / "new0.md").unlink()
+    (folder / "new1.md").unlink()
     without = od.ask(folder, model, out=out, **COMMON)
     assert without["gone"] and "town 77" not in out.read_text()
     assert f"{without['gone']:,} more were asked before" in ask_documents.render(without)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.md").write_text("In the town 99 Anna 99 has her house. " * 9)
+    with pytest.raises(UserError, match="was asked of other documents"):
+        od.ask(tmp_path / "others", model, out=out, **COMMON)
 
 
 def test_no_file_of_a_person_is_written_over(model: Path, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ class _Asker:
 
     def run(self, found: Passages) -> None:
         """Asks what the journal does not have, and tells how far that is."""
-        before = self._asked_before()
+        before = self._asked_before(found)
         enough = sum(len(before.get(int(key), ())) >= self.cfg.questions for key in found.chosen)
         together = max(1, self.cfg.batch_size // self.cfg.questions)
         with Progress("ask", len(found.chosen), enough) as bar:
@@ -234,24 +234,35 @@ class _Asker:
                 enough += len(part)
                 bar.update(enough, {"written": self.written, "kept": self.kept})
 
-    def _asked_before(self) -> dict[int, list[str]]:
+    def _asked_before(self, found: Passages) -> dict[int, list[str]]:
         """What was asked of each passage by the journal, by its key; empty for each question that is
-        not used."""
-        found: dict[int, list[str]] = {}
+        not used. Raises UserError where all of it is about other documents."""
+        before: dict[int, list[str]] = {}
+        here = 0
         for line in self.journal.asked():
-            questions = found.setdefault(key_of(line["passage"]), [])
+            here += line["passage"] in found
+            questions = before.setdefault(key_of(line["passage"]), [])
             for one in line["asked"]:
                 self._count(fault_of(one, line["passage"]))
                 good = not question_fault(one["question"], line["passage"])
                 if good:
                     self.repeats.seen(one["question"], questions)
                 questions.append(one["question"] if good else "")
-        return found
+        if before and not here:
+            raise UserError(
+                "was asked of other documents: these hold none of its passages",
+                where=str(self.journal.file),
+                hint="give another --out, or --again to begin anew",
+            )
+        return before
 
     def _waiting(self, found: Passages, before: dict[int, list[str]]) -> Iterator[Passage]:
         """Passages that were not asked as often as wanted, each once."""
+        taken: set[int] = set()
         for passage in found:
-            if len(before.setdefault(passage.key, [])) < self.cfg.questions:
+            had = before.setdefault(passage.key, [])
+            if len(had) < self.cfg.questions and passage.key not in taken:
+                taken.add(passage.key)
                 yield passage
 
     def _count(self, fault: str) -> None:
