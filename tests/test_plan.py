@@ -17,11 +17,11 @@ import small_stages
 from device import DEVICE
 from ondevice import cli
 from ondevice.common import user_cache
-from ondevice.common.errors import UserError
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.physical_memory import process_memory
 from ondevice.config.recipe import recipe_names
 from ondevice.config.sizes import parse_memory
-from ondevice.config.stages import PretrainConfig
+from ondevice.config.stages import PretrainConfig, StageConfig
 from ondevice.data import hub_datasets
 from ondevice.data.rows import AS_IS
 from ondevice.models.shapes import shapes
@@ -37,9 +37,12 @@ from ondevice.planning.report import render
 from ondevice.planning.row_sample import MOST_BYTES, sample_rows
 from ondevice.planning.trained import Trained, trained_by
 from ondevice.planning.work import Decode, pass_of
+from ondevice.runs.contents import planned_seconds, recipe_stages
 from ondevice.runs.events import read
+from ondevice.runs.folder import RunFolder
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import available, costs_of
+from ondevice.stages import pipeline
 
 RATES = Rates(1.2, 1e-10, 1e-4)
 SPEEDS = Speeds(((64.0, 1e10), (512.0, 4e10)), 5e9, 1e6, RATES, RATES, RATES)
@@ -367,6 +370,30 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path, cache: Path)
     with pytest.raises(UserError, match="pretrain does not fit|init does not fit"):
         od.run("minute", memory="2MB", out=str(tmp_path / "run"), backend="torch", device="cpu")
     assert not list((tmp_path / "run").glob("*/events.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_run_keeps_what_its_stages_are_to_take(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the time that is left of it, where this machine was measured; what goes on has it still."""
+
+    def stage(name: str, cfg: StageConfig, folder: RunFolder, **known: Any) -> Path:
+        folder.create()
+        known["caller"].on_ready()
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(pipeline, "run_stage", stage)
+    for name in ("unmeasured", "measured"):
+        run = RunFolder(tmp_path / name)
+        if name == "measured":
+            calibrate()
+        for resume in (False, True):
+            with pytest.raises(Interrupted):
+                od.run("minute", out=str(run.path), backend="torch", device="cpu", resume=resume)
+            seconds = planned_seconds(run)
+            assert list(seconds) == ([] if name == "unmeasured" else recipe_stages(run))
+    assert seconds["pretrain"] > 1 and seconds["rate"] == 0
 
 
 def test_a_full_disk_is_refused(

@@ -45,21 +45,22 @@ def plan_at_start(
     return plan, line(plan, found_fit)
 
 
-def refuse_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises UserError for a recipe of which a stage does not fit, before its first stage begins,
-    unless `anyway`."""
+def plan_recipe_at_start(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """{stage: seconds that it is to take}, of a machine that is not measured {}. Raises UserError
+    for a recipe of which a stage does not fit, before its first stage begins, unless `anyway`."""
     first = next(iter(recipe.stages.values()))
-    if first.anyway:
-        return
     machine = _machine(first)
     try:
         report = plan_recipe(recipe, folder, machine)
     except UserError:
-        return  # the stage says it itself, better
+        return {}  # the stage says it itself, better
     for row in report["stages"]:
-        if row["fits"] == "no":
+        if row["fits"] == "no" and not first.anyway:
             needed = row["disk"] if row["on_disk"] else 0.0
             refuse(row["stage"], Verdict(row["fits"], row["why"], row["change"], needed), folder)
+    if machine.speeds is None:
+        return {}
+    return {row["stage"]: row["seconds"] or 0.0 for row in report["stages"]}  # None: it is nothing
 
 
 def _machine(cfg: StageConfig) -> Machine:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
 from ondevice.runs import order
 from ondevice.runs.folder import RunFolder
 
@@ -40,6 +41,22 @@ def votes_of_people(run: Path) -> Votes:
             return Votes(len(voted), len(pairs.difference(voted)), "")
     except UserError as problem:
         return Votes(0, 0, problem.message)
+
+
+def planned_seconds(run: RunFolder) -> dict[str, float]:
+    """{stage: seconds that its run's plan gives it}; none where there is no plan, or a damaged one,
+    which is an estimate alone."""
+    try:
+        seconds = read_json(run.plan).get("seconds")
+    except UserError:
+        return {}
+    if not isinstance(seconds, dict):
+        return {}
+    return {
+        name: float(value)
+        for name, value in seconds.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    }
 
 
 def recipe_stages(run: RunFolder) -> list[str]:

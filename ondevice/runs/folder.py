@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
+    def plan(self) -> Path:
+        """`{"seconds": {stage: seconds that it is to take}}`, where that was known at the start."""
+        return self.path / "plan.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.md"
 

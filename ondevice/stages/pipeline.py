@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import EvalSuite
 from ondevice.evaluation.ordered import OrderedExam
 from ondevice.evaluation.stage_exam import BuiltinExam
-from ondevice.planning.start import refuse_recipe
+from ondevice.planning.start import plan_recipe_at_start
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
 from ondevice.runs.context import Exam, RunSettings
@@ -99,8 +100,9 @@ def _run(cfg: RunConfig, sets: Sequence[str], began: float) -> Path:
     folder = _run_folder(recipe, cfg)
     if not folder.recipe.is_file():
         recipe, record = begun(cfg, recipe, folder)
+    seconds: dict[str, float] = {}
     if not _goes_on(cfg):
-        refuse_recipe(recipe, folder.path)
+        seconds = plan_recipe_at_start(recipe, folder.path)
     start = _start_model(recipe, name)
     timed = None
     if record is not None:
@@ -118,7 +120,7 @@ def _run(cfg: RunConfig, sets: Sequence[str], began: float) -> Path:
     )
     to_stderr(f"{recipe.name}: {' → '.join(recipe.stages)}, in {folder.path}")
     with stop, pause():
-        _run_stages(cfg, recipe, folder, shared=shared, start=start, timed=timed)
+        _run_stages(cfg, recipe, folder, shared=shared, start=start, timed=timed, seconds=seconds)
         write_report(folder, timed.told() if timed is not None else ())
     if timed is not None:
         to_stderr(timed.ended())
@@ -195,9 +197,11 @@ def _run_stages(
     shared: RunSettings,
     start: str,
     timed: Timed | None = None,
+    seconds: Mapping[str, float],
 ) -> None:
     """Runs the recipe's stages, each from what the stages before it have made, the first from the
-    model `start` where one is named. `timed` divides what is left of a time before each. Raises
+    model `start` where one is named. `timed` divides what is left of a time before each; `seconds`
+    that the stages are to take, where that is known, are kept for whoever watches. Raises
     Interrupted between two stages where a stop was requested.
     """
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
@@ -211,6 +215,8 @@ def _run_stages(
     # replace the recipe there.
     def keep_recipe() -> None:
         write_file(folder.recipe, recipe_text(dataclasses.replace(recipe, stages=settled)))
+        if seconds:
+            write_file(folder.plan, json.dumps({"seconds": dict(seconds)}, indent=1) + "\n")
 
     def keep_settled(name: str, cfg: StageConfig) -> None:
         settled[name] = with_rules_of(settled[name], cfg)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ondevice.common.clock import ticks
-from ondevice.runs.contents import Votes, recipe_stages, votes_of_people
+from ondevice.runs.contents import Votes, planned_seconds, recipe_stages, votes_of_people
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.listing import is_run, run_paths, run_record, space, stage_state, unreadable
 from ondevice.runs.logs import unstarted_stages
@@ -45,7 +45,8 @@ class RunsReader:
         self.unread = 0  # runs that are there and that no look has come to yet
 
     def read(self, chosen: Path | None = None) -> list[dict[str, Any]]:
-        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": people's, "pending":
+        """[{"run", "path", "began", "recipe": [stages of its recipe], "planned": {stage:
+        seconds}, "votes": people's, "pending":
         pairs on which nobody has voted, "ratings": whether it has any, "ratings_trouble": why they
         cannot be read, "unstarted": {stage: the last line of a process that ended, or was lost,
         before it had begun it}, "bytes": that it takes of the disk, None: not read yet, or not
@@ -151,6 +152,7 @@ class RunsReader:
             read = {
                 **run_record(run, stages),
                 "recipe": recipe,
+                "planned": self._planned(run),
                 "votes": votes.given,
                 "pending": votes.pending,
                 "ratings_trouble": votes.trouble,
@@ -165,6 +167,7 @@ class RunsReader:
             return {
                 **wrong,
                 "recipe": [],
+                "planned": {},
                 "votes": 0,
                 "pending": 0,
                 "ratings_trouble": "",
@@ -191,6 +194,9 @@ class RunsReader:
     def _recipe(self, run: RunFolder) -> list[str]:
         # parsing YAML takes longer than all the rest
         return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
+
+    def _planned(self, run: RunFolder) -> dict[str, float]:
+        return self._once("plan", run.path, _stamp(run.plan), lambda: planned_seconds(run))
 
     def _votes(self, run: Path) -> Votes:
         # here, in a thread: the first screen waits for no database

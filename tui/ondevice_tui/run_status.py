@@ -207,7 +207,7 @@ def _to_rate(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[st
     """
     if not run.get("ratings"):
         told = "needs answers to choose among: sample writes some"
-        return _waits(name, told, "no pairs yet: g there samples some", "rate")
+        return _waits(name, told, "no pairs yet: m there samples some", "rate")
     state = "waits"
     told = "its ratings hold no pair yet"
     votes = run.get("votes") or 0
@@ -238,7 +238,7 @@ def _wants(
     if _learns_from_votes(name) and not rated:
         return (
             "needs pairs: rate some answers first",
-            "no votes yet: r rates, or name a file of pairs in its form",
+            "no votes yet: 4 rates, or name a file of pairs in its form",
         )
     if _needs_reward_model(name) and not _has_reward_model(states):
         return (
@@ -363,36 +363,75 @@ def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
 
 
 def left(stage: Mapping[str, Any]) -> str:
-    """Time left by the pace of work since it began, or since it went on last: "9:12 left"; what was
-    a pause meanwhile does not count. Until a step is done, what its plan said; empty where that is
-    not known.
-    """
+    """Time left: "9:12 left", by its plan "≈ 9:12 left"; empty where neither is known."""
+    seconds, measured = seconds_left(stage)
+    if seconds is None:
+        return ""
+    return f"{'' if measured else '≈ '}{duration(seconds)} left"
+
+
+def seconds_left(stage: Mapping[str, Any]) -> tuple[float | None, bool]:
+    """(seconds, whether they are measured): by the pace of work since it began, or since it went on
+    last; what was a pause meanwhile does not count. Until a step is done, what its plan said."""
     step = stage["step"]
     total = stage["steps"]
     if not isinstance(step, int) or not isinstance(total, int) or step >= total:
-        return ""
+        return None, False
     if stage["since"] is None or stage["last"] is None:
-        return ""
+        return None, False
     began, first_step = stage["since"]
     done = step - first_step
     seconds = stage["last"] - began - (stage.get("idle") or 0.0)
     if done > 0 and seconds > 0:
-        return f"{duration(seconds * (total - step) / done)} left"
+        return seconds * (total - step) / done, True
     planned = stage.get("planned")
-    if planned:
-        return f"≈ {duration(planned * (total - step) / total)} left"
-    return ""
+    return (planned * (total - step) / total if planned else None), False
+
+
+def run_seconds_left(run: Mapping[str, Any]) -> float | None:
+    """Of work, of the stage that trains and of those that its recipe has after it: their plan, as
+    much longer or shorter as the work so far took than its own. Pauses count in neither, nor what a
+    person takes to rate. None where a stage has no plan, or the run has a time of its own."""
+    recipe = list(run.get("recipe") or ())
+    planned: Mapping[str, float] = run.get("planned") or {}
+    states = {stage["stage"]: stage for stage in run["stages"]}
+    name = _first_in(states, ("training",))
+    if name not in recipe or any(one not in planned for one in recipe):
+        return None
+    now = states[name]
+    if run_time_of(now) is not None:
+        return None
+    took = foreseen = 0.0
+    for one, stage in states.items():
+        share = 1.0 if stage["state"] == "done" else _share(stage)
+        worked = _seconds(stage)
+        if one in planned and share and worked is not None and worked > 0:
+            took += worked
+            foreseen += planned[one] * share
+    pace = took / foreseen if took > 0 and foreseen > 0 else 1.0
+    left_now, measured = seconds_left(now)
+    if left_now is None or not measured:
+        left_now = pace * planned[name] * (1 - (_share(now) or 0.0))
+    after = recipe[recipe.index(name) + 1 :]
+    return left_now + pace * sum(planned[one] for one in after)
 
 
 def place_in_recipe(run: Mapping[str, Any] | None) -> str:
-    """Where a run that trains is in its recipe: "step 2 of 8"; else empty."""
+    """Where a run that trains is in its recipe: "step 2 of 8, ≈ 6:10 left of the run"; else empty."""
     if not run:
         return ""
     recipe = list(run.get("recipe") or ())
     for stage in run["stages"]:
         if stage["state"] == "training" and stage["stage"] in recipe:
-            return f"step {recipe.index(stage['stage']) + 1} of {len(recipe)}"
+            place = f"step {recipe.index(stage['stage']) + 1} of {len(recipe)}"
+            return ", ".join(filter(None, [place, run_left(run)]))
     return ""
+
+
+def run_left(run: Mapping[str, Any]) -> str:
+    """ "≈ 6:10 left of the run"; empty where that is not known."""
+    seconds = run_seconds_left(run)
+    return "" if seconds is None else f"≈ {duration(seconds)} left of the run"
 
 
 def time_used(stage: Mapping[str, Any]) -> str:
