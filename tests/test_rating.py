@@ -418,11 +418,12 @@ def test_a_vote_in_words(tmp_path: Path, width: int, given: dict[str, Any], told
 
 @pytest.mark.slow
 def test_single_keys_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
-    for keys in (b"a", b"B", b"\x1b[A\x1bOB\x1b[1;5Bu", b"t"):  # arrows are no A and no B
+    # arrows are no < and no >, and letters are other keys in the app: they are no votes
+    for keys in (b"1", b">", b"a", b"n", b"\x1b[A\x1bOB\x1b[1;5Bu", b"t"):
         terminal.wait_for(PROMPT)
         terminal.type(keys)
     terminal.wait_for(PROMPT)
-    terminal.type(b"n")
+    terminal.type(b"N")
     terminal.wait_for(b"note: ")
     terminal.type("größer\n".encode())
     terminal.wait_for(PROMPT)
@@ -445,7 +446,7 @@ def test_single_keys_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
 def test_the_terminal_is_put_back(terminal: Terminal, tmp_path: Path, how: str, code: int) -> None:
     terminal.wait_for(PROMPT)
     assert termios.tcgetattr(terminal.slave) != terminal.modes
-    terminal.type(b"a")
+    terminal.type(b"1")
     terminal.wait_for(PROMPT)
     if how == "ctrl-d":
         terminal.type(b"\x04")
@@ -462,7 +463,7 @@ def test_an_order_typed_key_by_key(tmp_path: Path) -> None:
     path = fill(tmp_path / "r.db", 3, width=3)
     terminal = Terminal("rate", str(path), "--rater", "ann")
     try:
-        for keys in (b"ca", b"b\r", b"ab\x7f"):
+        for keys in (b"31", b"2\r", b"12\x7f"):
             terminal.wait_for(PROMPT)
             terminal.type(keys)
             terminal.wait_for(b"rated")
@@ -481,7 +482,7 @@ def test_every_vote_outlives_a_kill(tmp_path: Path) -> None:
     """After each vote, as soon as the next pair is asked for, the program is killed: the vote is
     there, and the next start goes on at the next pair."""
     path = fill(tmp_path / "r.db", 6)
-    for count, key in enumerate((b"a", b"b", b"t", b"x"), 1):
+    for count, key in enumerate((b"1", b"2", b"t", b"x"), 1):
         terminal = Terminal("rate", str(path), "--rater", "ann")
         try:
             terminal.wait_for(PROMPT)

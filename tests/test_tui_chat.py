@@ -56,7 +56,7 @@ def test_a_conversation(tmp_path: Path, size: tuple[int, int]) -> None:
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         text = await until_shown(pilot, "first · pretrain", "Enter sends")
         assert fits(text, size) and "temperature 0.8" in text
         await pilot.press(*"hi", "space", *"q1?", "enter")  # keys of other screens are letters here
@@ -85,7 +85,7 @@ def test_another_answer_an_edit_a_system_prompt_and_a_copy(tmp_path: Path) -> No
     run = a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "first · pretrain", "Enter sends")
         pane = app.screen.query_one("#pane-a", Pane)
         area = app.screen.query_one("#say", SafeArea)
@@ -147,7 +147,7 @@ def test_two_models_side_by_side_and_the_settings(tmp_path: Path) -> None:
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "first · pretrain")
         await pilot.press("ctrl+o")
         await until_shown(pilot, "which model")
@@ -175,7 +175,7 @@ def test_a_model_that_fails_is_told_and_can_be_asked_again(tmp_path: Path) -> No
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await say(pilot, "crash")
         await until_shown(pilot, "ended: out of memory")
         await say(pilot, "again")
@@ -197,14 +197,14 @@ def test_leaving_lets_the_model_go(tmp_path: Path) -> None:
     seen: list[int] = []
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await say(pilot, "hello")
         await until_shown(pilot, "hello 0")
         (pid,) = pids(app)
         await pilot.press("escape")
         await until(pilot, lambda: app.current_mode == "road")
         await until(pilot, lambda: not os.path.exists(f"/proc/{pid}"), "the worker is gone")
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "hello 0")  # the conversation is still there
         await say(pilot, "back")
         await until_shown(pilot, "3 back 0")
@@ -216,7 +216,7 @@ def test_leaving_lets_the_model_go(tmp_path: Path) -> None:
 
 def test_no_model_says_what_to_do(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "No model yet")
         await say(pilot, "hello")
         await pilot.press("ctrl+t")
@@ -237,20 +237,20 @@ def test_an_answer_is_kept_as_a_pair(tmp_path: Path) -> None:
     run = a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "Enter sends")
-        await pilot.press("ctrl+g")
+        await pilot.press("f4")
         await until_shown(pilot, "nothing to keep yet")
         app.clear_notifications()
         await say(pilot, "the same")
         await until_shown(pilot, "1 the same 0")
-        await pilot.press("ctrl+g")
+        await pilot.press("f4")
         await until_shown(pilot, "it says the same again")
         app.clear_notifications()
         await say(pilot, "Question?")
         await until_shown(pilot, "3 answer 3 at 0.8 0")
         for key in ("escape", "1"):
-            await pilot.press("ctrl+g")
+            await pilot.press("f4")
             await until_shown(pilot, "which answer is better?", "answer 1004 at 0.8")
             assert not (run.path / "ratings.db").exists()
             await pilot.press(key)
@@ -272,21 +272,21 @@ def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(
     write_done(run.stage("sft"), [])
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "Enter sends")
         await pilot.press("ctrl+o", "down", "enter")
         await until_shown(pilot, "first · pretrain")
         await say(pilot, "the same")
         await until(pilot, lambda: not app.screen.busy)  # type: ignore[attr-defined]
         app.screen.query_one("#pane-b", Pane).turns[-1]["content"] = "another"
-        await pilot.press("ctrl+g")
+        await pilot.press("f4")
         await until_shown(pilot, "1 · first-sft", "2 · first-pretrain")
         await pilot.press("2")
         await until_shown(pilot, "kept in first/ratings.db")
         app.clear_notifications()
         await say(pilot, "and now")
         await until(pilot, lambda: not app.screen.busy)  # type: ignore[attr-defined]
-        await pilot.press("ctrl+g")
+        await pilot.press("f4")
         await until_shown(pilot, "answered differently before")
 
     play(tmp_path, script, (120, 36))
@@ -305,7 +305,7 @@ def test_several_lines_are_pasted_typed_and_sent(tmp_path: Path, size: tuple[int
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "Enter sends")
         area = app.screen.query_one("#say", SafeArea)
         paste(pilot, "first\nsecond\n\tthird")
@@ -341,7 +341,7 @@ def test_what_was_refused_stands_in_the_input_again(tmp_path: Path, text: str, s
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "Enter sends")
         await say(pilot, text)
         await until_shown(pilot, says)
@@ -363,7 +363,7 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         await until_shown(pilot, "▸ first")
         rows = app.screen.query_one("#stages", Rows)
         rows.highlighted = 0
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "first · init")
         await say(pilot, "hello")
         await until_shown(pilot, "tok/s")
@@ -371,7 +371,7 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         app.choose(tmp_path / "second")
         await until_shown(pilot, "▸ second")
         rows.highlighted = 1
-        await pilot.press("c")
+        await pilot.press("6")
         text = await until_shown(
             pilot, "second · pretrain", "From here on second · pretrain answers", "hello"
         )
@@ -384,11 +384,11 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         await until_shown(pilot, "From here on first · init answers")
         await pilot.press("escape", "6")
         await until_shown(pilot, "first · init")  # as it was left
-        await pilot.press("escape", "c")
+        await pilot.press("escape", "6")
         await until_shown(pilot, "From here on second · pretrain answers")
         await pilot.press("escape")
         rows.highlighted = 2  # it died, and left no model
-        await pilot.press("c")
+        await pilot.press("6")
         await until(
             pilot,
             lambda: any("sft of this run has no model" in n.message for n in app._notifications),
@@ -402,7 +402,7 @@ def test_another_model_takes_the_conversation_over(tmp_path: Path) -> None:
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "first · pretrain")
         await say(pilot, "hello")
         await until_shown(pilot, "1 hello 0")
@@ -439,7 +439,7 @@ def test_what_the_chat_template_is_told_is_seen_and_changed(
         await pilot.press("enter")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "first · sft")
         await say(pilot, "template")
         await until_shown(pilot, "1 told nothing", "first · sft · thinks false")
@@ -485,7 +485,7 @@ def test_a_conversation_is_saved_and_taken_up_again(tmp_path: Path, size: tuple[
         return conversations.saved(run.path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "first · pretrain", "Enter sends")
         await pilot.press("ctrl+s")
         await until_shown(pilot, "nothing to save yet")

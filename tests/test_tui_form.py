@@ -242,7 +242,7 @@ def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> N
         app.push_screen(StartScreen("sft", {"model": str(model), "out": out, "steps": 5}))
         await until_shown(pilot, "ready: ctrl+g starts it")
         await until(pilot, lambda: not form(app)._coming)
-        await pilot.press("ctrl+o")  # all of them
+        await pilot.press("ctrl+e")  # all of them
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         flag = fields["keep_awake"]
 
@@ -300,7 +300,7 @@ def test_the_form_checks_says_the_command_and_starts(
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         app.screen.query_one("#stages", Rows).highlighted = 1
-        await pilot.press("s")
+        await pilot.press("g")
         await until_shown(pilot, "start pretrain", "✓ ready")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         assert fields["model"].entry == str(run.stage("init").model)
@@ -455,7 +455,7 @@ def test_groups_fold_and_what_is_changed_stays_in_view(
         await until(pilot, lambda: app.focused is fields["beta1"].control)
         text = shown(app)
         assert fits(text, size) and "q quit" in text
-        await pilot.press("ctrl+o")
+        await pilot.press("ctrl+e")
         await until(pilot, lambda: visible() == set(fields))
 
     play(tmp_path, script, size)
@@ -505,7 +505,7 @@ def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(
         await until_shown(pilot, "start sft")
         await until(pilot, lambda: not app.screen._coming)  # type: ignore[attr-defined]
         flag = next(field for field in app.screen.query(Field) if field.spec.name == "packing")
-        await pilot.press("ctrl+o")
+        await pilot.press("ctrl+e")
         flag.control.focus()
         row = await until_shown(pilot, "[x] yes" if flag.entry else "[ ] no")
         assert "X" not in row.replace("XDG", "")

@@ -87,7 +87,7 @@ def test_everything_is_seen_before_it_is_sent(
     write_run(tmp_path / "first")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         text = await until_shown(
             pilot,
             "4.5 MB  model.safetensors",
@@ -143,20 +143,20 @@ def test_what_is_sent_is_chosen(tmp_path: Path, asked: list[Any], begun: list[An
         await pilot.press("7")
         await until(pilot, lambda: asked)
         for key, field, value in (
-            ("t", "stage", "pretrain"),
-            ("t", "stage", "init"),
-            ("t", "all_stages", True),
-            ("t", "dataset", True),
-            ("t", "stage", "sft"),
-            ("o", "with_optimizer", True),
-            ("v", "public", True),
+            ("tab", "stage", "pretrain"),
+            ("tab", "stage", "init"),
+            ("tab", "all_stages", True),
+            ("tab", "dataset", True),
+            ("tab", "stage", "sft"),
+            ("B", "with_optimizer", True),
+            ("A", "public", True),
         ):
             count = len(asked)
             await pilot.press(key)
             await until(pilot, lambda count=count: len(asked) > count)  # type: ignore[misc]
             assert asked[-1][field] == value, key
         await until_shown(pilot, "PUBLIC: everyone can see it", "with the optimizer's state")
-        await pilot.press("n", "ctrl+u", *"team/m", "enter")
+        await pilot.press("f2", "ctrl+u", *"team/m", "enter")
         await until(pilot, lambda: asked[-1]["repo_id"] == "team/m")
         assert (
             app.current_mode == "push"
@@ -182,7 +182,7 @@ def test_without_a_login_nothing_is_sent(
     monkeypatch.setattr(push_process, "ask_plan", ask)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         await until_shown(pilot, "✗ nobody is logged in (`hf auth login`")
         await pilot.press("g")
         await pilot.pause()
@@ -201,7 +201,7 @@ def test_a_plan_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(push_process, "ask_plan", ask)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         await until_shown(pilot, "✗ model.safetensors is missing")
 
     play(tmp_path, script)
@@ -214,7 +214,7 @@ def test_a_push_that_failed_is_gone_on_with(
     run = write_run(tmp_path / "first")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         await until(pilot, lambda: asked)
         await pilot.press("R")
         await pilot.pause()
@@ -236,9 +236,9 @@ def test_a_push_that_failed_is_gone_on_with(
 @pytest.mark.slow
 def test_nothing_to_send(tmp_path: Path, asked: list[Any]) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         await until_shown(pilot, "Nothing to send yet")
-        for key in ("g", "t", "R", "v"):
+        for key in ("g", "tab", "R", "A"):
             await pilot.press(key)
         assert not asked
 
@@ -273,7 +273,7 @@ def test_hostile_text(
     write_run(tmp_path / "first")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         await until_shown(pilot, "2 files")
         await pilot.press("g", "y")
         await until(pilot, lambda: begun)
@@ -318,7 +318,7 @@ def test_a_real_push(server: HubServer, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("p")
+        await pilot.press("7")
         await until_shown(pilot, "logged in as me", "model.safetensors", "README.md")
         await pilot.press("g", "y")
         await until_shown(pilot, f"✓ {server.address}/me/first", "private")

@@ -67,7 +67,7 @@ def rate(folder: Path, keys: list[str], size: tuple[int, int] = (80, 24)) -> str
     seen: list[str] = []
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until(pilot, lambda: isinstance(app.screen, RateScreen))
         await settled(app, pilot)
         for key in keys:
@@ -140,7 +140,7 @@ def test_a_note_of_several_lines(tmp_path: Path) -> None:
     queue(run, 1)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await pilot.press("N")
         await until_shown(pilot, "a note on this pair")
@@ -194,7 +194,7 @@ def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
     assert vote.seen_end is False
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 1?")
         panes = [pane for pane in app.screen.query(Answer) if pane.display]
         for _ in range(200):
@@ -228,7 +228,7 @@ def test_the_question_is_in_view_and_scrolls(tmp_path: Path, size: tuple[int, in
     a_chat(run, CHAT)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         text = await until_shown(
             pilot, "Now explain it.", "question · 3 earlier messages: c", "more: J"
         )
@@ -261,7 +261,7 @@ def test_the_whole_conversation_on_a_key(tmp_path: Path) -> None:
     a_chat(run, CHAT)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "earlier messages: c")
         await pilot.press("c")
         await until_shown(pilot, "the whole conversation", "You are terse.")
@@ -364,7 +364,7 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
             async with app.run_test(size=(80, 24)) as pilot:
                 while app.runs is None:
                     await pilot.pause(0.05)
-                await pilot.press("r")
+                await pilot.press("4")
                 await pilot.pause()
                 for key in keys.split(","):
                     before = app.screen.item.id
@@ -403,7 +403,7 @@ def test_a_held_database_freezes_nothing_and_loses_nothing(
     queue(run, 3)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await pilot.press("left")
         await until_shown(pilot, "Question 1?")
@@ -439,7 +439,7 @@ def test_a_wait_for_the_database_is_no_longer_told_when_it_is_over(tmp_path: Pat
     queue(run, 3)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         held = sqlite3.connect(run.path / "ratings.db", isolation_level=None)
         held.execute("BEGIN IMMEDIATE")
@@ -462,7 +462,7 @@ def test_a_note_that_cannot_be_stored_stays_in_its_field(
     queue(run, 3)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await pilot.press("N")
         await until_shown(pilot, "a note on this pair")
@@ -489,7 +489,7 @@ def test_an_odd_database_is_named_and_repaired(tmp_path: Path) -> None:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "its ratings: lacks the table live")
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?", "was damaged")
         await pilot.press("left")
         await until_shown(pilot, "Question 1?")
@@ -522,7 +522,7 @@ def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path:
         ratings.vote(1, live_sampling.rater_name(), "last week", "tie")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 1?")
         for key in ("shift+right", "x", "s"):
             await settled(app, pilot)
@@ -564,7 +564,7 @@ def test_a_vote_of_another_window_is_told_before_it_is_replaced(tmp_path: Path) 
     queue(run, 3)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         with Ratings.open(run.path) as other:
             other.vote(1, live_sampling.rater_name(), "another window", "tie")
@@ -589,7 +589,7 @@ def test_a_database_that_is_moved_away_takes_no_votes(
     queue(run, 3)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await pilot.press("left")
         await until_shown(pilot, "Question 1?")
@@ -615,7 +615,7 @@ def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(
     queue(run, 3)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         with sqlite3.connect(run.path / "ratings.db") as raw:
             raw.execute("UPDATE item SET shown = '[7, 0]' WHERE id = 2")
@@ -636,7 +636,7 @@ def test_what_was_read_is_told_of_the_pair_that_is_shown(tmp_path: Path) -> None
             ratings.add("first", f"Question {i}?", responses, seed=0)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         screen = app.screen
         assert isinstance(screen, RateScreen)

@@ -178,8 +178,14 @@ def test_a_key_does_the_same_in_the_app_and_in_the_terminal() -> None:
     assert {"q", "question_mark"} <= {key for key in keys_of(OndeviceApp)}
     for key in SAME:
         assert key in terminal_text.HELP or key.isdecimal()
-    # letters of answers in the terminal are no deed in the app
-    assert {rate[key] for key in "abAB"} == {"letter"}
+    assert [rate[key] for key in ("less_than_sign", "greater_than_sign")] == [
+        "pick(0, 2)",
+        "pick(1, 2)",
+    ]
+    assert [terminal._letters(key, 2) for key in "12<>"] == ["a", "b", "A", "B"]
+    assert [terminal._letters(key, 3) for key in "13<"] == ["a", "c", "<"]
+    # a letter that would be an answer in a line is no vote in the app, nor on a terminal
+    assert {rate[key] for key in "abABn"} == {"letter"} and set("abABn") < set(terminal._NO_KEYS)
 
 
 def test_the_cards_of_rating_have_the_keys_of_the_screen() -> None:
@@ -234,7 +240,7 @@ def test_reading_by_pages_and_one_box(tmp_path: Path) -> None:
     long_pair(run)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         text = await until_shown(pilot, "Which?", "% read", "snake_case", "def f(x):")
         assert fits(text, (80, 24)) and "**bold**" not in text
         answers = app.screen.query_one(Answers)
@@ -264,7 +270,7 @@ def test_history_changes_a_vote(tmp_path: Path) -> None:
     queue(run, 4)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         for key in ("left", "t", "f"):
             await pilot.press(key)
@@ -302,7 +308,7 @@ def test_disagreements_are_settled_by_keys(tmp_path: Path) -> None:
             ratings.vote(item, "Bob", "s", ranking=[1])
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "H history (2 to settle)")
         await pilot.press("H", "left")
         await until_shown(pilot, "[disagreements 2]", "Ada", "Bob")
@@ -324,11 +330,11 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
     queue(run, 4)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await pilot.press("I")
         await until_shown(pilot, "No guidelines yet", "everybody is asked every pair")
-        await pilot.press("e")
+        await pilot.press("f2")
         await until_shown(pilot, "overlap", "feedback")
         await pilot.press(*"**Short** wins")
         app.screen.query_one("#field-reasons", Input).value = "false, rude"
@@ -379,7 +385,7 @@ def test_two_people_at_once_get_other_pairs_and_a_known_answer_is_told(tmp_path:
     queue(run, 2)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         with Ratings.open(run.path) as ratings:
             other = terminal.next_turn(ratings, Asking("Bob", "Bob's window")).item
@@ -412,7 +418,7 @@ def test_a_known_answer_is_told_beneath_the_next_pair(tmp_path: Path) -> None:
         change_project(ratings, feedback=True)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Known 0?")
         await pilot.press("x")
         await until_shown(pilot, "Known 1?", "you said all bad (0 of 1 right)")

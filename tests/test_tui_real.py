@@ -82,7 +82,7 @@ def test_a_stage_outlives_the_app_and_is_found_again(
         )
         app.look()
         await until_shown(pilot, "pretrain   ✓ done")
-        await pilot.press("w" if app.screen.highlighted.stage == "pretrain" else "2")  # type: ignore[attr-defined]
+        await pilot.press("2")
         text = await until_shown(pilot, "mine · pretrain", "step 60/60 100%", "o held-out")
         assert "✓ done" in text
 
@@ -139,7 +139,7 @@ def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "✗ died", "process gone after step")
         app.screen.query_one("#stages").highlighted = 1  # type: ignore[attr-defined]
-        await pilot.press("d")
+        await pilot.press("L")
         await until_shown(pilot, "Its last events", "loss")
         await pilot.press("escape", "R")
         await until(pilot, lambda: stage.done.is_file(), "it goes on and ends")

@@ -59,14 +59,14 @@ def test_the_keys_of_the_groups(tmp_path: Path) -> None:
     write_grpo(a_run(tmp_path).stage("grpo"))
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("g")
-        await until_shown(pilot, "step 20 · group 3 of 3", "newest  f: all")
+        await pilot.press("3")
+        await until_shown(pilot, "step 20 · group 3 of 3", "newest  F: all")
         back = "left_square_bracket"
         for key, says in (
             (back, "group 2 of 3 · 0 of 4 right"),
             (back, "group 1 of 3"),
             (back, "step 19 · group 3 of 3"),
-            ("n", "step 20 · group 3 of 3"),
+            ("dollar_sign", "step 20 · group 3 of 3"),
         ):
             await pilot.press(key)
             await until_shown(pilot, says)
@@ -79,19 +79,19 @@ def test_the_keys_of_the_groups(tmp_path: Path) -> None:
             "all": "step 20 · group 3",
         }
         for name in [*list(FILTERS)[1:], "all"]:
-            await pilot.press("f")
-            await until_shown(pilot, f"f: {name}", wanted[name])
-        await pilot.press("z", "left_square_bracket")
-        await until_shown(pilot, "f: no spread", "step 19 · group 2")
-        await pilot.press("z", "f", "f", "f", "f", "left_square_bracket")
-        await until_shown(pilot, "f: truncated", "step 16 · group 3")
-        await pilot.press("f", "f", "n", "left_square_bracket", "p")
+            await pilot.press("F")
+            await until_shown(pilot, f"F: {name}", wanted[name])
+        await pilot.press("underscore", "left_square_bracket")
+        await until_shown(pilot, "F: no spread", "step 19 · group 2")
+        await pilot.press("underscore", "F", "F", "F", "F", "left_square_bracket")
+        await until_shown(pilot, "F: truncated", "step 16 · group 3")
+        await pilot.press("F", "F", "dollar_sign", "left_square_bracket", "p")
         await until_shown(pilot, "p: one problem", "What is 20+all wrong?")
         await pilot.press("left_square_bracket")
         await until_shown(pilot, "no such group further back")
         await pilot.press("p")
         for name in ("accuracy", "kl", "entropy", "length"):
-            await pilot.press("v")
+            await pilot.press("tab")
             await until_shown(pilot, f"╭─ {name} ")
         await pilot.press("y")
         await until_shown(pilot, "y: full")
@@ -128,7 +128,7 @@ def test_it_follows_and_stays_where_it_was_put(tmp_path: Path) -> None:
         history = app.screen.history  # type: ignore[attr-defined]
         await until(pilot, lambda: history.step == 6)
         assert "step 4 · group 2 of 3" in shown(app)
-        await pilot.press("n")
+        await pilot.press("dollar_sign")
         await until_shown(pilot, "step 6 · group 3 of 3")
 
     play(tmp_path, script)
@@ -160,15 +160,15 @@ def test_a_held_out_problem_is_watched_over_the_steps(tmp_path: Path) -> None:
         await until_shown(pilot, "held-out problem 2 of 2", "What is 6+1?")
         await pilot.press("right_square_bracket")
         await until_shown(pilot, "held-out problem 1 of 2")
-        await pilot.press("f")
-        text = await until_shown(pilot, "f: all right")
+        await pilot.press("F")
+        text = await until_shown(pilot, "F: all right")
         assert "now it is" not in text
-        await pilot.press("f", "down", "enter")
+        await pilot.press("F", "down", "enter")
         text = await until_shown(
             pilot, "step 10 · held-out problem 1", "reward  0.2", "so it is 33"
         )
         assert "advantage" not in text
-        await pilot.press("escape", "h", "z")
+        await pilot.press("escape", "h", "underscore")
         await until_shown(pilot, "step 20 · group 2 of 3")
 
     play(tmp_path, script, (120, 36))
@@ -183,15 +183,15 @@ def test_a_run_without_rewards_says_so(tmp_path: Path) -> None:
         await until_shown(pilot, "No stage with rewards in this run yet")
         await pilot.press(
             "left_square_bracket",
-            "f",
+            "F",
             "p",
-            "n",
-            "v",
-            "z",
+            "dollar_sign",
+            "tab",
+            "underscore",
             "enter",
             "h",
             "right_square_bracket",
-            "n",
+            "dollar_sign",
             "enter",
         )
 

@@ -94,7 +94,7 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
 
     async def first(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         assert app.theme == DARK.name
-        await pilot.press("T", "r")
+        await pilot.press("T", "4")
         await until_shown(pilot, "Question 0?", live_sampling.rater_name())
         await pilot.press("w", "i")
         await until_shown(pilot, "who rates?")
@@ -114,7 +114,7 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
 
     async def second(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         assert app.theme == LIGHT.name
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "· Ada", "1 ← above")
         assert isinstance(app.screen, RateScreen) and app.screen.rater == "Ada"
         await pilot.press("escape", "2")

@@ -325,7 +325,7 @@ def test_ctrl_c_says_how_to_leave_and_help_names_the_keys(tmp_path: Path) -> Non
         await until(
             pilot, lambda: any(n.message.startswith("q closes the app") for n in app._notifications)
         )
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await pilot.resize_terminal(120, 40)
         await until_shown(pilot, "1 ←")
@@ -378,7 +378,7 @@ def test_a_run_that_waits_for_room_says_so(tmp_path: Path) -> None:
             await until_shown(pilot, "40%")
             stage.note(paused=full)
             await until_shown(pilot, "paused", "paused: the disk is full")
-            await pilot.press("w")
+            await pilot.press("2")
             await until_shown(pilot, "‖ paused until there is room: the disk")
             stage.note(paused=None)
             await until(pilot, lambda: "until there is room" not in shown(app))
@@ -475,7 +475,7 @@ def test_the_road_and_the_curves_show_the_time(tmp_path: Path) -> None:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "stage 3 of 7, 4:")
-        await pilot.press("w")
+        await pilot.press("2")
         await until_shown(pilot, "running", "of 10:00")
 
     with stage.locked():
@@ -489,5 +489,51 @@ def test_where_a_run_that_trains_is_in_its_recipe(tmp_path: Path) -> None:
     assert run_status.place_in_recipe(read) == "", "nothing trains"
     with run.stage("sft").locked():
         [read] = RunsReader(tmp_path).read()
-    steps = len(read["recipe"])
-    assert run_status.place_in_recipe(read) == f"step {read['recipe'].index('sft') + 1} of {steps}"
+        steps = len(read["recipe"])
+        place = f"step {read['recipe'].index('sft') + 1} of {steps}"
+        assert run_status.place_in_recipe(read) == place, "no plan was kept"
+        for text in ("{", '{"seconds": 3}', '{"seconds": {"sft": "x", "init": true}}'):
+            run.plan.write_text(text)
+            [read] = RunsReader(tmp_path).read()
+            assert run_status.place_in_recipe(read) == place and not read["planned"]
+        run.plan.write_text(json.dumps({"seconds": dict.fromkeys(read["recipe"], 60.0)}))
+        [read] = RunsReader(tmp_path).read()
+    told = run_status.run_left(read)
+    assert run_status.place_in_recipe(read) == f"{place}, {told}" and told.endswith("of the run")
+
+
+def test_what_is_left_of_a_run_is_its_plan_at_the_pace_of_its_work() -> None:
+    def stage(name: str, state: str, seconds: float, step: int, steps: int) -> dict[str, Any]:
+        return {
+            "stage": name,
+            "state": state,
+            "step": step,
+            "steps": steps,
+            "seconds": seconds if state == "done" else None,
+            "began": 0.0,
+            "last": seconds,
+            "paused": 0.0,
+            "since": (0.0, 0),
+        }
+
+    run: dict[str, Any] = {
+        "recipe": ["init", "pretrain", "sft", "rate"],
+        "planned": {"init": 10.0, "pretrain": 100.0, "sft": 50.0, "rate": 0.0},
+        "stages": [stage("init", "done", 20.0, 1, 1), stage("pretrain", "training", 50.0, 25, 100)],
+    }
+    # twice as slow as planned: 75 steps of two seconds, and the tuning
+    assert run_status.run_seconds_left(run) == 150 + 100
+    assert run_status.place_in_recipe(run) == "step 2 of 4, ≈ 4:10 left of the run"
+    # none of its steps is done yet
+    run["stages"][1] = stage("pretrain", "training", 0.0, 0, 100)
+    assert run_status.run_seconds_left(run) == 2 * (100 + 50)
+    run["stages"][0] = stage("init", "done", 0.0, 1, 1)
+    assert run_status.run_seconds_left(run) == 100 + 50, "by the plan alone"
+    # what was a pause is no work, nor what a person takes to rate
+    run["stages"][1] = {**stage("pretrain", "training", 7250.0, 25, 100), "paused": 7200.0}
+    run["stages"][1]["idle"] = 7200.0
+    assert run_status.run_seconds_left(run) == 150 + 100
+    del run["planned"]["sft"]
+    assert run_status.run_seconds_left(run) is None and run_status.run_left(run) == ""
+    run["stages"][1]["state"] = "stopped"
+    assert run_status.place_in_recipe(run) == ""

@@ -60,7 +60,7 @@ def test_an_interval_is_drawn_between_0_and_100() -> None:
 
 @pytest.mark.slow
 def test_by_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """v opens it, + and − choose how many votes a version waits for, s begins the loop and says
+    """v opens it, + and − choose how many votes a version waits for, g begins the loop and says
     where it cannot; with a loop at work its pairs alone are asked."""
     run = a_run(tmp_path)
     cfg = RoundsConfig(run=str(run.path), rater="me")
@@ -72,18 +72,18 @@ def test_by_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RoundsFolder, "busy", property(lambda folder: bool(begun)))
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "An older one?")
         await pilot.press("v")
         text = await until_shown(pilot, "at rest", "there is no version yet", "every 30 usable")
         assert fits(text, (80, 24))
         await pilot.press("plus")
         await until_shown(pilot, "every 50 usable")
-        await pilot.press("s")
+        await pilot.press("g")
         await until_shown(pilot, "✗", "tuned")
         (run.stage("sft").model).mkdir(exist_ok=True)
         (run.stage("sft").model / "config.json").write_text("{}")
-        await pilot.press("s")
+        await pilot.press("g")
         await until_shown(pilot, "at work", "every 50 votes")
         kept = json.loads(RoundsFolder(run.path).settings.read_text())
         assert kept["every"] == 50 and len(begun) == 1

@@ -122,23 +122,23 @@ def test_the_list_by_its_keys(tmp_path: Path) -> None:
         await until(pilot, lambda: len(names()) == 3)
         await pilot.press("slash", *"state:nope")
         await until_shown(pilot, "no state is called")
-        await pilot.press("escape", "f", "f", "f", "f")  # training, done, stopped, failed
+        await pilot.press("escape", "F", "F", "F", "F")  # training, done, stopped, failed
         await until(pilot, lambda: names() == ["third"])
         await pilot.press("escape")
         # an order, and the other way round
         listed.sort = "age"
-        await pilot.press("greater_than_sign")
+        await pilot.press("O")
         await until(pilot, lambda: names() == ["first", "second", "third"])
         await until_shown(pilot, "name▾")
-        await pilot.press("minus")
+        await pilot.press("exclamation_mark")
         await until(pilot, lambda: names() == ["third", "second", "first"])
-        await pilot.press("minus")
+        await pilot.press("exclamation_mark")
         # ticks: what another screen lays over each other
         listed.go_to(tmp_path / "first")
         await pilot.press("space", "space")
         await until_shown(pilot, "2 ticked")
         assert app.ticked_runs == (tmp_path / "first", tmp_path / "second")
-        await pilot.press("equals_sign")
+        await pilot.press("d")
         await until_shown(pilot, "No setting differs")
         await pilot.press("escape", "number_sign", *"kept, good", "enter")
         await until(pilot, lambda: labels.read_labels(tmp_path / "second").tags == ("good", "kept"))

@@ -151,7 +151,7 @@ def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.Monkey
             harmless(app, f"behind the voting: {text!r}")
         app.action_go("road")
         app.screen.query_one("#stages").highlighted = ROAD.index("grpo")  # type: ignore[attr-defined]
-        await pilot.press("d")
+        await pilot.press("L")
         await until_shown(pilot, "first · grpo")
         harmless(app, "details")
         app.screen.query_one("#card").scroll_end(animate=False)
@@ -178,7 +178,7 @@ def test_hostile_text_in_the_chat_and_the_form(
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("c")
+        await pilot.press("6")
         await until_shown(pilot, "Enter sends")
         pane = app.screen.query_one("#pane-a")
         for text in STRINGS:
@@ -318,7 +318,7 @@ def test_folders_of_any_name(tmp_path: Path) -> None:
             await pilot.pause()
             rows = app.screen.query_one("#stages")
             rows.highlighted = rows.option_count - 1  # type: ignore[attr-defined]
-            for key in ("enter", "d", "escape", "1", "R", "X", "s", "w", "1"):
+            for key in ("enter", "L", "escape", "1", "R", "X", "g", "2", "1"):
                 await pilot.press(key)
                 harmless(app, f"{key}: {run['run']!r}")
 

@@ -60,7 +60,7 @@ def questions(folder: Path, count: int) -> str:
 
 async def plan(pilot: Pilot[Any], **texts: str) -> None:
     """Fills the card of further pairs and begins."""
-    await pilot.press("r")
+    await pilot.press("4")
     await until(pilot, lambda: isinstance(pilot.app.screen, RateScreen))
     await pilot.press("m")
     await until(pilot, lambda: isinstance(pilot.app.screen, MorePairs))
@@ -239,7 +239,7 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
         )
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?")
         await until(pilot, lambda: len(app.screen.pairing.doubts) == 5)  # type: ignore[attr-defined]
         await pilot.press("Y")
@@ -279,7 +279,7 @@ def test_a_reward_model_that_cannot_be_used_is_told_once(
     write_done(run.stage("reward"), [])
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("r")
+        await pilot.press("4")
         await until_shown(pilot, "Question 0?", "the reward model cannot be used")
         await pilot.press("left", "Y")
         await until_shown(pilot, "or by chance")

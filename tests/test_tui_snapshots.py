@@ -126,7 +126,7 @@ async def train_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
 
 
 async def rate_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-    await pilot.press("r")
+    await pilot.press("4")
     await until_shown(pilot, "0 of 5", "✓ read")
 
 

@@ -1,4 +1,5 @@
-"""Rating in the plain terminal: a prompt, its answers under letters, one key.
+"""Rating in the plain terminal: a prompt, its answers under numbers, one key; under letters where
+lines are read from a file or another program.
 
 Blind: neither who wrote an answer nor how the votes stand is told. Answers stand in the order drawn
 when they were queued, A first. A vote is on disk before the next item is shown.
@@ -51,9 +52,13 @@ from ondevice.preferences.undo import store_again, undo_newest
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_simulated, said
 
 LETTERS = "abcd"
-_DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app
-# A capital that is none of these is what its small letter is. n is N, as it was before: a script
-# that gives a note is to go on doing that.
+_NUMBERS = "1234"  # the keys of the app
+_DIGITS = str.maketrans(_NUMBERS, LETTERS)
+_MUCH = str.maketrans("<>", "AB")
+# On a terminal: in the app they are other keys, or none (`rate_keys`).
+_NO_KEYS = "abcdABCDn"
+# A capital that is none of these is what its small letter is. n is N in a line, as it was before: a
+# script that gives a note is to go on doing that.
 _COMMANDS = "txsunfqry?"
 _CAPITALS = "UNHI"
 _ASIDE = {"N": "_note", "n": "_note", "f": "_flag", "r": "_reasons", "I": "_guidelines"}
@@ -89,6 +94,7 @@ class Session:
         self.rater = clean(check_name(cfg.rater or login()))
         self.batch = cfg.batch or None
         self.name = new_session()
+        self.names = _NUMBERS if keys.interactive else LETTERS.upper()  # of the answers
         self.voted = 0
         self.reasons: list[str] = []  # of the next vote
         self._total = 0  # that this rater is asked
@@ -160,7 +166,7 @@ class Session:
         votes = self.ratings.live_votes(simulated=False)
         for vote in votes:
             if vote.item == left[0] and vote.action == "vote":
-                say(sanitize(f"{vote.rater}: {said(vote, LETTERS.upper())}", newlines=False))
+                say(sanitize(f"{vote.rater}: {said(vote, self.names)}", newlines=False))
         return self.ratings.item(left[0])
 
     def _answered(self, item: Item) -> Item | None:
@@ -228,7 +234,7 @@ class Session:
         if found is None:
             say("nothing to undo")
             return item
-        was = said(found.was, LETTERS.upper())
+        was = said(found.was, self.names)
         if found.ask:
             self._asked = found.was.id
             say(f"the vote before is of an earlier session (it was: {was}); y takes it back")
@@ -245,7 +251,7 @@ class Session:
         if found.vote is None:
             say("nothing to store again")
             return item
-        say(f"stored again: {said(found.vote, LETTERS.upper())}")
+        say(f"stored again: {said(found.vote, self.names)}")
         return None
 
     def _history(self, item: Item) -> Item:
@@ -270,7 +276,7 @@ class Session:
         before = self.ratings.voted(entry.item, self._voter)
         if before is not None:
             self._known = before.id
-            say(f"it was: {said(before, LETTERS.upper())}; an answer replaces that, s leaves it")
+            say(f"it was: {said(before, self.names)}; an answer replaces that, s leaves it")
         return self.ratings.item(entry.item)
 
     def _voted_elsewhere(self, item: Item, asked: int) -> bool:
@@ -282,7 +288,7 @@ class Session:
             return False
         self._asked = other.id
         say(
-            f"you have rated this one in another window meanwhile: {said(other, LETTERS.upper())}. "
+            f"you have rated this one in another window meanwhile: {said(other, self.names)}. "
             "The answer again replaces that, s leaves it"
         )
         return True
@@ -326,11 +332,11 @@ class Session:
         project = read_project(self.ratings)
         if project.feedback and item.kind == "gold":
             hits, of = gold_score(self.ratings, self.rater)
-            best = LETTERS[item.shown.index(item.gold or 0)].upper()
+            best = self.names[item.shown.index(item.gold or 0)]
             hit = "as you said" if gold_hit(item, vote) else "you said otherwise"
             say(f"known answer: {best} is better, {hit} ({hits} of {of} right)")
         if project.reveal and item.kind == "normal":
-            for letter, slot in zip(LETTERS.upper(), vote.shown, strict=False):
+            for letter, slot in zip(self.names, vote.shown, strict=False):
                 source = item.responses[slot].source or "nobody known"
                 say(sanitize(f"{letter} was by {source}", newlines=False))
         if self.cfg.goal and self.voted == self.cfg.goal:
@@ -371,8 +377,8 @@ class Session:
         lines = ["", f"━━ {progress} · this session {self.voted} ━━"]
         for message in item.messages:
             lines += block(f"prompt · {message.get('role', 'user')}", message_text(message), width)
-        for letter, slot in zip(LETTERS, item.shown, strict=False):
-            lines += block(f"[{letter.upper()}]", item.responses[slot].text, width)
+        for name, slot in zip(self.names, item.shown, strict=False):
+            lines += block(f"[{name}]", item.responses[slot].text, width)
         # everything up to the keys in one piece; what was typed before it stood there was not meant
         # for it
         say("\n".join(lines))
@@ -382,15 +388,22 @@ class Session:
         """A command, or letters: the best first, all in upper case for much better. None: the end
         of the input.
         """
-        letters = "/".join(LETTERS[:width])
-        prompt = f"{letters} best · t tie · x all bad · s skip · u undo · N note · f flag · q quit · ? help > "
+        best = f"{'/'.join(self.names[:width])} best".lower()
+        if self.keys.interactive and width == 2:
+            best += " · < > much better"
+        prompt = (
+            f"{best} · t tie · x all bad · s skip · u undo · N note · f flag · q quit · ? help > "
+        )
         while True:
             say(prompt, end="")
             typed = self._keys(width) if self.keys.interactive else self.keys.line()
             if typed is None:
                 say("")
                 return None
-            answer = typed.strip().translate(_DIGITS)
+            if self.keys.interactive and set(typed) & set(_NO_KEYS):
+                say("letters are no answers here: 1 2 say which is better, N is a note; ? helps")
+                continue
+            answer = _letters(typed.strip(), width)
             if not self.keys.interactive:
                 say("")
             if _means(answer, width):
@@ -400,7 +413,7 @@ class Session:
             say(f"{sanitize(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
 
     def _keys(self, width: int) -> str | None:
-        """Single keys: a command at once; letters until the order is clear or Enter is pressed."""
+        """Single keys: a command at once; numbers until the order is clear or Enter is pressed."""
         typed = ""
         while True:
             key = self.keys.key()
@@ -416,8 +429,9 @@ class Session:
             elif key.strip() and key.isprintable():
                 shown = sanitize(key, newlines=False)
                 say(shown, end="")
-                typed += key.translate(_DIGITS)
-                if not _is_letters(typed, width) or len(typed) >= width - 1:
+                typed += key
+                ranked = _is_letters(_letters(typed, width), width)
+                if key in _NO_KEYS or not ranked or len(typed) >= width - 1:
                     break
         say("")
         return typed
@@ -437,6 +451,11 @@ def _means(answer: str, width: int) -> bool:
     return _is_letters(answer, width) or (
         len(answer) == 1 and (answer in _CAPITALS or answer.lower() in _COMMANDS)
     )
+
+
+def _letters(typed: str, width: int) -> str:
+    """Numbers as the letters that they stand for, < and > of two answers as capitals."""
+    return typed.translate(_DIGITS | _MUCH if width == 2 else _DIGITS)
 
 
 def _is_letters(text: str, width: int) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual.app import App, ScreenStackError, SystemCommand
+from textual.app import ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.worker import WorkerFailed
@@ -25,6 +25,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import imports, stage_processes
 from ondevice_tui.alerts import Alert, Alerts, is_terminal, sequence
+from ondevice_tui.key_order import KeysInOrder
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.remembered import Remembered
 from ondevice_tui.run_reader import RunsReader
@@ -50,7 +51,7 @@ def later(module: str, name: str) -> Callable[[], Screen[Any]]:
     return make
 
 
-class OndeviceApp(Steady, App[str]):
+class OndeviceApp(Steady, KeysInOrder):
     """`runs` is the folder of runs. Returns what is to be said on the terminal at the end.
     `survives`: an error in a worker or a handler is told and written down; without, it ends the app
     and is raised, as tests want it."""
@@ -316,6 +317,10 @@ class OndeviceApp(Steady, App[str]):
             self.notify(shown, severity="error", markup=False, timeout=15)
         else:
             self.notify(shown, markup=False, timeout=5)
+
+    def action_tell_moved(self, old: str, new: str) -> None:
+        old = self.get_key_display(Binding(old, ""))
+        self.say(f"{old} is {new} now: a key does the same on every screen")
 
     def keep(self, name: str, value: Any) -> None:
         """Remembers what a person chose, for the next time the app is opened."""

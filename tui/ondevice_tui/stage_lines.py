@@ -43,11 +43,11 @@ def enter_parts(row: Row) -> list[str | tuple[str, str]]:
     if row.enter == "rate":
         return [("rate ", "bold"), "answers two by two", (why, "$muted")]
     if row.state == "failed" and row.enter == "start":
-        return [("start ", "bold"), row.stage, " once more   d details", (f" {row.told}", "$muted")]
+        return [("start ", "bold"), row.stage, " once more   L log", (f" {row.told}", "$muted")]
     if row.state in HALTED:
         if row.why:
             why = f" {row.why.splitlines()[0]}"
-        return [("look at ", "bold"), row.stage, "   R resumes it   d details", (why, "$muted")]
+        return [("look at ", "bold"), row.stage, "   R resumes it   L log", (why, "$muted")]
     if row.enter == "watch":
         return [("look at ", "bold"), row.stage]
     if row.enter == "start":

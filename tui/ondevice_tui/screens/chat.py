@@ -48,7 +48,7 @@ context is used (412/512 tokens).
 ctrl+s saves the conversation into the run's folder chats/, with the model's name and the settings, as a row that sft \
 reads; saved again, it goes on in the same file. ctrl+l takes up a saved one.
 
-ctrl+g keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
+F4 keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
 second model's is taken), and you say which is better."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -100,7 +100,7 @@ second model's is taken), and you say which is better."""
             "ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"
         ),
         Binding(
-            "ctrl+g",
+            "f4",
             "keep",
             "keep",
             tooltip="Keep the answer as a preference pair: better or worse than another",

@@ -61,7 +61,7 @@ class Details(Card[None]):
     """Text to read, in a card."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,d,enter", "dismiss(None)", "close", key_display="esc")
+        Binding("escape,q,L,d,enter", "dismiss(None)", "close", key_display="esc")
     ]
 
     def __init__(self, title: str, text: Content) -> None:

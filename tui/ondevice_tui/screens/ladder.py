@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from ondevice.runs.folder import RunFolder
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.page import Page
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
@@ -37,7 +38,7 @@ the share of held-out instructions answered to the letter. Below, the same promp
             "left_square_bracket,left", "prompt(-1)", "prompt before", show=False, key_display="["
         ),
         Binding(
-            "t",
+            "tab",
             "table",
             "tables",
             tooltip="The next table: figures, exact match by kind, preference, reasoning",
@@ -59,8 +60,12 @@ the share of held-out instructions answered to the letter. Below, the same promp
         ),
         Binding("K", "scroll_table(-1)", "table up", show=False, tooltip="Scroll the table up"),
         Binding(
-            "w", "write", "report", tooltip="Write report.md and report.html into the run folder"
+            "ctrl+s",
+            "write",
+            "report",
+            tooltip="Write report.md and report.html into the run folder",
         ),
+        *moved(t="tab", w="ctrl+s"),
     ]
 
     def __init__(self) -> None:
@@ -140,7 +145,7 @@ the share of held-out instructions answered to the letter. Below, the same promp
         titled(
             box,
             section.title or "the ladder",
-            f"t {self._table % len(found) + 1} of {len(found)} tables",
+            f"tab {self._table % len(found) + 1} of {len(found)} tables",
         )
         notes = [content(note, "$muted") for note in section.notes]
         table = [table_content(section.table, max(box.size.width - 2, 40))] if section.table else []

@@ -16,6 +16,7 @@ from textual.widgets import OptionList
 from ondevice.common.progress import number, numbers_line
 from ondevice.runs.folder import StageFolder
 from ondevice_tui.event_reader import Follower, History, follow
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.page import Card, Page
 from ondevice_tui.series import Columns
 from ondevice_tui.widgets.curve import HUES, Trace
@@ -106,7 +107,8 @@ class TickRuns(Card[tuple[Path, ...]]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,o", "close", "close", key_display="esc"),
         Binding("space", "tick", "tick"),
-        Binding("n", "none", "none"),
+        Binding("u", "none", "none"),
+        *moved(n="u"),
     ]
 
     def __init__(
@@ -122,7 +124,7 @@ class TickRuns(Card[tuple[Path, ...]]):
             titled(
                 card,
                 f"runs with {self._stage}: up to {MOST} laid over it",
-                "space ticks  n none  Enter or esc shows them",
+                "space ticks  u unticks all  Enter or esc shows them",
             )
             yield Rows(id="tick-runs")
             yield SafeText(id="tick-told")

@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 
+from ondevice_tui.key_order import Opening
 from ondevice_tui.trouble import Steady
 from ondevice_tui.widgets.key_footer import Keys
 from ondevice_tui.widgets.panel import Panel
@@ -39,7 +40,7 @@ def is_ours(node: object, screen: Screen[Any]) -> bool:
     return node in (screen, screen.app) or isinstance(node, Panel)
 
 
-class Card(Steady, ModalScreen[T]):
+class Card(Steady, Opening, ModalScreen[T]):
     """A card over a screen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [_COPY]
@@ -49,7 +50,7 @@ class Card(Steady, ModalScreen[T]):
         return cast("OndeviceApp", self.app)
 
 
-class Page(Steady, Screen[Any]):
+class Page(Steady, Opening, Screen[Any]):
     """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""
 
     ABOUT: ClassVar[str] = ""

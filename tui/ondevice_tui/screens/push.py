@@ -17,6 +17,7 @@ from textual.widgets import Input
 
 from ondevice.common.progress import size
 from ondevice_tui import push_process
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.push_process import EVERY, VOTES, PlanFailed, Push
 from ondevice_tui.screens.page import Page
 from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines, titled
@@ -37,16 +38,17 @@ Logging in is the client's own: `hf auth login` in a terminal, or HF_TOKEN. A pu
 interrupted one is resumed and does not send again what has arrived."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("g", "send", "send", tooltip="Send what is listed, after a question"),
-        Binding("n", "name", "name", tooltip="Change the repository: NAME, or OWNER/NAME"),
-        Binding("t", "what", "what", tooltip="The next stage, every stage, or the ratings"),
-        Binding("v", "public", "public", tooltip="Private, or for everyone to see"),
+        Binding("f2", "name", "name", tooltip="Change the repository: NAME, or OWNER/NAME"),
+        Binding("tab", "what", "what", tooltip="The next stage, every stage, or the ratings"),
+        Binding("A", "public", "public", tooltip="Private, or for everyone to see"),
         Binding(
-            "o",
+            "B",
             "optimizer",
             "optimizer",
             tooltip="The optimizer's state too, so that training can go on from it",
         ),
         Binding("R", "resume", "resume", tooltip="Go on with a push that was interrupted"),
+        *moved(n="F2", t="tab", v="A", o="B"),
     ]
 
     def __init__(self) -> None:
@@ -285,6 +287,9 @@ interrupted one is resumed and does not send again what has arrived."""
         self.query_one("#push-repo").focus()
 
     def action_what(self) -> None:
+        if self.focused is self.query_one("#push-repo"):  # tab leaves a field, here too
+            self.query_one("#push-files").focus()
+            return
         found = push_process.choices(self.ui.run_folder)
         if found:
             self.what = (

@@ -27,6 +27,7 @@ class MarkingPage(RatingPage):
             self._do(
                 lambda ratings: newest_note(ratings, item, rater),
                 lambda before: self._ask_note(item, before),
+                opens=True,
             )
 
     def _ask_note(

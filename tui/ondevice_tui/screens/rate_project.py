@@ -17,6 +17,7 @@ from textual.widgets import Input, Select
 from ondevice.common.errors import UserError
 from ondevice.preferences.project import Project
 from ondevice.preferences.rating_queue import Wanted
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
 from ondevice_tui.widgets.markdown import drawn
@@ -41,7 +42,8 @@ class Guidelines(Card[bool]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,I,enter", "dismiss(False)", "close", key_display="esc"),
-        Binding("e", "dismiss(True)", "change"),
+        Binding("f2", "dismiss(True)", "change"),
+        *moved(e="F2"),
         Binding("j,down", "scroll(2)", "down", show=False),
         Binding("k,up", "scroll(-2)", "up", show=False),
         Binding("space,pagedown", "scroll(10)", "page down", show=False),
@@ -67,7 +69,7 @@ def told_of(project: Project) -> Content:
         rows.append(drawn(project.guidelines, CARD_WIDTH))
     else:
         rows.append(
-            content("No guidelines yet: e writes some. All raters of this run see them.", "$muted")
+            content("No guidelines yet: F2 writes some. All raters of this run see them.", "$muted")
         )
     reasons = ", ".join(f"{n} {reason}" for n, reason in enumerate(project.reasons, 1))
     asked = "everybody is asked every pair"

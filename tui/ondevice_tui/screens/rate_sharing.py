@@ -50,7 +50,7 @@ class SharingPage(ReadingPage):
 
     def action_history(self) -> None:
         rater = self.rater
-        self._do(lambda ratings: history.history(ratings, rater), self._show_history)
+        self._do(lambda ratings: history.history(ratings, rater), self._show_history, opens=True)
 
     def _show_history(self, entries: list[history.Entry]) -> None:
         if not entries:
@@ -124,7 +124,7 @@ class SharingPage(ReadingPage):
         if self.ratings is None:
             self.ui.say("no pairs yet: what raters agree on is kept with them")
             return
-        self._do(read_project, self._show_guidelines)
+        self._do(read_project, self._show_guidelines, opens=True)
 
     def _show_guidelines(self, project: Project) -> None:
         def then(change: bool | None) -> None:
@@ -150,7 +150,7 @@ class SharingPage(ReadingPage):
 
     def action_wanted(self) -> None:
         if self.ratings is not None:
-            self._do(choices, self._ask_wanted)
+            self._do(choices, self._ask_wanted, opens=True)
 
     def _ask_wanted(self, found: tuple[list[str], list[str]]) -> None:
         def take(asked: Asked | None) -> None:
@@ -185,7 +185,7 @@ class SharingPage(ReadingPage):
 
     def action_why(self) -> None:
         if self.item is not None:
-            self._do(self.look, self._explain)
+            self._do(self.look, self._explain, opens=True)
 
     def _explain(self, found: Look) -> None:
         if self.item is not None:

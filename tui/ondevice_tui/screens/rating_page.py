@@ -90,16 +90,20 @@ class RatingPage(Page):
         work: Callable[[Ratings], T],
         then: Callable[[T], None],
         failed: Callable[[UserError], None] | None = None,
+        *,
+        opens: bool = False,
     ) -> None:
         """Has something done in the database, then goes on with what came of it; where it fails,
         that is told. One thing at a time: while one is being done, keys that ask for another one
-        are told to wait."""
+        are told to wait. `opens`: a card is opened then, and gets what is typed meanwhile."""
         if self.ratings is None:
             return
         if self.busy:
             self._show_told("one moment: the database is being written")
             return
         self.busy = True
+        if opens:
+            self.ui.card_comes()
         begun = self.ratings.do(work)
         self.run_worker(
             partial(self._done, self.ratings, begun, then, failed or self._not_saved),
@@ -120,6 +124,7 @@ class RatingPage(Page):
             if self.ratings is ratings:
                 self.busy = False
                 failed(problem)
+                self.ui.card_came()
             else:  # the screen was left meanwhile
                 self.ui.say(f"not saved: {problem}", bad=True)
             return
@@ -130,6 +135,7 @@ class RatingPage(Page):
         if self.ratings is ratings:
             self.busy = False
             then(result)
+            self.ui.card_came()
 
     def _not_saved(self, problem: UserError) -> None:
         if isinstance(problem, Damaged | Replaced):

@@ -17,6 +17,7 @@ from textual.widget import Widget
 from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
 from ondevice.preferences.review import Review, Row, Verdict
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.rate_cards import Ask
 from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
@@ -60,16 +61,15 @@ terminal: ondevice data review FILE."""
     GUARD_S: ClassVar[float] = 0.3  # a key pressed sooner was meant for the row before
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "back", key_display="esc", tooltip="Back; all is saved"),
-        Binding(
-            "k,right", "give('keep')", "keep", key_display="k →", tooltip="Learn from this row"
-        ),
-        Binding("d,left", "give('drop')", "drop", key_display="d ←", tooltip="Leave this row out"),
+        Binding("right", "give('keep')", "keep", key_display="→", tooltip="Learn from this row"),
+        Binding("left", "give('drop')", "drop", key_display="←", tooltip="Leave this row out"),
         Binding("s", "later", "later", tooltip="Not now: it comes again at the end"),
         Binding("u,backspace", "undo", "undo", tooltip="Take the newest verdict back"),
         Binding(
             "down", "scroll(1)", "scroll", key_display="↑ ↓", tooltip="Scroll the passage down"
         ),
         Binding("up", "scroll(-1)", "up", show=False, tooltip="Scroll the passage up"),
+        *moved(k="→", d="←"),
     ]
 
     def __init__(self, file: Path) -> None:

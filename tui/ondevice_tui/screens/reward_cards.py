@@ -12,6 +12,7 @@ from textual.containers import Container, Vertical
 from textual.content import Content
 
 from ondevice.common.progress import number
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.rollout_groups import Answer, Group
 from ondevice_tui.screens.page import Card
 from ondevice_tui.screens.reward_lines import Shown, marked
@@ -31,7 +32,8 @@ class FullCompletion(Card[int]):
         Binding("pageup", "page(-1)", "page up", show=False),
         Binding("home", "page(-1000)", "top", show=False),
         Binding("end", "page(1000)", "end", show=False),
-        Binding("y", "copy", "copy"),
+        Binding("ctrl+y", "copy", "copy"),
+        *moved(y="ctrl+y"),
     ]
 
     def __init__(self, shown: Sequence[Shown], at: int) -> None:
@@ -50,7 +52,7 @@ class FullCompletion(Card[int]):
         titled(
             self.query_one("#card"),
             f"{shown.title} · {shown.answer.tokens} tokens · {self._at + 1} of {len(self._shown)}",
-            "↑ ↓ the others  space page  y copies  esc",
+            "↑ ↓ the others  space page  ^y copies  esc",
         )
         box = self.query_one(Readable)
         box.show(full_text(shown), "")
@@ -97,8 +99,8 @@ class FirstAndNow(Card[None]):
     each, with the words that the other has not underlined."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,c,enter", "dismiss(None)", "close", key_display="esc"),
-        Binding("b", "choice", "typical, best, worst"),
+        Binding("escape,q,d,enter", "dismiss(None)", "close", key_display="esc"),
+        Binding("tab", "choice", "typical, best, worst"),
         Binding("j,down", "scroll(2)", "down", show=False),
         Binding("k,up", "scroll(-2)", "up", show=False),
         Binding("space,pagedown", "page(1)", "page down", show=False),

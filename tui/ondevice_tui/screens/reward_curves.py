@@ -73,14 +73,14 @@ class RewardCurves(Horizontal):
         box = self.query_one("#per-reward")
         width = max(box.size.width - 2, 16)
         if self._times:
-            titled(box, "where a step's time goes", "t rewards")
+            titled(box, "where a step's time goes", "% rewards")
             rows = list(_time_rows(history))
             nothing = "The steps of this run do not tell: they are of an earlier version."
         else:
             title = "what to watch"
             if any(name.startswith("reward/") for name in history.steps):
                 title = "each reward, and what to watch"
-            titled(box, title, "t time")
+            titled(box, title, "% time")
             rows = _course_rows(history, width)
             nothing = "nothing yet"
         if not history.step:
@@ -117,7 +117,7 @@ class RewardCurves(Horizontal):
             words = "o held-out" if curve.size.width >= NARROW else "o"
             title += f" {words} {from_to(history, measured)}"
         curve.show(traces, (first, max(last, first)))
-        titled(curve, title, f"v curve  y: {curve.scale}")
+        titled(curve, title, f"tab curve  y: {curve.scale}")
 
 
 def from_to(history: History, name: str) -> str:

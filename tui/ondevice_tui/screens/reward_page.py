@@ -31,8 +31,8 @@ from ondevice_tui.screens.stage_page import StagePage
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
-NO_STAGE = "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, s there starts one."
-NO_SUCH = "No such group. f: another filter, p: every problem, / and Enter: no search."
+NO_STAGE = "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, g there starts one."
+NO_SUCH = "No such group. F: another filter, p: every problem, / and Enter: no search."
 LOOKING = "Looking through all steps …"
 NO_HELD = "No held-out problem measured yet: eval_every says when. h: the groups."
 MOST_LISTED = 300  # problems; / finds the others
@@ -210,7 +210,7 @@ class RewardPage(StagePage):
 
     def _show_group(self) -> None:
         box, rows = self.query_one("#group"), self.query_one("#completions", Rows)
-        group, at, of, newest = None, 0, 0, "n newest"
+        group, at, of, newest = None, 0, 0, "$ newest"
         if self.browser is not None:
             group, at, of = self.browser.current()
             if self.browser.place is None:
@@ -256,11 +256,11 @@ class RewardPage(StagePage):
         if browser is None:
             return ""
         if self._view == "problems":
-            told = f"s {self._problem_order}"
+            told = f"O: {self._problem_order}"
         else:
-            told = f"f: {browser.filter}"
+            told = f"F: {browser.filter}"
             if browser.order != "as written" and self._view == "groups":
-                told += f"  s: {browser.order}"
+                told += f"  O: {browser.order}"
             if browser.pinned:
                 told += "  p: one problem"
         if browser.search:
@@ -297,7 +297,7 @@ class RewardPage(StagePage):
             told += f", more than {len(problems.found):,} are not kept apart"
         if unread > 1 << 20:
             told += f" · reading, {unread >> 20} MB left"
-        titled(self.query_one("#group"), told, f"m groups  Enter its groups  {self._filter_told()}")
+        titled(self.query_one("#group"), told, f"l groups  Enter its groups  {self._filter_told()}")
         kind = "right completions" if rate else "mean reward"
         self.query_one("#prompt", SafeText).show(
             content(f"{kind} of each problem over the steps; h: held out", "$muted")

@@ -9,6 +9,7 @@ from textual.widgets import OptionList
 
 from ondevice_tui.group_browser import At
 from ondevice_tui.messages import ProblemsRead
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.problems import ORDERS as PROBLEM_ORDERS
 from ondevice_tui.problems import Problem, group_of
 from ondevice_tui.rollout_groups import FILTERS, ORDERS, Group, groups_at
@@ -20,13 +21,13 @@ from ondevice_tui.widgets.rows import Rows
 
 class ReasonScreen(RewardPage):
     ABOUT = """\
-Stages that learn from rewards (PPO, GRPO). Above: the mean reward with its spread, or another curve (v), held-out \
-measurements as o from before the first step on, and each reward by itself, or where a step's time goes (t). Below: \
+Stages that learn from rewards (PPO, GRPO). Above: the mean reward with its spread, or another curve (tab), held-out \
+measurements as o from before the first step on, and each reward by itself, or where a step's time goes (%). Below: \
 a prompt with its completions, their rewards and advantages; ✓ right, ✗ wrong, … cut at the length limit. █ is an \
 advantage above the group's mean, ▒ one below: what has █ becomes likelier. Without [ or ] the newest group is shown \
-as training goes on. m lists the problems with a strip each: how many completions were right over training (where \
+as training goes on. l lists the problems with a strip each: how many completions were right over training (where \
 nothing tells, their reward), low ▁ to high █, a space where it was not asked. h watches a held-out problem, from \
-which nothing is learned. c sets the problem as it was answered first against now."""
+which nothing is learned. d sets the problem as it was answered first against now."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "left_square_bracket",
@@ -45,21 +46,35 @@ which nothing is learned. c sets the problem as it was answered first against no
         ),
         Binding("right_curly_bracket", "step(1)", "newer step", show=False, key_display="}"),
         Binding("0", "go_to(0)", "first", tooltip="The first group of the training"),
-        Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
+        Binding(
+            "dollar_sign",
+            "newest",
+            "newest",
+            key_display="$",
+            tooltip="Follow the newest group again",
+        ),
         Binding("G", "which_step", "to step", tooltip="The groups of a step: a number, then Enter"),
-        Binding("enter", "full", "full", tooltip="The highlighted one in full width; y copies it"),
-        Binding("s", "sort", "sort", tooltip="Completions as written, by reward, by length"),
+        Binding(
+            "enter", "full", "full", tooltip="The highlighted one in full width; ctrl+y copies it"
+        ),
+        Binding("O", "sort", "sort", tooltip="Completions as written, by reward, by length"),
         Binding("slash", "search", "search", tooltip="Only groups that mention some words"),
         Binding(
-            "f",
+            "F",
             "filter(1)",
             "filter",
             tooltip="Groups shown: all, all right, all wrong, mixed, cut, no spread",
         ),
-        Binding("z", "no_spread", "flat", tooltip="Only groups that taught nothing, or all again"),
+        Binding(
+            "underscore",
+            "no_spread",
+            "flat",
+            key_display="_",
+            tooltip="Only groups that taught nothing, or all again",
+        ),
         Binding("p", "pin", "same", tooltip="Only this problem, over all steps; or all again"),
         Binding(
-            "m", "problems", "problems", tooltip="Every problem over training, or the groups again"
+            "l", "problems", "problems", tooltip="Every problem over training, or the groups again"
         ),
         Binding(
             "h",
@@ -67,16 +82,26 @@ which nothing is learned. c sets the problem as it was answered first against no
             "held",
             tooltip="One held-out problem over the steps, or the groups again",
         ),
-        Binding("c", "compare", "diff", tooltip="This problem, first against now"),
+        Binding("d", "compare", "diff", tooltip="This problem, first against now"),
         Binding(
-            "v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"
+            "tab",
+            "curve",
+            "curve",
+            tooltip="Reward, accuracy, KL, entropy, length, spread, clipping",
         ),
         Binding("y", "scale", "scale", tooltip="y axis: fit, full, logarithmic"),
-        Binding("t", "times", "time", tooltip="Where a step's time goes, or each reward"),
-        Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
-        Binding("d", "details", "log", tooltip="The end of the log, messages"),
+        Binding(
+            "percent_sign",
+            "times",
+            "time",
+            key_display="%",
+            tooltip="Where a step's time goes, or each reward",
+        ),
+        Binding("Z", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
+        Binding("L", "details", "log", tooltip="The end of the log, messages"),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
         Binding("R", "resume", "resume", tooltip="Go on from the newest checkpoint"),
+        *moved(n="$", s="O", f="F", z="_", m="l", c="d", v="tab", t="%", space="Z"),
     ]
 
     # the problems, in the background

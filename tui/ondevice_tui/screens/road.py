@@ -19,6 +19,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import StageFolder
 from ondevice_tui import run_lines, run_status, stage_processes
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.run_status import HALTED, Row, startable
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.run_actions import RunActions
@@ -51,9 +52,17 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
             tooltip="Begin a run: a recipe, or one stage from any model folder",
         ),
         Binding(
-            "s", "start", "start", tooltip="Start the highlighted stage (a form with its settings)"
+            "g", "start", "start", tooltip="Start the highlighted stage (a form with its settings)"
         ),
-        Binding("w", "watch", "watch", tooltip="Curves and samples of the highlighted stage"),
+        # the keys of the other screens, which take what is highlighted here along
+        Binding("2", "watch", "train", tooltip="Curves and samples of the highlighted stage"),
+        Binding("3", "open('reason')", "rewards", tooltip="Rewards and groups of PPO and GRPO"),
+        Binding("4", "open('rate')", "rate", tooltip="Say which of two answers is better"),
+        Binding("5", "open('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
+        Binding("6", "chat", "chat", tooltip="Talk with the highlighted stage's model"),
+        Binding(
+            "7", "open('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"
+        ),
         Binding(
             "R",
             "resume",
@@ -69,16 +78,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         Binding("tab", "lists", "lists", tooltip="From the stages to the runs and back"),
         Binding("shift+tab", "lists", show=False),
         Binding("slash", "search", "search", key_display="/", tooltip="Search among the runs"),
-        Binding("r", "open('rate')", "rate", tooltip="Say which of two answers is better"),
-        Binding("l", "open('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
-        Binding("g", "open('reason')", "rewards", tooltip="Rewards and groups of PPO and GRPO"),
-        Binding("c", "chat", "chat", tooltip="Talk with the highlighted stage's model"),
-        Binding(
-            "p", "open('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"
-        ),
-        Binding(
-            "d", "details", "details", tooltip="Last lines and messages of the highlighted stage"
-        ),
+        Binding("L", "details", "log", tooltip="Last lines and messages of the highlighted stage"),
         Binding(
             "D,delete",
             "trash",
@@ -88,6 +88,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         ),
         Binding("u", "untrash", "undo", tooltip="Bring back the run that went to the trash"),
         Binding("escape", "none", "", show=False),
+        *moved(s="g", w="2", r="4", l="5", c="6", p="7", d="L"),
     ]
 
     def __init__(self) -> None:
@@ -98,6 +99,10 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         self._seen_of: list[dict[str, Any]] | None = None
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
+    def hides(self, action: str) -> bool:
+        """Whether the foot leaves an action out: the other screens have a key each there."""
+        return action == "go('road')"
+
     def body(self) -> Iterable[Widget]:
         yield Welcome()
         with Horizontal(id="home"):
@@ -107,7 +112,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
                 yield stages
                 yield SafeText(id="run-card", classes="box")
                 yield SafeText(id="next")
-                yield RunList()
+                yield RunList(self.do_with_run)
             with Vertical(id="answers", classes="box"):
                 yield SafeText(id="answers-text")
 
@@ -174,7 +179,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         used = next(filter(None, map(run_status.time_used, states.values())), "")
         titled(self.query_one("#stages"), "the road", used or run_status.place_in_recipe(state))
         fresh = self._shown_run != self.ui.chosen or not rows.option_count
-        unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
+        unmoved = not self._moved
         rows.show(options)
         if (fresh or unmoved) and self.found:
             self._proposed = rows.highlighted = run_status.next_row(self.found)
@@ -227,7 +232,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
             return line((" … ", "bold $primary"), ("no run fits: esc ends the search", "$muted"))
         ticked = len(self.ui.ticked_runs)
         if ticked:
-            told = f"{ticked} ticked   o overlay   = differences   # tags   D trash   esc unticks"
+            told = f"{ticked} ticked   o overlay   d differences   # tags   D trash   esc unticks"
             return line((f" {run_lines.TICK} ", "bold $primary"), told)
         return line((" Enter ▸ ", "bold $primary"), ("open ", "bold"), str(run["run"]))
 
@@ -274,9 +279,15 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         elif self.highlighted is not None and self.highlighted.enter == "rate":
             self.ui.action_go("rate")
         elif self.highlighted is not None and self.highlighted.enter == "watch":
-            self.action_watch()
+            self.ui.stage = self.highlighted.stage
+            self.ui.action_go("train")
         elif self.highlighted is not None:
             self.ui.say(f"{self.highlighted.stage}: {self.highlighted.why}")
+
+    @property
+    def _moved(self) -> bool:
+        """Whether another stage is highlighted than was proposed."""
+        return self.query_one("#stages", Rows).highlighted != self._proposed
 
     @property
     def run_list(self) -> RunList:
@@ -292,8 +303,10 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         stages, card = self.query_one("#stages"), self.query_one("#run-card")
         stages.display, card.display = not on, on
         self.set_class(on, "-lists")
-        (self.run_list.rows if on else stages).focus()
+        # at once, not by a message: the next key is for it
+        self.set_focus(self.run_list.rows if on else stages)
         self.show_all()
+        self.call_after_refresh(self.show_all)  # by its width, which is known now
 
     def take(self, run: Path) -> None:
         """Makes this run the one that all screens show."""
@@ -347,10 +360,13 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
             self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))
 
     def action_watch(self) -> None:
+        """The highlighted stage, where somebody has highlighted one that has begun; else as before,
+        or what trains, or the newest."""
         self._take_highlighted()
-        if self.highlighted is not None:
-            self.ui.stage = self.highlighted.stage
-            self.ui.action_go("train")
+        row = self.highlighted
+        if self._moved and row is not None and row.state not in run_status.OPEN:
+            self.ui.stage = row.stage
+        self.ui.action_go("train")
 
     def action_chat(self) -> None:
         """With the highlighted stage's model, where it has been begun; else as before, or with the

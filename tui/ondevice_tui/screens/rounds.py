@@ -23,6 +23,7 @@ from ondevice.rating_rounds.places import RoundsFolder, batch_of, start_model, s
 from ondevice.rating_rounds.process import ask_to_end, start_loop
 from ondevice.rating_rounds.standing import FEW, Rounds, Standing, standing
 from ondevice_tui.live_sampling import rater_name
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
@@ -32,19 +33,20 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 BAR = 24  # cells from 0 to 100 %
 EVERY = (10, 20, 30, 50, 80, 120)
-HELP = "s begins or ends · + − votes a version · esc closes"
+HELP = "g begins or ends · + − votes a version · esc closes"
 
 
 class RoundsCard(Card[RoundsConfig | None]):
     """`run` is the run's folder, `rater` who rates there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("s", "turn", "begin or end"),
+        Binding("g", "turn", "begin or end"),
         Binding("plus,equals_sign", "every(1)", "more votes"),
         Binding("minus", "every(-1)", "fewer votes"),
         Binding("j,down", "scroll(2)", "scroll", show=False),
         Binding("k,up", "scroll(-2)", "up", show=False),
         Binding("escape,q,v", "close", "close", key_display="esc"),
+        *moved(s="g"),
     ]
 
     def __init__(self, run: Path, rater: str) -> None:
@@ -111,7 +113,7 @@ class RoundsCard(Card[RoundsConfig | None]):
     def action_every(self, by: int) -> None:
         """Another number of votes for a version, which the loop reads when it begins."""
         if self.folder.busy:
-            self.trouble = "a loop at work keeps its number of votes: s ends it, s begins it anew"
+            self.trouble = "a loop at work keeps its number of votes: g ends it, g begins it anew"
             self._look()
             return
         try:
@@ -176,7 +178,7 @@ def _now(cfg: RoundsConfig, status: Mapping[str, Any], busy: bool) -> Content:
         return line(("● at work  ", "$success"), now, (f"  · every {cfg.every} votes", "$muted"))
     return line(
         ("○ at rest  ", "$muted"),
-        "s begins: answers are written, a version is trained after every ",
+        "g begins: answers are written, a version is trained after every ",
         (str(cfg.every), "bold"),
         " usable votes",
     )

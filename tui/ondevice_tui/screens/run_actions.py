@@ -43,8 +43,8 @@ class RunActions(_Base):
         super().__init__()
         self._trashed: list[tuple[list[str], Path]] = []  # (names in the trash, the folder of runs)
 
-    def on_run_list_asked(self, message: RunList.Asked) -> None:
-        message.stop()
+    def do_with_run(self, what: str) -> None:
+        """A key of the list of runs."""
         keys: dict[str, Callable[[], object]] = {
             "overlay": self._overlay,
             "differences": self._differences,
@@ -53,7 +53,7 @@ class RunActions(_Base):
             "rename": self._ask_name,
             "leave": lambda: self.show_lists(False),
         }
-        keys[message.what]()
+        keys[what]()
 
     def _highlighted_run(self) -> dict[str, Any] | None:
         """The run that a key of the list is about; told where there is none."""

@@ -178,6 +178,7 @@ class StagePage(Page):
             used = run_status.time_used(state)
             if width < 52:
                 used = used.rpartition(", ")[2]
+            used = used or self._run_left(width < 52)
             if used:
                 parts.append((f"  {used}", "$accent"))
             at = self.history.newest.get(self.history.last_kind, {}).get("t")
@@ -188,6 +189,11 @@ class StagePage(Page):
         if self.frozen:
             parts.append(("  frozen", "bold $warning"))
         return parts
+
+    def _run_left(self, narrow: bool) -> str:
+        """What is left of the run after this stage too."""
+        told = run_status.run_left(self.ui.run_state or {"stages": ()})
+        return told.replace(" left of the run", " run") if narrow else told
 
     def _run_and_stage(self, width: int) -> str:
         """Run and stage; where there is no room for both, the run's name is cut."""
@@ -213,5 +219,5 @@ class StagePage(Page):
         return line(
             (f" {MARKS[state['state']]} ", f"bold {style}"),
             (told, style),
-            ("   R resumes   d last lines", "$muted"),
+            ("   R resumes   L last lines", "$muted"),
         )

@@ -36,7 +36,7 @@ class StartScreen(FormPage):
 The settings of a stage, with the names, help and checks of the command line. • marks what is not the default, ✗ what \
 is wrong. At the foot is the command that does the same; ctrl+y copies it.
 
-The basics come first; the other settings are in groups that Enter or space unfolds (ctrl+o: all of them). A field \
+The basics come first; the other settings are in groups that Enter or space unfolds (ctrl+e: all of them). A field \
 that is changed or wrong is always shown. Below, or beside: the help of the field with the cursor and what the command \
 takes: how often it goes through the data, time, memory.
 
@@ -60,7 +60,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             "ctrl+f", "find", "find a field", priority=True, tooltip="Type a part of a field's name"
         ),
         Binding(
-            "ctrl+o", "unfold", "all", priority=True, tooltip="Show every setting, or the basics"
+            "ctrl+e", "unfold", "all", priority=True, tooltip="Show every setting, or the basics"
         ),
         Binding("tab", "app.focus_next", "next", tooltip="The next field or choice"),
         Binding(

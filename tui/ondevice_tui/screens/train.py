@@ -17,6 +17,7 @@ from ondevice.config.recipe import gives
 from ondevice_tui import stage_processes
 from ondevice_tui.event_reader import History, texts_at
 from ondevice_tui.messages import StageNews
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.overlays import Overlays, TickRuns
 from ondevice_tui.screens.stage_page import SHORT, StagePage
 from ondevice_tui.series import Columns, Series, smooth, spark
@@ -57,7 +58,7 @@ nothing, a policy far from its reference), or does not."""
         Binding(
             "e", "smoothing", "smooth", tooltip="How much the average smooths: 0, 0.6, 0.9, 0.97"
         ),
-        Binding("x", "axis", "x axis", tooltip="x axis: steps, seconds, tokens"),
+        Binding("a", "axis", "x axis", tooltip="x axis: steps, seconds, tokens"),
         Binding(
             "plus,equals_sign",
             "zoom(1)",
@@ -74,12 +75,18 @@ nothing, a policy far from its reference), or does not."""
             tooltip="The sample before in training; ] the one after it",
         ),
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
-        Binding("s", "prompt", "prompt", tooltip="The next prompt among the samples"),
+        Binding(
+            "right_curly_bracket",
+            "prompt(1)",
+            "prompt",
+            key_display="{ }",
+            tooltip="The next prompt among the samples",
+        ),
+        Binding("left_curly_bracket", "prompt(-1)", "prompt before", show=False, key_display="{"),
         Binding(
             "o", "overlay", "overlay", tooltip="Tick runs whose same stage is laid over the curve"
         ),
-        Binding("L", "details", "log", tooltip="The end of the log"),
-        Binding("d", "details", "details", tooltip="The end of the log, messages, settings"),
+        Binding("L", "details", "log", tooltip="The end of the log, messages, settings"),
         Binding(
             "comma",
             "other_stage(-1)",
@@ -88,13 +95,14 @@ nothing, a policy far from its reference), or does not."""
             tooltip="The stage before; . the next one",
         ),
         Binding("full_stop", "other_stage(1)", "next stage", show=False, key_display="."),
-        Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
+        Binding("Z", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
         Binding("b", "app.ring", "bell", tooltip="Ring when a stage ends or turns sick, or do not"),
         Binding(
             "C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"
         ),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
         Binding("R", "resume", "resume", tooltip="Go on from the newest checkpoint"),
+        *moved(x="a", s="{ }", d="L", space="Z"),
     ]
 
     def __init__(self) -> None:
@@ -308,7 +316,7 @@ nothing, a policy far from its reference), or does not."""
             text.show(content(self._why_no_samples(), "$muted"))
             return
         chosen = answers[self._prompt % len(answers)]
-        keys = "s prompt"
+        keys = "{ } prompt"
         if samples:
             keys += f"  [ ] {at + 1} of {len(samples)}"
         titled(box, f"{where} · {cell(str(chosen.get('prompt', '')), 60).strip()}", keys)
@@ -358,6 +366,8 @@ nothing, a policy far from its reference), or does not."""
     # keys
 
     def action_metric(self, by: int) -> None:
+        if self._curve_comes():
+            return
         with self.history.lock:
             names = self._names()
         if names:
@@ -368,32 +378,57 @@ nothing, a policy far from its reference), or does not."""
             self.show_history()
 
     def action_scale(self) -> None:
+        self._curve_comes()
         for curve in self.query(Curve):
             curve.scale = SCALES[(SCALES.index(curve.scale) + 1) % len(SCALES)]
         self.ui.keep("scale", self.query_one("#curve", Curve).scale)
         self.show_history()
 
     def action_smoothing(self) -> None:
+        self._curve_comes()
         for curve in self.query(Curve):
             curve.smoothing = SMOOTHINGS[(SMOOTHINGS.index(curve.smoothing) + 1) % len(SMOOTHINGS)]
         self.ui.keep("smoothing", self.query_one("#curve", Curve).smoothing)
         self.show_history()
 
     def action_axis(self) -> None:
+        self._curve_comes()
         self._axis = AXES[(AXES.index(self._axis) + 1) % len(AXES)]
         self.show_history()
 
     def action_zoom(self, by: int) -> None:
+        self._curve_comes()
         self._halvings = min(max(self._halvings + by, 0), 8)
         self.show_history()
 
     def action_sample(self, by: int) -> None:
+        if self._samples_come():
+            return
         self._back = min(max(self._back - by, 0), max(len(self.history.samples) - 1, 0))
         self.show_history()
 
-    def action_prompt(self) -> None:
-        self._prompt += 1
+    def action_prompt(self, by: int) -> None:
+        if self._samples_come():
+            return
+        self._prompt += by
         self.show_history()
+
+    def _samples_come(self) -> bool:
+        """Where there is no room for both, the first key about samples shows them in place of the
+        curve; a key about the curve brings that back."""
+        if self.query_one("#sample").display:
+            return False
+        self.add_class("-samples")
+        self.call_after_refresh(self.show_history)
+        return True
+
+    def _curve_comes(self) -> bool:
+        """Whether it was away."""
+        if self.query_one("#curve").display:
+            return False
+        self.remove_class("-samples")
+        self.call_after_refresh(self.show_history)
+        return True
 
     def action_checkpoint(self) -> None:
         try:

@@ -4,7 +4,7 @@ the screen's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -12,7 +12,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.events import Click
-from textual.message import Message
 from textual.widgets import Input
 
 from ondevice.common.clock import clock
@@ -20,6 +19,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.progress import size
 from ondevice.runs import table
 from ondevice_tui import run_lines
+from ondevice_tui.moved_keys import moved
 from ondevice_tui.widgets.panel import Panel
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeInput, SafeText, titled
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
 
 AGES_S = 10  # between two looks at how long ago the runs of the list began
-STATES = ("", "training", "done", "stopped", "failed", "died", "open")  # what f goes through
+STATES = ("", "training", "done", "stopped", "failed", "died", "open")  # what F goes through
 SORTS = (
     "age",
     "name",
@@ -46,30 +46,28 @@ SORTS = (
 
 
 class RunList(Panel):
-    """`show` the app's runs. It posts `Asked` where a key is for the screen."""
+    """`show` the app's runs. `ask` is what the screen does by a key that is for it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "space", "tick", "tick", tooltip="Tick this run, for o, = and D; once more: untick"
+            "space", "tick", "tick", tooltip="Tick this run, for o, d and D; once more: untick"
         ),
         Binding("o", "ask('overlay')", "overlay", tooltip="Lay the ticked runs over each other"),
         Binding(
-            "equals_sign",
+            "d",
             "ask('differences')",
             "differences",
-            key_display="=",
             tooltip="The settings in which the ticked runs differ (else this one and the chosen one)",
         ),
-        Binding("f", "state", "state", tooltip="Only runs that train, are done, stopped, failed …"),
+        Binding("F", "state", "state", tooltip="Only runs that train, are done, stopped, failed …"),
+        Binding("O", "sort(1)", "order", tooltip="Order by the next figure"),
         Binding(
-            "greater_than_sign",
-            "sort(1)",
-            "sort",
-            key_display="< >",
-            tooltip="Order by the next figure",
+            "exclamation_mark",
+            "reverse",
+            "reverse",
+            key_display="!",
+            tooltip="The other way round",
         ),
-        Binding("less_than_sign", "sort(-1)", "sort", show=False, tooltip="By the one before"),
-        Binding("minus", "reverse", "reverse", key_display="-", tooltip="The other way round"),
         Binding("N", "ask('note')", "note", tooltip="Write a note on this run"),
         Binding(
             "number_sign",
@@ -80,17 +78,12 @@ class RunList(Panel):
         ),
         Binding("f2", "ask('rename')", "rename", tooltip="Give this run another name"),
         Binding("escape", "clear", "clear", show=False, tooltip="End the search, then the ticks"),
+        *moved(f="F", equals_sign="d", less_than_sign="O", greater_than_sign="O", minus="!"),
     ]
 
-    class Asked(Message):
-        """A key that is for the screen: `what` to do."""
-
-        def __init__(self, what: str) -> None:
-            super().__init__()
-            self.what = what
-
-    def __init__(self) -> None:
+    def __init__(self, ask: Callable[[str], object]) -> None:
         super().__init__(id="run-list", classes="box")
+        self._ask = ask
         self.shown: list[dict[str, Any]] = []  # the runs that the search holds of, in order
         self.state = ""
         self.sort, self.reverse = "age", False
@@ -224,7 +217,7 @@ class RunList(Panel):
 
     def begin_search(self) -> None:
         self.search_field.display = True
-        self.search_field.focus()
+        self.screen.set_focus(self.search_field)  # at once: the next key is a letter of it
 
     def on_input_changed(self, event: Input.Changed) -> None:
         event.stop()
@@ -238,23 +231,23 @@ class RunList(Panel):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self.search_field.display = bool(event.value)
-        self.rows.focus()
+        self.screen.set_focus(self.rows)
 
     def action_clear(self) -> None:
         if self.search_field.value or self.search_field.display:
             self.search_field.value = ""
             self.search_field.display = False
-            self.rows.focus()
+            self.screen.set_focus(self.rows)
         elif self.state:
             self.state = ""
         elif self.ui.ticked_runs:
             self.ui.ticked_runs = ()
         else:
-            self.post_message(self.Asked("leave"))
+            self._ask("leave")
         self.show(self.ui.runs)
 
     def action_ask(self, what: str) -> None:
-        self.post_message(self.Asked(what))
+        self._ask(what)
 
     def action_tick(self) -> None:
         run = self.highlighted

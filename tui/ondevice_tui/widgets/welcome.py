@@ -82,8 +82,8 @@ class Welcome(Panel, can_focus=True):
                 "of yours is needed, and nothing is fetched. You will see, as it comes:"
             ),
             content("▸ each stage's curve, and one question answered after each"),
-            content("▸ answers in pairs: you say which is better (r)"),
-            content("▸ rewards (g), and all stages side by side (l)"),
+            content("▸ answers in pairs: you say which is better (4)"),
+            content("▸ rewards (3), and all stages side by side (5)"),
             content("X stops it and R goes on; closing this app does not stop it."),
             content(""),
             line(("n ", "bold $primary"), "another recipe, or one stage from a model of yours"),
