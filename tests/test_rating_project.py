@@ -238,7 +238,10 @@ def test_history_filters_and_flags(ratings: Ratings) -> None:
     ratings.vote(3, "Ada", "s", ranking=[1])
     ratings.vote(4, "simulated:x", "s", ranking=[1])
     assert history.flag(ratings, 2, "Ada", "s") and history.flag(ratings, 5, "Bob", "s")
-    assert not history.flag(ratings, 5, "Ada", "s")
+    assert history.flag(ratings, 5, "Ada", "s"), "each rater's own: it takes nobody's back"
+    [five] = [one for one in history.history(ratings, "Ada", "flagged") if one.item == 5]
+    assert five.flagged_by == ("Bob", "Ada")
+    assert not history.flag(ratings, 5, "Ada", "s") and not history.flag(ratings, 5, "Bob", "s")
     ratings.note(1, "Bob", "s", "odd")
 
     def ids(wanted: history.Filter, rater: str = "Ada") -> list[int]:

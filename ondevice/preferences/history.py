@@ -27,17 +27,22 @@ TAKEN_BACK = "taken back"  # the note of a flag that takes an earlier one back
 class Entry:
     """An item of which somebody has said something. `vote`: the newest one of those that the filter
     asks for, None where there is only a flag or a note; `others`: all other live votes on it;
-    `settled`: what was decided where they disagree; `at`: when the newest of all this was said."""
+    `flagged_by`: raters; `settled`: what was decided where they disagree; `at`: when the newest of all
+    this was said."""
 
     item: int
     question: str
     vote: Vote | None
     others: tuple[Vote, ...]
-    flagged: bool
+    flagged_by: tuple[str, ...]
     note: str
     disagreed: bool
     settled: Vote | None
     at: float
+
+    @property
+    def flagged(self) -> bool:
+        return bool(self.flagged_by)
 
     def fits(self, wanted: Filter, rater: str) -> bool:
         if wanted == "mine":
@@ -98,7 +103,7 @@ def history(ratings: Ratings, rater: str, wanted: Filter = "all") -> list[Entry]
             "",
             own,
             tuple(others),
-            item in flags,
+            tuple(flags.get(item, ())),
             notes.get(item, ""),
             item in disputed,
             settled,
@@ -190,9 +195,11 @@ def newest_of(ratings: Ratings, rater: str) -> Vote | None:
 
 
 def flag(ratings: Ratings, item: int, rater: str, session: str) -> bool:
-    """Flags an item, or takes the flag back where it has one; returns whether it is flagged now."""
+    """Flags an item, or takes this rater's own flag back where there is one; returns whether they
+    flag it now. What others have flagged stays so."""
     with ratings.transaction():
-        flags, _ = _flags_and_notes([row for row in ratings.votes() if row.item == item])
+        rows = ratings.votes(raters=[rater])
+        flags, _ = _flags_and_notes([row for row in rows if row.item == item])
         ratings.flag(item, rater, session, TAKEN_BACK if item in flags else None)
     return item not in flags
 
@@ -218,15 +225,17 @@ def gold_score(ratings: Ratings, rater: str) -> tuple[int, int]:
     return hits, len(rows)
 
 
-def _flags_and_notes(rows: Sequence[Vote]) -> tuple[set[int], dict[int, str]]:
-    """(flagged items, the newest note of each)."""
-    flags: set[int] = set()
+def _flags_and_notes(rows: Sequence[Vote]) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """(flagged items with those who have flagged them, the newest note of each)."""
+    flags: dict[int, list[str]] = {}
     notes: dict[int, str] = {}
     for row in rows:
-        if row.action == "flag" and row.note == TAKEN_BACK:
-            flags.discard(row.item)
-        elif row.action == "flag":
-            flags.add(row.item)
+        if row.action == "flag":
+            by = [rater for rater in flags.pop(row.item, []) if rater != row.rater]
+            if row.note != TAKEN_BACK:
+                by.append(row.rater)
+            if by:
+                flags[row.item] = by
         elif row.action == "note" and row.note:
             notes[row.item] = row.note
     return flags, notes

@@ -13,8 +13,9 @@ from ondevice.preferences.project import Project
 from ondevice.preferences.votes import brief
 
 HELP = """\
-  a b …      that answer is the best (A, B with shift: it is much better); 1 2 … do the same, as in the app
-  bac        with more than two answers: an order, the best first; Enter ends it early
+  1 2 …      that answer is the best      < >  the first, the second is much better
+  213        with more than two answers: an order, the best first; Enter ends it early
+             (in lines from a file or a program: a b …, bac, A B much better)
   t          a tie: equally good       x  all are bad
   s          skip, it comes again last u  undo, as often as you like     U  redo
   N          note, then a line         f  flag, for someone to look at   r  reasons of the next vote
@@ -64,7 +65,13 @@ def history_lines(entries: Sequence[Entry], rater: str, wanted: Filter, most: in
     for entry in entries[:most]:
         votes = entry.told_to(rater, wanted)
         told = " / ".join(dict.fromkeys(brief(vote, "ABCD") for vote in votes)) or "–"
-        marks = f"{'flagged ' * entry.flagged}{'noted ' * bool(entry.note)}"
+        marks = f"{_flagged(entry)}{'noted ' * bool(entry.note)}"
         question = sanitize(" ".join(entry.question.split()), newlines=False)[:60]
         lines.append(f"{entry.item:>6}  {told:<10} {marks}{question}")
     return "\n".join(lines)
+
+
+def _flagged(entry: Entry) -> str:
+    if not entry.flagged:
+        return ""
+    return sanitize(f"flagged by {', '.join(entry.flagged_by)}  ", newlines=False)

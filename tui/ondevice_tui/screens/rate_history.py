@@ -126,6 +126,8 @@ class History(Card[Jump | None]):
         if entry.vote is not None and not rows:
             told = "Others have rated it; you have not, so it is not told how."
             rows.append(content(told, "$muted"))
+        if entry.flagged:
+            rows.append(line(("flagged by  ", "$muted"), ", ".join(entry.flagged_by)))
         if entry.note:
             rows.append(line(("note  ", "$muted"), entry.note))
         return lines(rows)
