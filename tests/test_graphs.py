@@ -133,9 +133,11 @@ import models
 import test_graphs as t
 from ondevice.models.kv_cache import Cache
 from ondevice.models.network import network
+from ondevice.data.completion_batches import Row
+from ondevice.data.shared_prompts import answer_batch
 from ondevice.models.tables import placed, with_tables
 from ondevice.seam.select import load_backend
-from ondevice.training import losses, policy_losses, preference_losses
+from ondevice.training import logprobs, losses, policy_losses, preference_losses
 from ondevice.training.losses_beside import with_losses_beside
 
 torch._dynamo.config.trace_numpy = False
@@ -200,6 +202,20 @@ rollout = batch | {
     "advantages": half, "old_logps": half, "ref_logps": half, "scale": half,
     "returns": half, "old_values": half,
 }
+ragged = []
+for prompt in (40, 70):
+    ragged += [Row([5] * prompt, [6] * answer) for answer in (20, 64, 33)]
+unpadded = answer_batch(ragged, 6)
+assert "slots" in unpadded and "prompt_places" in unpadded
+del unpadded["member"]
+score = lambda p, b: logprobs.token_logprobs(
+    ops, p, net.head, net.hidden(ops, p, b, at=b["index"]), b["targets"]
+)[0]
+with torch.no_grad():
+    whole(score, params_of(cfg, grad=False), on(net, unpadded))
+print("ok unpadded", flush=True)
+sft = partial(losses.causal_lm_loss, model=net)
+learn("sft unpadded", sft, params_of(cfg), on(net, unpadded | {"denominator": np.float32(6)}))
 grpo = partial(policy_losses.grpo_loss, model=net, clip_low=0.2, clip_high=0.2, beta=0.1)
 learn("grpo", grpo, params_of(cfg), on(net, rollout))
 judge = t.config_of("qwen3", num_labels=1)
@@ -236,7 +252,8 @@ def test_torch_compiles_whole_graphs(families: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     said = done.stdout.split("\n")
     assert "all" in said
-    assert sum(line.startswith("ok sft") for line in said) == len(families)
+    assert "ok unpadded" in said
+    assert sum(line.startswith("ok sft") for line in said) == len(families) + 1
 
 
 def ragged_steps(backend: Backend, steps: int, compile: str) -> int:

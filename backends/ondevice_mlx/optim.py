@@ -47,11 +47,10 @@ class Optimizer:
         self.steps = 0
         self._traces = 0
         self._adamw8bit = packed_moments.PackedAdamW(settings, compiled)
-        self._adamw: dict[float, Callable[..., Any]] = {}
-        for decay in {settings.weight_decay, 0.0}:
-            one = self._adamw_of(decay)
-            # every tensor of one number of dimensions goes through one trace
-            self._adamw[decay] = mx.compile(one, shapeless=True) if compiled else one
+        # every tensor goes through one trace: of one number of dimensions, and with its decay as an
+        # array
+        one = self._adamw_update
+        self._adamw: Callable[..., Any] = mx.compile(one, shapeless=True) if compiled else one
         self._muon = mx.compile(self._muon_update) if compiled else self._muon_update
 
     def _is_packed(self, param: mx.array) -> bool:
@@ -90,25 +89,22 @@ class Optimizer:
         rate: mx.array,
     ) -> None:
         step = mx.array(self.steps, mx.int32)
+        decays = {decay: mx.array(decay) for decay in (self.settings.weight_decay, 0.0)}
         for names in _groups(self.rest, params):
             for n in names:
-                decay = self.settings.decay(n, params[n].ndim)
-                first, second = f"{n}.exp_avg", f"{n}.exp_avg_sq"
-                params[n], self.state[first], self.state[second] = self._adamw[decay](
-                    params[n],
-                    grads.pop(n),
-                    self.state[first],
-                    self.state[second],
+                flat = params[n].ndim == 1
+                held = (params[n], grads.pop(n), *(self.state[key] for key in _moments(n)))
+                new = self._adamw(
+                    *(x[None] if flat else x for x in held),
                     scale,
                     step,
                     rate,
+                    decays[self.settings.decay(n, params[n].ndim)],
                 )
-            mx.eval(
-                [
-                    (params[n], self.state[f"{n}.exp_avg"], self.state[f"{n}.exp_avg_sq"])
-                    for n in names
-                ]
-            )
+                found = [x.squeeze(0) if flat else x for x in new]
+                params[n], *moments = found
+                self.state |= zip(_moments(n), moments, strict=True)
+            mx.eval([(params[n], [self.state[key] for key in _moments(n)]) for n in names])
 
     def _update_packed(
         self,
@@ -125,31 +121,32 @@ class Optimizer:
             )
             mx.eval(params[n], [self.state[f"{n}.{key}"] for key in packed_moments.KEYS])
 
-    def _adamw_of(self, decay: float) -> Callable[..., Any]:
-        """One tensor's update under this decay: (parameter, gradient, both moments, scale of the
-        gradient, number of the step, rate) to (parameter, both moments).
-        """
+    def _adamw_update(
+        self,
+        param: mx.array,
+        grad: mx.array,
+        first: mx.array,
+        second: mx.array,
+        scale: mx.array,
+        step: mx.array,
+        rate: mx.array,
+        decay: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """One tensor's (parameter, both moments) from these, its gradient, by what that is
+        multiplied, the number of the step, the rate and the decay."""
+        self._traces += 1
         s = self.settings
-
-        def update(
-            param: mx.array,
-            grad: mx.array,
-            first: mx.array,
-            second: mx.array,
-            scale: mx.array,
-            step: mx.array,
-            rate: mx.array,
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            self._traces += 1
-            library = optim.AdamW(
-                0.0, betas=[s.beta1, s.beta2], eps=s.eps, weight_decay=decay, bias_correction=True
-            )
-            library.state["step"], library.state["learning_rate"] = step, rate
-            held: dict[str, Any] = {"m": first, "v": second}
-            new = library.apply_single(grad * scale, param, held)
-            return new, held["m"], held["v"]
-
-        return update
+        library = optim.AdamW(
+            0.0,
+            betas=[s.beta1, s.beta2],
+            eps=s.eps,
+            weight_decay=decay,  # type: ignore[arg-type]
+            bias_correction=True,
+        )
+        library.state["step"], library.state["learning_rate"] = step, rate
+        held: dict[str, Any] = {"m": first, "v": second}
+        new = library.apply_single(grad * scale, param, held)
+        return new, held["m"], held["v"]
 
     def _update_muon(
         self,
@@ -191,6 +188,11 @@ class Optimizer:
         for param, change in zip(params, updates, strict=True):
             new.append(param * kept - rate * change)
         return new, buffers
+
+
+def _moments(name: str) -> tuple[str, str]:
+    """What a tensor's moments are called in the state."""
+    return f"{name}.exp_avg", f"{name}.exp_avg_sq"
 
 
 def _groups(names: list[str], params: dict[str, mx.array]) -> Iterator[list[str]]:

@@ -239,10 +239,14 @@ class TorchOps:
         return x[index]
 
     def to_rows(self, x: Tensor, tables: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
+        if not torch.is_grad_enabled():  # where the compiler would break off at such a function
+            return [x.index_select(0, table) for table in tables]
         found: tuple[Tensor, ...] = _ToRows.apply(x, slots, *tables)  # type: ignore[no-untyped-call]
         return list(found)
 
     def from_rows(self, xs: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.cat(list(xs)).index_select(0, slots)
         found: Tensor = _FromRows.apply(slots, len(xs), *xs, *tables)  # type: ignore[no-untyped-call]
         return found
 

@@ -31,7 +31,7 @@ def main() -> None:
 # what the functions that are compiled are to people; whatever else is of decoding
 KINDS = {
     "": "gradient",
-    "update": "update",
+    "_adamw_update": "update",
     "_muon_update": "update",
     "metrics": "held out",
     "logprobs": "scoring",
