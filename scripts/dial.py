@@ -127,6 +127,7 @@ def _machine() -> dict[str, Any]:
         "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 1),
+        "first": os.getpriority(os.PRIO_PROCESS, 0) < 0,
     }
 
 
@@ -146,7 +147,8 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
         "asked for and the one that was used, on the clock; the model that was chosen for it, the "
         "tokens of text that it read, and what it reached on data that no stage learns from. `load`: "
         "of the machine as the run ended; above its cores, other programs ran beside it, and what they "
-        "took cannot be foreseen. `python scripts/dial.py --times 40m` adds a time.",
+        "took cannot be foreseen, unless the run came `first` on the cores that it had (by `nice`). "
+        "`python scripts/dial.py --times 40m` adds a time.",
     ]
     for name in _names(rows):
         lines += ["", f"## {name}", "", f"![{name}: what each time reaches](dial-{name}.svg)", ""]
@@ -171,7 +173,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{row['tokens']:,}" if row["tokens"] else "–",
             *(_cell(name, row.get(name)) for name in figures),
             ", ".join(row["left_out"]) or "–",
-            f"{row['machine']['cores']}, {row['machine']['load']}",
+            f"{row['machine']['cores']}, {row['machine']['load']}"
+            + (", first" if row["machine"].get("first") else ""),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
