@@ -135,12 +135,17 @@ class OndeviceApp(Steady, KeysInOrder):
         self._reading = False
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
+        self._keeps_theme = self.theme == "textual-dark"  # none was asked for (TEXTUAL_THEME)
+        if self._keeps_theme:
+            # before any style is worked out: set later, it has all of them worked out again
+            self.set_reactive(OndeviceApp.theme, DARK.name)
+            self.stylesheet.set_variables(self.get_css_variables())
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return {"muted": "#8B98A5"}  # what Textual's own themes lack
 
     def on_mount(self) -> None:
-        if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
+        if self._keeps_theme:
             theme = self.remembered.get("theme", lambda name: name in self.available_themes)
             self.theme = theme or DARK.name
             self.watch(self, "theme", lambda name: self.keep("theme", name), init=False)
