@@ -247,7 +247,7 @@ def wait_for_the_last(stage: StageFolder) -> None:
     import fcntl
     import time
 
-    for _ in range(600):
+    for _ in range(1800):
         time.sleep(0.1)
         said = (stage.path / "push.log").read_text() if (stage.path / "push.log").is_file() else ""
         lock = stage.path.parent / ".push.lock"

@@ -418,7 +418,7 @@ def held(place: Path) -> Iterator[int]:
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process.pid
-    process.communicate("", timeout=30)
+    process.communicate("", timeout=120)
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"]])

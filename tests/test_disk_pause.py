@@ -383,7 +383,7 @@ def test_a_reward_is_not_at_fault(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(WRITES)
     given = {"prompts": ["a"], "completions": ["b"]}
     log = Path("/dev/full") if os.path.exists("/dev/full") else None
-    host = Host(tmp_path / "reward.py", timeout=20, log=log)
+    host = Host(tmp_path / "reward.py", timeout=120, log=log)
     try:
         host.start()
         assert host.call("printing", given) == [1.0]
@@ -478,13 +478,13 @@ def test_a_run_on_a_real_disk_that_gets_full(
     assert "the disk is full" in printed(process) and "Make" in printed(process)
     if way == "stop":
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == 130
         small_disk("20m")
         od.pretrain(**pretraining(files, place / "r"), resume=True)
     else:
         small_disk("20m")
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         kinds = [event["event"] for event in read(place / "r" / "pretrain" / "events.jsonl")]
         assert "paused" in kinds and "room again" in err

@@ -63,7 +63,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 def wait_for(true: Callable[[], object]) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if true():
             return
         time.sleep(0.02)

@@ -373,9 +373,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 
     def look(pid: int, given: Mapping[str, str]) -> None:
         raw = b""
-        for _ in range(
-            200
-        ):  # empty for a moment, until the program has replaced its parent's image
+        # empty for a moment, until the program has replaced its parent's image
+        for _ in range(6000):
             try:
                 raw = raw or Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:  # not Linux

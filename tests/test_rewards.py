@@ -524,9 +524,9 @@ def test_a_failure_is_named_once_and_its_rows_are_missing(
 def test_what_hangs_is_ended(body: str, write: WriteFile, tmp_path: Path) -> None:
     file = write(f"""
 import os, pathlib, subprocess, time
+pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
 def mine(completions):
     if completions == ["hang"]:
-        pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
         {body}
     return [1]
 """)
@@ -586,6 +586,8 @@ def test_a_file_that_cannot_be_used(code: str, said: str, write: WriteFile) -> N
 def test_a_slow_import_is_waited_for(write: WriteFile) -> None:
     file = write("import time\ntime.sleep(0.8)\ndef mine(completions):\n    return [1]\n")
     with Rewards((), user_file=file, timeout=0.5) as rewards:
+        assert rewards._user is not None
+        rewards._user.timeout = 60
         assert list(judge(rewards, ["a"]).total) == [1]
 
 

@@ -136,7 +136,7 @@ def shown(app: OndeviceApp) -> str:
 
 async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str = "") -> None:
     """Waits until something holds; gives up after a time that no machine needs."""
-    for _ in range(int(os.environ.get("UNTIL", "1200"))):
+    for _ in range(int(os.environ.get("UNTIL", "2400"))):
         await pilot.pause()
         if holds():
             return
