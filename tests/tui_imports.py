@@ -53,13 +53,13 @@ def looked_on(slow: float = 0.0) -> Iterator[Onlooker]:
 
 async def until_shown(pilot: Any, text: str) -> None:
     """As in `tui_runs`, which is not imported here: it imports much of what the app would."""
-    for _ in range(600):
+    for _ in range(2400):
         await pilot.pause()
         rows = [
             "".join(segment.text for segment in strip)
             for strip in pilot.app.screen._compositor.render_strips()
         ]
-        if any(text in row for row in rows):
+        if text in " ".join(" ".join(rows).split()):  # wherever its lines break
             return
         await asyncio.sleep(0.05)
     raise AssertionError("\n".join([f"never came: {text}", *rows]))
@@ -67,7 +67,7 @@ async def until_shown(pilot: Any, text: str) -> None:
 
 async def until_cards(app: Any, count: int) -> None:
     """Until so many cards lie on the screen."""
-    for _ in range(600):
+    for _ in range(2400):
         if len(app.screen_stack) == 1 + count:
             return
         await asyncio.sleep(0.05)
