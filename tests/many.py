@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 180  # seconds after which a launch has failed
+TIMEOUT = float(os.environ.get("MANY_TIMEOUT", "180"))  # seconds after which a launch has failed
 WORKER = Path(__file__).with_name("many_worker.py")
 
 
