@@ -26,7 +26,9 @@ from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.common.launcher import launched
 from ondevice.common.processes import Access, environment
+from ondevice.models.load import load_model
 from ondevice.preferences.database import Ratings
+from ondevice.rl.rollout import Sampler
 from ondevice.runs import events
 from ondevice.runs.context import Context, RunSettings
 from ondevice.runs.events import EventWriter
@@ -537,6 +539,31 @@ class _Fake:
         padded = np.zeros_like(x)
         padded[: len(other)] = other
         return np.stack([x, padded])
+
+
+@pytest.mark.slow
+def test_a_token_is_drawn_between_its_boundaries(tmp_path: Path, backend_name: str) -> None:
+    """What is computed anew where tokens differ is what they were drawn by, and one that was not drawn
+    lies beyond a boundary."""
+    backend = load_backend(backend_name, "cpu", "float32")
+    model = small_stages.write(tmp_path / "policy", backend, small_stages.config())
+    loaded = load_model(model, backend)
+    sampler = Sampler(loaded, backend, temperature=0.9, max_new_tokens=6, seed=3)
+    with many_rollouts.recording(tmp_path / "drawn", backend_name):
+        sampler.draw(loaded.params, [[5, 9], [7, 8, 9]], 2, stage="grpo", step=4, first=6)
+    [file] = (tmp_path / "drawn").glob("*.json")
+    told = json.loads(file.read_text())
+    weights = file.with_suffix(".npz")
+    for row, place in ((0, 0), (1, 2), (3, 1)):
+        p, uniform = many_rollouts.distribution(told, row, place, weights, model, backend)
+        drawn = told["drawn"][row][place]
+        edges = np.cumsum(p)
+        assert uniform is not None
+        assert edges[drawn - 1] - 1e-6 <= uniform <= edges[drawn] + 1e-6
+        other = json.loads(file.read_text())
+        other["drawn"][row][place] = drawn + 2  # with all of the next one's share between them
+        apart = many_rollouts.to_boundary(told, other, row, weights, model, backend)
+        assert apart >= p[drawn + 1] - 1e-6 > many_rollouts.NEAR
 
 
 def test_what_is_shared_comes_back_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
