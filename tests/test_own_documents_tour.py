@@ -67,7 +67,8 @@ def test_the_tour_goes_as_it_stands(
         assert cli.main(shlex.split(command)[1:]) == 0, command
         said[command] = capsys.readouterr().out
     shown = next(out for command, out in said.items() if " data show " in command)
-    assert "of 36 files" in shown and "5 files left out" in shown
+    for reason in ("is damaged", "repeats another", "is encrypted", "is nearly", "scanned?"):
+        assert reason in shown
     measured = [out for command, out in said.items() if " eval " in command]
     assert len(measured) == 2 and all("bits_per_byte: " in out for out in measured)
     asked = [out for command, out in said.items() if " data ask " in command]
