@@ -78,7 +78,8 @@ _OF_THE_TEXT = _any_of(
 )
 """What a question about the text says, and one about what the text says does not."""
 _POINTS = _any_of(
-    "he|she|they|him|her|his|hers|their|theirs|them|it|its|this|these|those|here|thou|thy"
+    "i|me|my|we|us|our|he|she|they|him|her|his|hers|their|theirs|them|it|its|this|these|those|here|"
+    "thou|thy"
 )
 """Words that point at something; without a name beside them it stands in the passage alone."""
 _CHOOSES = re.compile(
