@@ -79,7 +79,6 @@ def test_questions_are_checked(question: str, fault: str) -> None:
         ("Clara Voss built it in 1873.", ""),
         ("Clara Voss.", ""),
         ("The bridge was built by Clara Voss, in the year 1873.", ""),
-        ("The bridge was built by carts that crossed on a ferry.", "has an answer from elsewhere"),
         ("She built it in 1873.", "asks who, and has an answer that names nobody"),
         ("The stone bridge over the Ull.", "has an answer that says nothing"),
         ("Clara Voss built it in 1973.", "has an answer with a number"),
@@ -116,6 +115,8 @@ def test_answers_that_count_and_answers_that_circle() -> None:
     ):
         assert answer_fault(question, wrong, passage, True).startswith("asks where"), question
         assert answer_fault(question, right, passage, True) == "", question
+    elsewhere = answer_fault("Who crossed on a ferry?", "Clara Voss crossed.", PASSAGE, True)
+    assert elsewhere.startswith("has an answer from elsewhere")
     circle = "Clara Voss built the stone bridge, Clara Voss built the stone bridge."
     assert "repeats itself" in answer_fault("Who built the bridge?", circle, PASSAGE, True)
 
