@@ -97,7 +97,7 @@ ONE_DEED: dict[str, tuple[str, set[str]]] = {
     # where answers are rated they stand under numbers, one key a vote; elsewhere the screens do
     "1": (
         "the first: screen, answer, reason",
-        {"go('road')", "pick(0)", "dismiss('1')", "switch(0)"},
+        {"go('road')", "none", "pick(0)", "dismiss('1')", "switch(0)"},
     ),
     "2": (
         "the second",

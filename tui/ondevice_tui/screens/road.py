@@ -87,7 +87,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
             tooltip="Move the highlighted run, or the ticked ones, to the trash; u brings it back",
         ),
         Binding("u", "untrash", "undo", tooltip="Bring back the run that went to the trash"),
-        Binding("escape", "none", "", show=False),
+        Binding("escape,1", "none", "", show=False),
         *moved(s="g", w="2", r="4", l="5", c="6", p="7", d="L"),
     ]
 
@@ -98,10 +98,6 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         self._seen: object = None  # what was last drawn
         self._seen_of: list[dict[str, Any]] | None = None
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
-
-    def hides(self, action: str) -> bool:
-        """Whether the foot leaves an action out: the other screens have a key each there."""
-        return action == "go('road')"
 
     def body(self) -> Iterable[Widget]:
         yield Welcome()
@@ -339,7 +335,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         self.ui.action_go(mode)
 
     def action_none(self) -> None:
-        """Escape is at home already."""
+        """It is at home already; the other screens have a key each in the foot."""
 
     def action_new(self) -> None:
         from ondevice_tui.screens.new_run import ChooseScreen
