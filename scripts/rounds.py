@@ -4,6 +4,7 @@ preferred, with active choice of the pairs and without.
     python scripts/rounds.py                            three people, two ways, three seeds
     python scripts/rounds.py --seeds 0 --people short   some of it
     python scripts/rounds.py --human VOTES.jsonl        votes of people, replayed, too
+    python scripts/rounds.py --choice 20 --people       the choice alone, 20 times a seed
     python scripts/rounds.py --document                 what is measured already, written anew
 
 A person is a rule over two texts. It is not the exam's, and no file of a run holds it: the loop sees
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rounds_choice import choice_measured
 from rounds_document import document, plot
 from rounds_replay import replay
 
@@ -36,6 +38,7 @@ from ondevice.config.recipe import load_recipe
 from ondevice.config.rounds import RoundsConfig
 from ondevice.data.builtin.scoring import courteous
 from ondevice.data.context import DataContext
+from ondevice.data.preference_batches import completion_row
 from ondevice.datasets.prompts import Prompt, prompts
 from ondevice.datasets.spec import DataSpec
 from ondevice.models.load import load_generative
@@ -48,6 +51,7 @@ from ondevice.rating_rounds.trainer import corpus_of_run, train
 from ondevice.rating_rounds.writer import Writer
 from ondevice.seam.select import load_backend
 from ondevice.stages.pipeline import recipe_text
+from ondevice.training.sequence_logprobs import Scorer
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 AIM = 0.65
@@ -107,6 +111,10 @@ def main() -> None:
                         known, {"seed": seed, "person": person, "choose": choose}, base, options
                     )
                     _keep(file, known)
+        if options.choice:
+            bases = {seed: base_of(seed, options) for seed in options.seeds}
+            known["choice"] = choice_measured(bases, PEOPLE, options)
+            _keep(file, known)
         if options.human:
             known["replays"] = replay(options.human, base_of(options.seeds[0], options), options)
             _keep(file, known)
@@ -120,7 +128,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--people", nargs="+", default=list(PEOPLE), choices=list(PEOPLE))
+    parser.add_argument("--people", nargs="*", default=list(PEOPLE), choices=list(PEOPLE))
     parser.add_argument("--choose", nargs="+", default=["taught", "random"])
     parser.add_argument("--recipe", default="minute", help="whose stages up to sft make the start")
     parser.add_argument("--set", nargs="*", default=[], help="changes of the recipe")
@@ -129,6 +137,8 @@ def _options() -> argparse.Namespace:
         "--votes", type=int, default=300, help="votes after which a person gives up"
     )
     parser.add_argument("--judged", type=int, default=200, help="held-out prompts of a measurement")
+    parser.add_argument("--choice", type=int, default=0, help="repeats of the choice alone")
+    parser.add_argument("--choice-prompts", type=int, default=1600, help="prompts of these")
     parser.add_argument("--human", type=Path, help="a file of prompt, a, b, votes, replayed")
     parser.add_argument("--backend", default="auto")
     parser.add_argument(
@@ -282,6 +292,16 @@ class Judge:
                 found.append((prompt, one, other) if apart > 0 else (prompt, other, one))
         return found
 
+    def _implicit_rewards(self, folder: Path, rows: Sequence[tuple[Prompt, str]]) -> Any:
+        """(N,) by how much a model has made these answers likelier, in nats."""
+        logps = []
+        for place in (folder, self.start):
+            model = load_generative(place, self.backend)
+            tokens = [completion_row(one.messages, text, model.tokenizer) for one, text in rows]
+            each = Scorer(model, self.backend).logprobs(model.params, tokens)
+            logps.append(np.array([row.sum(dtype=np.float64) for row in each]))
+        return logps[0] - logps[1]
+
     def of(self, version: Version) -> dict[str, Any]:
         """How often the version is preferred to the start, with Wilson's interval, and how often
         what it has learned orders the start's answers as the rule does."""
@@ -295,7 +315,7 @@ class Judge:
         rows = [(prompt, text) for prompt, *texts in self.pairs for text in texts]
         agreed = 0.0
         if rows:
-            scores = np.asarray(self.writer.scores(version, last.model, rows)).reshape(-1, 2)
+            scores = self._implicit_rewards(last.model, rows).reshape(-1, 2)
             agreed = float((scores[:, 0] > scores[:, 1]).mean())
         return {
             "share": share.share,

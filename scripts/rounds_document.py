@@ -11,8 +11,8 @@ NAMES = {
     "noisy": "consistent, 15 % of the votes turned round",
     "short": "likes short answers",
 }
-WAYS = {"taught": "active", "random": "drawn"}
-COLOURS = {"taught": "#1f6fb4", "random": "#b4641f"}
+WAYS = {"taught": "active", "words": "active, an earlier rule", "random": "drawn"}
+COLOURS = {"taught": "#1f6fb4", "words": "#7fa8c9", "random": "#b4641f"}
 
 
 def document(known: Mapping[str, Any], aim: float) -> str:
@@ -58,6 +58,7 @@ def document(known: Mapping[str, Any], aim: float) -> str:
     for run in runs:
         for point in run["points"]:
             lines.append(_point(run, point))
+    lines += _choice(known.get("choice") or [])
     lines += _replays(known.get("replays") or [])
     return "\n".join(lines) + "\n"
 
@@ -83,6 +84,8 @@ def _missing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for person, name in NAMES.items():
         for way, told in WAYS.items():
+            if way == "words":
+                continue
             had = {r["seed"] for r in runs if (r["person"], r["choose"]) == (person, way)}
             gone = [str(seed) for seed in seeds if seed not in had]
             if gone:
@@ -124,6 +127,34 @@ def _point(run: Mapping[str, Any], point: Mapping[str, Any]) -> str:
         f"{change('exact_match', 100, '.1f')} | {change('reasoning', 100, '.1f')} | "
         f"{change('bits_per_byte', 1, '.3f')} |"
     )
+
+
+def _choice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    marks = sorted({row["votes"] for row in rows})
+    lines = [
+        "",
+        "## What the choice itself is worth",
+        "",
+        "Votes of the rule on pairs of the start's answers, with nothing trained but the linear reward model",
+        "that the choice goes by: how many held-out pairs it orders as the rule does (and how many of the",
+        f"votes were no ties), in the mean of {rows[0]['trials']} trials over the seeds. An earlier rule went by the",
+        "entropy of DPO's implicit reward. That was 0.98 to 1 bit for every pair, so that it chose by the",
+        "words of the prompts alone.",
+        "",
+        f"| person | pairs | {' | '.join(f'{mark} votes' for mark in marks)} |",
+        f"| --- | --- |{' --- |' * len(marks)}",
+    ]
+    by = {(row["person"], row["choose"], row["votes"]): row for row in rows}
+    for person, name in NAMES.items():
+        for way in ("taught", "random"):
+            cells = []
+            for mark in marks:
+                row = by.get((person, way, mark))
+                cells.append(f"{100 * row['right']:.1f} % ({row['usable']:.0f})" if row else "–")
+            lines.append(f"| {name} | {WAYS[way]} | {' | '.join(cells)} |")
+    return lines
 
 
 def _replays(replays: Sequence[Mapping[str, Any]]) -> list[str]:

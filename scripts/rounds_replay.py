@@ -20,9 +20,10 @@ from ondevice.common.rng import permutation
 from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.preference_batches import completion_row
 from ondevice.models.load import load_for_use
+from ondevice.models.model import Model
 from ondevice.preferences.pairs import held_out
-from ondevice.preferences.rating_queue import uncertainty
 from ondevice.rating_rounds.choice import chosen
+from ondevice.rating_rounds.taste import Taste
 from ondevice.seam.select import load_backend
 from ondevice.training.sequence_logprobs import Scorer
 
@@ -45,14 +46,15 @@ def replay(file: Path, base: Path, options: argparse.Namespace) -> list[dict[str
         best, worst = (row["a"], row["b"]) if word == "a" else (row["b"], row["a"])
         pair = {"prompt": row["prompt"], "chosen": best, "rejected": worst}
         asked = [{"role": "user", "content": row["prompt"]}]
-        texts = []
+        rows = []
         for side in ("chosen", "rejected"):
             if not (isinstance(pair[side], str) and pair[side].strip()):
                 break
-            texts.append(prompt_and_completion(completion_row(asked, pair[side], model.tokenizer)))
-        differ = len(texts) == 2 and texts[0].tolist() != texts[1].tolist()
+            rows.append(completion_row(asked, pair[side], model.tokenizer))
+        texts = [prompt_and_completion(one).tolist() for one in rows]
+        differ = len(texts) == 2 and texts[0] != texts[1]
         if differ and max(map(len, texts)) <= LONGEST:
-            pairs.append((pair, texts))
+            pairs.append((pair, rows))
     order = permutation(0, "replay", 0, len(pairs)).tolist()
     # one prompt has several pairs of the same answers: its pairs are all held out, or none is
     held: list[Any] = []
@@ -62,7 +64,7 @@ def replay(file: Path, base: Path, options: argparse.Namespace) -> list[dict[str
         (held if held_out(digest(prompt), HELD / len(pairs)) else free).append(pairs[n])
     found = []
     for way in options.choose:
-        found += _way(way, free, held, base, options, backend)
+        found += _way(way, free, held, base, options, model)
     for one in found:
         one |= {"votes": votes, "usable": len(pairs), "held": len(held), "remark": _REMARK}
     return found
@@ -82,9 +84,12 @@ def _way(
     held: Sequence[Any],
     base: Path,
     options: argparse.Namespace,
-    backend: Any,
+    model: Model,
 ) -> list[dict[str, Any]]:
-    """One way of choosing: after each of `STEPS` votes a reward model on all so far."""
+    """One way of choosing: after each of `STEPS` votes a reward model on all so far. `model`: the
+    base."""
+    backend = load_backend(options.backend, "auto", "auto")
+    reader = Scorer(model, backend)
     found = []
     taken: list[int] = list(range(STEPS[0]))
     for step, count in enumerate(STEPS):
@@ -109,7 +114,7 @@ def _way(
         scorer = Scorer(judge, backend)
 
         def scores(pairs: Sequence[Any], judge: Any = judge, scorer: Scorer = scorer) -> Any:
-            texts = [text for _, two in pairs for text in two]
+            texts = [prompt_and_completion(row) for _, two in pairs for row in two]
             return np.asarray(scorer.scores(judge.params, texts), np.float64).reshape(-1, 2)
 
         of_held = scores(held)
@@ -131,8 +136,13 @@ def _way(
         if way == "random":
             taken += left[:more]
             continue
-        doubts = [uncertainty(two.tolist()) for two in scores([free[n] for n in left])]
+        said, apart = (
+            reader.features(model.params, [row for n in some for row in free[n][1]])
+            for some in (taken, left)
+        )
+        taste = Taste(said[::2], said[1::2], np.ones(len(taken)), np.concatenate([said, apart]))
         texts = [free[n][0]["prompt"] for n in left]
         lately = [free[n][0]["prompt"] for n in taken[-20:]]
-        taken += [left[n] for n in chosen(texts, doubts, more, lately)]
+        forecast = taste.forecast(apart[::2], apart[1::2])
+        taken += [left[n] for n, _ in chosen(texts, forecast, more, lately)]
     return found

@@ -44,8 +44,10 @@ from ondevice.rating_rounds.standing import (
     standing,
     told,
 )
+from ondevice.rating_rounds.taste import PRIOR, Taste
 from ondevice.rating_rounds.trainer import train
 from ondevice.runs import folder as folder_module
+from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
 
 RATER = "simulated:short"
@@ -69,12 +71,77 @@ def test_one_pair_in_five_meets_the_start_and_a_share_is_drawn() -> None:
         assert Counter(kinds(3, 1)[first : first + 20])[MEASURE] == 4
 
 
-def test_the_least_known_of_various_prompts_comes_first() -> None:
+def test_what_teaches_most_of_various_prompts_comes_first() -> None:
     texts = ["add 1 and 2", "add 2 and 1", "where does Nora live", "name a colour"]
-    assert chosen(texts, [1.0, 1.0, 0.9, 0.2], 3, []) == [0, 2, 3]
-    assert chosen(texts, [0.1, 0.2, 0.9, 1.0], 1, []) == [3]
-    assert chosen(texts, [1.0, 0.1, 0.9, 0.3], 1, ["add 1 and 2"]) == [2]  # it was just asked
-    assert sorted(chosen(texts, [0.0] * 4, 9, [])) == [0, 1, 2, 3]
+
+    def numbers(bits: Sequence[float] | None, count: int, lately: Sequence[str]) -> list[int]:
+        known = None if bits is None else Told(list(bits))
+        return [n for n, _ in chosen(texts, known, count, lately)]  # type: ignore[arg-type]
+
+    assert numbers([1.0, 1.0, 0.9, 0.2], 3, []) == [0, 2, 1]
+    assert numbers([0.1, 0.2, 0.9, 1.0], 1, []) == [3]
+    assert numbers([1.0, 0.1, 0.9, 0.3], 1, ["add 1 and 2"]) == [2]  # it was just asked
+    assert sorted(numbers([0.0] * 4, 9, [])) == [0, 1, 2, 3]
+    assert numbers(None, 2, ["add 1 and 2"]) == [2, 3]  # by their prompts alone
+    assert chosen(texts, None, 1, []) == [(0, None)]
+
+
+class Told:
+    """A forecast whose bits are given; votes on other pairs change none of them."""
+
+    def __init__(self, bits: list[float]) -> None:
+        self._bits = bits
+
+    def bits(self) -> np.ndarray:
+        return np.array(self._bits)
+
+    def after(self, pair: int) -> Told:
+        return self
+
+
+def test_the_votes_are_fitted_as_a_regression_is() -> None:
+    """The dual form's mode is the one that a search over the weights finds, and its variance that of
+    the curvature there."""
+    rng = np.random.default_rng(5)
+    first, second, one, other = rng.normal(size=(4, 12, 5))
+    wins = np.array([1, 1, 0.5, 0, 1, 0.5, 1, 0, 1, 1, 1, 0.5])
+    usual = np.concatenate([first, second, one, other])
+    taste = Taste(first, second, wins, usual)
+    forecast = taste.forecast(one, other)
+    scale = 1 / ((usual.std(0) + 1e-6) * np.sqrt(5))
+    x = (first - second) * scale
+    weights = np.zeros(5)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x @ weights))
+        curvature = np.eye(5) / PRIOR + x.T @ (x * (p * (1 - p))[:, None])
+        weights += np.linalg.solve(curvature, x.T @ (wins - p) - weights / PRIOR)
+    apart = (one - other) * scale
+    np.testing.assert_allclose(forecast.mean, apart @ weights, rtol=1e-4, atol=1e-6)
+    expected = apart @ np.linalg.inv(curvature) @ apart.T
+    np.testing.assert_allclose(forecast.covariance, expected, rtol=1e-4, atol=1e-6)
+    # a pair that is as good as voted on teaches less; two alike answers teach nothing
+    before, after = forecast.bits(), forecast.after(3).bits()
+    assert after[3] < before[3] and (after <= before + 1e-12).all() and (before <= 1).all()
+    assert not taste.forecast(one, one).bits().round(6).any()
+
+
+def test_a_taste_is_found_and_what_is_known_of_it_is_not_asked() -> None:
+    """A rater who likes one thing about answers: pairs that differ in it are told apart after a few
+    votes, and a vote teaches more where the answers differ in what was not asked about."""
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 60, 6)) * np.array([2, 2, 0.01, 0.01, 0.01, 0.01])
+    one[:40, 1] = other[:40, 1]  # what the second feature is worth was never asked
+    wins = (one[:40, 0] > other[:40, 0]).astype(float)
+    taste = Taste(one[:40], other[:40], wins, np.concatenate([one, other]))
+    liked, new = np.zeros((2, 1, 6))
+    liked[0, 0], new[0, 1] = 4.0, 4.0
+    zero = np.zeros((1, 6))
+    assert taste.forecast(liked, zero).mean[0] > 2 > abs(taste.forecast(new, zero).mean[0])
+    assert taste.forecast(new, zero).bits()[0] > 2 * taste.forecast(liked, zero).bits()[0]
+    # ties say that there is little in it
+    same = Taste(one[:40], other[:40], np.full(40, 0.5), np.concatenate([one, other]))
+    assert abs(same.forecast(liked, zero).mean[0]) < 1e-6
+    assert same.forecast(liked, zero).bits()[0] < same.forecast(new, zero).bits()[0]
 
 
 # ---- what is known of the versions ---------------------------------------------------------------
@@ -238,9 +305,10 @@ def test_versions_follow_votes_and_the_next_pairs_are_the_newest_ones(
         else:
             expected = f"version {item.meta['version']}" if item.meta["version"] else "start"
             assert sources == {expected}
-            assert ("doubt" in item.meta) == (
-                item.meta["why"] == TAUGHT and item.meta["version"] > 0
-            )
+            assert "bits" not in item.meta or item.meta["why"] == TAUGHT
+    taught = [item.meta for item in items if item.meta["why"] == TAUGHT]
+    # before the first vote nothing is known
+    assert "bits" not in taught[0] and all("bits" in meta for meta in taught if meta["version"])
     assert {item.meta["version"] for item in items} >= {0, 1, 2}
     # pairs against the start count for their version, and the versions after it learn from them
     last = [json.loads(line) for line in loop.folder.version(trained[-1]).votes.open()]
@@ -416,6 +484,38 @@ def test_headless_trains_what_the_votes_say(material: Path, tmp_path: Path) -> N
     assert (version.path / "dpo" / "pairs.jsonl").is_file()
     again = train(loop.folder, version)
     assert again == version.path / "dpo" / "model"
+
+
+@pytest.mark.slow
+def test_a_version_by_a_reward_model_and_ppo(material: Path, tmp_path: Path) -> None:
+    """Both stages by real training; the next pairs are the version's, and so is the next reward
+    model's vote file."""
+    loop = loop_of(material, tmp_path / "run", every=4, method="ppo", learning_rate=1e-3)
+
+    def made(folder: RoundsFolder, version: Version) -> Now:
+        assert train(folder, version) == version.path / "ppo" / "model"
+        return Now()
+
+    loop._train = made
+    for _ in range(3):
+        loop.turn()
+        vote_on_all(loop)
+    first = loop.folder.version(1)
+    assert first.last is not None and first.last.path == first.path / "ppo"
+    assert [stage.name for stage in first.stages] == ["reward", "ppo"]
+    learned = json.loads((first.path / "ppo" / "settings.json").read_text())
+    asked = read(first.path / "ppo" / "events.jsonl")[0]["config"]
+    assert learned["settings"]["steps"] >= 1 and asked["max_new_tokens"] == 8
+    assert asked["reward_model"] == str(first.path / "reward" / "model")
+    with Ratings.open(tmp_path / "run") as ratings:
+        items = ratings.items(loop.batch)
+        assert standing(loop.folder, ratings, simulated=True).current == 1
+    sources = {one.source for item in items for one in item.responses}
+    assert "version 1" in sources
+    # gone on with, where a kill came between the two stages
+    (first.path / "ppo" / "done.json").unlink()
+    assert first.last is None
+    assert train(loop.folder, first) == first.path / "ppo" / "model"
 
 
 def test_the_training_of_an_earlier_loop_is_left_alone_and_asked_to_leave(

@@ -64,6 +64,7 @@ RUN_BY = {
     "bench/update_memory.py": "bench/memory.py",
     "plan_cases.py": "plan_accuracy.py",
     "plan_measure.py": "plan_accuracy.py",
+    "rounds_choice.py": "rounds.py",
     "rounds_document.py": "rounds.py",
     "rounds_replay.py": "rounds.py",
 }
@@ -327,13 +328,14 @@ def simulated_rounds(place: Place) -> None:
     place.script(
         *("rounds.py", "--recipe", recipe, "--seeds", 0, "--people", "short", "--choose", "random"),
         *("--every", 4, "--votes", 20, "--judged", 4, "--backend", "torch", "--results", results),
-        *("--human", human),
+        *("--human", human, "--choice", 1, "--choice-prompts", 60),
     )
     (run,) = json.loads((results / "rounds.json").read_text())["runs"]
     assert run["person"] == "short" and run["points"][0]["learned"] >= 4
     told = (results / "rounds.md").read_text()
     assert "likes short answers | drawn | 0 |" in told and "replayed" in told
     assert "<polyline" in (results / "rounds.svg").read_text()
+    assert "## What the choice itself is worth" in told
 
 
 def kept_skills(place: Place) -> None:

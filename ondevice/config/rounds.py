@@ -44,8 +44,8 @@ class RoundsConfig:
     max_new_tokens: int = 64
     """Longest answer in tokens."""
     choose: Literal["taught", "random"] = "taught"
-    """What is rated next. taught: mostly the pairs whose votes would teach most, by what the newest
-    version is unsure of, and of various prompts. random: as drawn."""
+    """What is rated next. taught: mostly the pairs whose votes would teach most of what you like, and
+    of various prompts. random: as drawn."""
     pool: int = only(4, lambda cfg: cfg.choose == "taught", "pairs are drawn", "leave it out")
     """Pairs that are written for each that is chosen."""
     random_share: float = only(

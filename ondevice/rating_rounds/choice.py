@@ -1,11 +1,8 @@
 """Which of the pairs that were written are rated next: those whose votes would teach most.
 
-What a vote teaches is how little the newest version knows of it: the entropy of its own forecast
-(`rating_queue.uncertainty`), by DPO's implicit reward β·log(π/π_start) or by the reward model. Pairs
-are taken one after the other, each by its doubt times how unlike its prompt is to those that were
-just taken: ten unsure answers to one kind of question teach what two of them do.
-
-Chosen: one model's own uncertainty, as in `preferences/rating_queue.py`. Left out: an ensemble.
+What a vote teaches is the information that it gives of the rater's taste (`taste.py`). Pairs are
+taken one after the other, each as if the ones before were known already, and the more the less its
+prompt is like those that were just taken: ten answers to one kind of question teach what two do.
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from ondevice.common.rng import generator
+from ondevice.rating_rounds.taste import Forecast
 
 MEASURE, RANDOM, TAUGHT = "measure", "random", "taught"
 _BLOCK = 20  # places of which a share is of a kind
@@ -52,17 +50,20 @@ def unlike(words: frozenset[str], others: Sequence[frozenset[str]]) -> float:
 
 
 def chosen(
-    texts: Sequence[str], doubts: Sequence[float], count: int, lately: Sequence[str]
-) -> list[int]:
-    """Numbers of the `count` pairs that teach most, the first one first. `texts` are their prompts,
-    `lately` those that were asked before."""
+    texts: Sequence[str], forecast: Forecast | None, count: int, lately: Sequence[str]
+) -> list[tuple[int, float | None]]:
+    """(number, bits that its vote teaches) of the `count` pairs that teach most, the first one
+    first; without a forecast by their prompts alone. `texts` are these, `lately` those that were
+    asked before."""
     words = [words_of(text) for text in texts]
     taken = [words_of(text) for text in lately]
     left = list(range(len(texts)))
-    picked: list[int] = []
+    picked: list[tuple[int, float | None]] = []
     while left and len(picked) < count:
-        best = max(left, key=lambda n: (doubts[n] * (0.1 + unlike(words[n], taken)), -n))
+        bits = [1.0] * len(texts) if forecast is None else forecast.bits().tolist()
+        best = max(left, key=lambda n: (bits[n] * (1 + unlike(words[n], taken)), -n))
         left.remove(best)
-        picked.append(best)
+        picked.append((best, None if forecast is None else bits[best]))
         taken.append(words[best])
+        forecast = None if forecast is None else forecast.after(best)
     return picked

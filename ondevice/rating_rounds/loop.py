@@ -33,11 +33,12 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.terminal import login
+from ondevice.preferences.votes import Item
 from ondevice.rating_rounds.choice import TAUGHT, kind_of_place
 from ondevice.rating_rounds.places import RoundsFolder, Version, batch_of, start_model
 from ondevice.rating_rounds.standing import Rounds, standing
 from ondevice.rating_rounds.trainer import corpus_of_run, prompts_of
-from ondevice.rating_rounds.writer import Writer, Written
+from ondevice.rating_rounds.writer import Said, Writer, Written
 from ondevice.runs.folder import StopRequest
 from ondevice.runs.logs import log_tail
 from ondevice.seam.select import load_backend
@@ -177,12 +178,26 @@ class Loop:
             places.append((place, why))
         used = {int(item.meta["number"]) for item in items if "number" in item.meta}
         lately = [str(item.messages[-1].get("content", "")) for item in items[-20:]]
-        written = self._writer.write(version, places, used, lately)
+        written = self._writer.write(version, places, used, lately, self._said(items, ratings))
         self._barren = 0 if written else self._barren + 1
         if self._barren == BARREN:
             self._say("the answers to every prompt are alike: raise --temperature")
         self._queue(written, ratings, now.current)
         return bool(written)
+
+    def _said(self, items: Sequence[Item], ratings: Ratings) -> list[Said]:
+        """What the choice goes by: the usable votes, and the ties on pairs of the rounds."""
+        simulated = self.cfg.simulated
+        found = []
+        for pair in pairs_of(ratings, simulated=simulated):
+            found.append((pair.item, Said(pair.prompt, pair.chosen, pair.rejected, 1.0)))
+        known = {item.id: item for item in items}
+        for vote in ratings.live_votes(simulated=simulated):
+            item = known.get(vote.item)
+            if vote.outcome == "tie" and item is not None and len(item.responses) == 2:
+                one, other = (response.text for response in item.responses)
+                found.append((item.id, Said(item.messages, one, other, 0.5)))
+        return [said for _, said in sorted(found, key=lambda one: one[0])]
 
     def _queue(self, written: Sequence[Written], ratings: Ratings, version: int) -> None:
         """All of them or none, in the order of their places."""
@@ -199,8 +214,8 @@ class Loop:
                     "why": one.why,
                 }
                 meta["version"] = version
-                if one.doubt is not None:
-                    meta["doubt"] = round(one.doubt, 4)
+                if one.bits is not None:
+                    meta["bits"] = round(one.bits, 4)
                 ratings.add(
                     self.batch, one.prompt.messages, one.responses, meta=meta, seed=self.cfg.seed
                 )

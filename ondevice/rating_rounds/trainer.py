@@ -138,7 +138,8 @@ def stage_settings(
     elif name != "reward":
         common |= {"sft_coef": 0.0, "sft_batch": ChatsBesideConfig.sft_batch, "sft_data": ""}
     if name == "ppo":
-        common["data"] = prompts_of(cfg, folder)
+        # the reward model has seen answers of the length that is rated
+        common |= {"data": prompts_of(cfg, folder), "max_new_tokens": cfg.max_new_tokens}
         return replace(_of_recipe(PPOConfig, name, folder), **common)
     pairs: dict[str, Any] = {
         **common,

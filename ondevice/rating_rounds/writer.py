@@ -1,8 +1,8 @@
 """Writes the pairs of a run's rounds: answers of the newest version, its own beside each other or
-against the start's, and how little is known of each.
+against the start's, and what a vote on each would teach.
 
 One model is in memory at a time: what is asked of the newest version is asked of it together, then
-the start is loaded where it has something to write or to score. An answer follows from the weights,
+the start is loaded where it has something to write or to read. An answer follows from the weights,
 the seed and its place in the stream.
 """
 
@@ -15,37 +15,50 @@ from typing import Any
 
 import numpy as np
 
+from ondevice.common.files import digest
 from ondevice.common.rng import generator
-from ondevice.config.preference import DPOConfig
 from ondevice.config.rounds import RoundsConfig
 from ondevice.data.completion_batches import Row
 from ondevice.data.preference_batches import completion_row
 from ondevice.datasets.prompts import Prompt
-from ondevice.models.load import load_for_use, load_generative
+from ondevice.models.load import load_generative
 from ondevice.models.model import Model
 from ondevice.preferences.distinct import TRIES, DistinctResponses
-from ondevice.preferences.rating_queue import uncertainty
 from ondevice.preferences.votes import Response
 from ondevice.rating_rounds.choice import MEASURE, TAUGHT, chosen
 from ondevice.rating_rounds.places import Version, name_of
+from ondevice.rating_rounds.taste import Forecast, Taste
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.seam.protocols import Backend
 from ondevice.training.sequence_logprobs import Scorer
 
 LATELY = 20  # prompts before these that are looked at for variety
+MOST_VOTES = 600  # of the newest ones that a choice goes by: so many are fitted in a moment
+Text = tuple[Sequence[Mapping[str, Any]], str]
+"""Messages and an answer to them."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a vote says of two answers: `win` 1 where the first one is better, ½ where neither is."""
+
+    prompt: Sequence[Mapping[str, Any]]
+    one: str
+    other: str
+    win: float
 
 
 @dataclass(frozen=True)
 class Written:
-    """A pair to be rated. `number`: of its prompt; `why` it is asked; `doubt` in bits, where the
-    newest version has an opinion."""
+    """A pair to be rated. `number`: of its prompt; `why` it is asked; `bits` that a vote on it would
+    teach, where something is known."""
 
     prompt: Prompt
     number: int
     responses: list[Response]
     why: str
     place: int
-    doubt: float | None = None
+    bits: float | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +76,7 @@ class Writer:
         self._loaded: tuple[Path, Model] | None = None
         self._samplers: dict[Path, Sampler] = {}
         self._scorers: dict[Path, Scorer] = {}
+        self._known: dict[str, Any] = {}  # features of what was voted on
 
     def write(
         self,
@@ -70,10 +84,11 @@ class Writer:
         places: Sequence[tuple[int, str]],
         used: set[int],
         lately: Sequence[str],
+        voted: Sequence[Said],
     ) -> list[Written]:
         """The pairs for these places of the stream (each with why it is asked), fewer where answers
         are alike. `version`: the newest one, None before there is one. `used`: the numbers of the
-        prompts that were asked already."""
+        prompts that were asked already; `voted`: what was said so far, the last one last."""
         self._tries += 1
         asked = self._draw_prompts(places, used)
         newest, folder = name_of(0), self.start
@@ -99,7 +114,7 @@ class Writer:
                     continue
                 found.append(one)
                 break
-        return [*found, *self._most_taught(version, folder, taught, places, lately)]
+        return [*found, *self._most_taught(taught, places, lately, voted)]
 
     def _draw_prompts(
         self, places: Sequence[tuple[int, str]], used: set[int]
@@ -142,84 +157,72 @@ class Writer:
 
     def _most_taught(
         self,
-        version: Version | None,
-        folder: Path,
         pairs: list[Written],
         places: Sequence[tuple[int, str]],
         lately: Sequence[str],
+        voted: Sequence[Said],
     ) -> list[Written]:
         """Of the pairs that were written as a choice those whose votes teach most, in the places
         that are to teach."""
         wanted = [place for place, why in places if why == TAUGHT]
         if not pairs:
             return []
-        doubts = self._doubts(version, folder, pairs)
-        texts = [one.prompt.text for one in pairs]
-        known = [1.0 if doubt is None else doubt for doubt in doubts]
-        best = chosen(texts, known, len(wanted), lately[-LATELY:])
+        best = chosen(
+            [one.prompt.text for one in pairs],
+            self._forecast(pairs, voted),
+            len(wanted),
+            lately[-LATELY:],
+        )
         made = []
-        for place, n in zip(wanted, best, strict=False):
+        for place, (n, bits) in zip(wanted, best, strict=False):
             one = pairs[n]
             made.append(
-                Written(one.prompt, one.number, one.responses, TAUGHT, place, doubts[n], one.meta)
+                Written(one.prompt, one.number, one.responses, TAUGHT, place, bits, one.meta)
             )
         return made
 
-    def _doubts(
-        self, version: Version | None, folder: Path, pairs: Sequence[Written]
-    ) -> list[float | None]:
-        """Bits that the newest version does not know of each choice; None where there is no opinion
-        yet."""
-        if version is None:
-            return [None] * len(pairs)
-        rows = []
+    def _forecast(self, pairs: Sequence[Written], voted: Sequence[Said]) -> Forecast | None:
+        """What the votes so far say of these pairs; None before the first one."""
+        voted = voted[-MOST_VOTES:]
+        if not voted:
+            return None
+        own = []
         for one in pairs:
-            for response in one.responses:
-                rows.append((one.prompt, response.text))
-        scores = self.scores(version, folder, rows)
-        return [uncertainty(two.tolist()) for two in scores.reshape(-1, 2)]
+            own += [(one.prompt.messages, response.text) for response in one.responses]
+        said = []
+        for vote in voted:
+            said += [(vote.prompt, vote.one), (vote.prompt, vote.other)]
+        unknown = [text for text in said if _name(text) not in self._known]
+        made = self._features([*own, *unknown])
+        for text, features in zip(unknown, made[len(own) :], strict=True):
+            self._known[_name(text)] = features
+        answers = made[: len(own)]
+        votes = np.array([self._known[_name(text)] for text in said])
+        wins = np.array([vote.win for vote in voted])
+        taste = Taste(votes[::2], votes[1::2], wins, np.concatenate([answers, votes]))
+        return taste.forecast(answers[::2], answers[1::2])
 
-    def scores(self, version: Version, folder: Path, rows: Sequence[tuple[Prompt, str]]) -> Any:
-        """(N,) what a version, whose model lies in `folder`, thinks of answers: its reward model,
-        else DPO's implicit reward."""
-        judge = version.path / "reward" / "model"
-        if judge.is_dir():
-            return self._judged(judge, rows)
-        return DPOConfig.beta * (self._logps(folder, rows) - self._logps(self.start, rows))
-
-    def _logps(self, folder: Path, rows: Sequence[tuple[Prompt, str]]) -> Any:
-        """(N,) summed log-probabilities of the answers."""
-        model = self._model(folder)
-        tokens = [completion_row(p.messages, text, model.tokenizer) for p, text in rows]
-        each = self._scorer(folder, model).logprobs(model.params, _fitting(tokens, model))
-        return np.array([row.sum(dtype=np.float64) for row in each])
-
-    def _judged(self, folder: Path, rows: Sequence[tuple[Prompt, str]]) -> Any:
-        """(N,) the reward model's scores."""
-        model = self._model(folder)
-        texts = []
-        for prompt, text in rows:
-            row = completion_row(prompt.messages, text, model.tokenizer)
-            both = np.concatenate([row.prompt, row.completion])
-            texts.append(both[-model.cfg.max_position_embeddings :])
-        return np.asarray(self._scorer(folder, model).scores(model.params, texts), np.float64)
-
-    def _scorer(self, folder: Path, model: Model) -> Scorer:
-        scorer = self._scorers.get(folder)
+    def _features(self, texts: Sequence[Text]) -> Any:
+        """(N, 2 H) what the start makes of answers."""
+        model = self._model(self.start)
+        tokens = [completion_row(prompt, text, model.tokenizer) for prompt, text in texts]
+        scorer = self._scorers.get(self.start)
         if scorer is None:
             scorer = Scorer(model, self.backend)
-            self._scorers = {folder: scorer}
-        return scorer
+            self._scorers = {self.start: scorer}
+        return scorer.features(model.params, _fitting(tokens, model))
 
     def _model(self, folder: Path) -> Model:
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None  # the one before is gone before the next one comes
             self._samplers = {}
             self._scorers = {}
-            scores = (folder / "config.json").is_file() and folder.parent.name == "reward"
-            load = load_for_use if scores else load_generative
-            self._loaded = (folder, load(folder, self.backend))
+            self._loaded = (folder, load_generative(folder, self.backend))
         return self._loaded[1]
+
+
+def _name(text: Text) -> str:
+    return digest([list(text[0]), text[1]])
 
 
 def _fitting(rows: Sequence[Row], model: Model) -> list[Row]:

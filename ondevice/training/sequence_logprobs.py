@@ -40,6 +40,10 @@ class Scorer:
                 0
             ]
 
+        def states(params: Params, batch: dict[str, Array]) -> Array:
+            hidden = network.hidden(backend.ops, params, batch, at=batch["index"])
+            return backend.ops.cast(hidden, "float32")
+
         def at(place: str) -> Any:
             return lambda params, batch: scalar_head(
                 backend.ops,
@@ -49,6 +53,7 @@ class Scorer:
             )
 
         self._logprobs = backend.inference_fn(logprobs)
+        self._states = backend.inference_fn(states)
         self._values, self._scores = (
             backend.inference_fn(at("index")),
             backend.inference_fn(at("read")),
@@ -66,6 +71,14 @@ class Scorer:
         each.
         """
         return self._of_tokens(self._values, params, rows)
+
+    def features(self, params: Params, rows: Sequence[Row]) -> Floats:
+        """(N, 2 H) what the network makes of each completion: the mean of the states that predict
+        its tokens, and the last of them. This process computes those of all rows by itself."""
+        found = []
+        for states in self._of_own_tokens(self._states, params, rows):
+            found.append(np.concatenate([states.mean(0, dtype=np.float64), states[-1]]))
+        return np.array(found, np.float64)
 
     def scores(self, params: Params, texts: Sequence[Ids]) -> Floats:
         """(N,) a reward model's figure for each whole text."""
