@@ -198,7 +198,7 @@ def _source(
     rows = found.train
     said = ""
     if rewarded is not None:
-        kept = ~rewarded.chats(rows)
+        kept = ~rewarded.chats(ctx.data.progress(rows, "chats compared"))
         if not kept.any():
             ctx.warn(
                 f"no chats are learned beside (all of {given.data} ask what the rewards judge): "

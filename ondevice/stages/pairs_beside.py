@@ -47,7 +47,8 @@ class PairsBeside:
             return
         context = model.cfg.max_position_embeddings
         every = pairs(kept, model, ctx.data, lambda lengths, unit: context).train
-        left = np.flatnonzero(~rewarded.rows(pair.chosen for pair in every))
+        compared = ctx.data.progress(every, "pairs compared")
+        left = np.flatnonzero(~rewarded.rows(pair.chosen for pair in compared))
         if not len(left):
             ctx.warn(
                 f"no pairs are learned beside (all of {kept.data} answer what the rewards judge): "
