@@ -8,7 +8,7 @@ except for the last token; rows are padded at the end, where causal attention ca
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,11 +208,17 @@ class CompletionSource(RowSource):
         return batch
 
 
-def source_batch(sources: Sequence[Ids], size: int) -> Batch:
+def general_width(longest: int) -> int:
+    return bucket(longest, finer=2)
+
+
+def source_batch(
+    sources: Sequence[Ids], size: int, width_of: Callable[[int], int] = general_width
+) -> Batch:
     """What an encoder-decoder reads: source_ids (R, S), padded at the right, and source_lengths
-    (R,), at least 1.
+    (R,), at least 1. `width_of` says S by the longest one's tokens.
     """
-    width = bucket(max(len(source) for source in sources), finer=2)
+    width = width_of(max(len(source) for source in sources))
     ids = np.zeros((size, width), np.int32)
     lengths = np.ones(size, np.int32)
     for r, source in enumerate(sources):

@@ -47,6 +47,7 @@ class Layout:
     prompts: Prompts | None = None
     prompt_rows: int = 0
     prompt_width: int = 0
+    targets: int = 0  # for how many there is room; 0: as `_targets` says
 
     @property
     def is_ragged(self) -> bool:
@@ -141,7 +142,7 @@ def padding_free_batch(
         "places": writer.places,
         "slots": writer.slots,
     }
-    room = _targets(sum(map(len, writer.targets)), found.tokens)
+    room = found.targets or _targets(sum(map(len, writer.targets)), found.tokens)
     return batch | target_arrays(writer.targets, writer.index, found.rows, room, tokens)
 
 

@@ -197,6 +197,19 @@ class PairSource(RowSource):
         batch: Batch = self.make([row for _, row in group], self.pairs, size)
         return batch
 
+    def numbers(self, micro_batch: int) -> Iterator[list[int]]:
+        """The pairs of each batch of the first epoch, by their numbers."""
+        for step in range(-(-self.rows // self.batch_size)):
+            rows = [row for _, row in self.rows_of_step(step)]
+            for start in range(0, len(rows), micro_batch):
+                yield rows[start : start + micro_batch]
+
+    def eval_numbers(self, micro_batch: int, limit: int | None) -> Iterator[list[int]]:
+        """The pairs of each of `eval_batches`."""
+        rows = self.eval_rows(limit)
+        for start in range(0, len(rows), micro_batch):
+            yield rows[start : start + micro_batch]
+
     def _eval_order(self) -> NDArray[np.int64]:
         """Short pairs first: batches of like lengths have less padding."""
         return np.array(sorted(range(self.rows), key=lambda row: self.pairs[row].length), np.int64)

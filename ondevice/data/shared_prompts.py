@@ -8,7 +8,8 @@ group's answers that a micro-batch splits have their prompt in each part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ondevice.data.completion_batches import (
     Row,
     completion_batch,
     different_prompts,
+    general_width,
     group_by_length,
     prompt_and_completion,
     row_positions,
@@ -25,6 +27,7 @@ from ondevice.data.completion_batches import (
     target_arrays,
     text_batch,
 )
+from ondevice.data.few_shapes import FewShapes
 from ondevice.data.packing import Batch, bucket, eighths
 from ondevice.data.padding_free import SCORES, Layout, attention_scores, layout, padding_free_batch
 
@@ -40,15 +43,23 @@ def answer_batch(
     tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
     start: int | None = None,
     prompt_rows: int = 1,
+    few: FewShapes | None = None,
+    width_of: Callable[[int], int] = general_width,
 ) -> Batch:
     """A batch of `size` answers as `completion_batch` makes it, or, where that takes fewer places,
     with each prompt once: `prompt_rows` rows of prompts at least. Its ids and positions (N, A) are
     then the answers' without their last tokens, and beside them stand prompt_ids, prompt_positions
     (R, P), prompt_lengths (R,) and prompt_of (N,), the row of each answer's prompt; `index` counts
     the places of all prompts and then those of all answers. Ragged rows have no padding, and are
-    laid out as `padding_free_batch` says. What is written after `start` has the
+    laid out as `padding_free_batch` says, in one of the stage's `few` shapes where it has them.
+    `width_of` says P by the longest prompt's tokens. What is written after `start` has the
     sources (R, S) once and source_of (N,)."""
-    unpadded = unpadded_layout(rows, size, start, prompt_rows)
+    unpadded = None
+    if few is not None and start is None and prompt_rows != NO_SHARING:
+        usual = partial(_usual, size=size, prompt_rows=prompt_rows)
+        unpadded = few.layout(rows, size, prompt_rows, usual)
+    if unpadded is None:
+        unpadded = unpadded_layout(rows, size, start, prompt_rows)
     if unpadded is not None:
         return padding_free_batch(rows, unpadded, tokens)
     room = prompt_room(rows, size, start, prompt_rows)
@@ -57,7 +68,7 @@ def answer_batch(
     prompts = different_prompts(rows)
     of = np.zeros(size, np.int32)
     of[: len(rows)] = prompts.of
-    read = source_batch(prompts.ids, room)
+    read = source_batch(prompts.ids, room, width_of)
     if start is not None:
         written = [Row([start], row.completion) for row in rows]
         return completion_batch(written, size, tokens) | read | {"source_of": of}
@@ -176,6 +187,19 @@ def _padded_cost(rows: Sequence[Row], size: int, start: int | None, prompt_rows:
         places = size * longest.both
         scores = attention_scores(size, longest.both)
     return places + scores / SCORES
+
+
+def _usual(rows: Sequence[Row], size: int, prompt_rows: int) -> tuple[float, float]:
+    """Places of a batch of `size` answers, and `cost`, without a stage's own shapes."""
+    unpadded = unpadded_layout(rows, size, None, prompt_rows)
+    if unpadded is not None:
+        return unpadded.tokens, unpadded.cost
+    longest = _longest(rows, None)
+    room = prompt_room(rows, size, None, prompt_rows)
+    places = size * longest.both
+    if room:
+        places = room * longest.prompt + size * longest.completion
+    return places, _padded_cost(rows, size, None, prompt_rows)
 
 
 def cost(rows: Sequence[Row], size: int, start: int | None, prompt_rows: int) -> float:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.rng import uniforms
-from ondevice.data.completion_batches import context_length
-from ondevice.data.packing import bucket
+from ondevice.data.completion_batches import context_length, general_width
 from ondevice.data.truncation import truncated
 from ondevice.inference.next_token import Sampling, draw
 from ondevice.inference.slots import LOOK, Asked, Completion, Row, Slots, places
@@ -55,6 +54,10 @@ class Generator:
         self.stop_ids = set(model.tokenizer.stop_ids)
         # some models have rows beyond the last token, to fill a block
         self.known = model.tokenizer.vocab_size
+        # Who asks again and again knows the prompts: how wide they are read, and for how many places
+        # there is room from the start, so that a compiler sees few shapes.
+        self.width_of: Callable[[int], int] = general_width
+        self.room = 0
         self._words = np.arange(self.known, dtype=np.int32)[None]
         self._forced_first, self._forced_last = self._forced(model)
         self._prefill = backend.inference_fn(self._prefill_fn, compile=compile)
@@ -233,7 +236,7 @@ class Generator:
         """(cache with at least `room` places, last hidden states) of rows for `samples` completions
         of each prompt."""
         lengths = np.array([len(p) for p in prompts], np.int32)
-        width = bucket(int(lengths.max()), finer=2)
+        width = self.width_of(int(lengths.max()))
         ids = np.zeros((len(prompts), width), np.int32)
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = prompt
@@ -241,7 +244,7 @@ class Generator:
             np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1
         )
         taken = self.network.prompt_width(width)
-        room = max(room, self._room(int(lengths.max()) + 1))
+        room = max(room, self.room, self._room(int(lengths.max()) + 1))
         ends = (np.arange(len(prompts)) * width + lengths - 1).astype(np.int32)
         last, *cached = self._prefill(
             params,
@@ -261,7 +264,7 @@ class Generator:
 
     def _room(self, length: int) -> int:
         """Places of a cache that has room for a prompt of `length` tokens and for a look."""
-        taken = self.network.prompt_width(bucket(length, finer=2))
+        taken = self.network.prompt_width(self.width_of(length))
         return places(max(taken, self.network.prompt_width(length) + LOOK + 1))
 
     def _take(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.rng import permutation
+from ondevice.data.completion_batches import general_width
 from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
 from ondevice.models.model import Model
@@ -42,10 +43,11 @@ def micro_batches(
     tokens: Mapping[str, Sequence[Floats]],
     start: int | None = None,
     prompt_rows: int = NO_SHARING,
+    width_of: Callable[[int], int] = general_width,
 ) -> Iterator[tuple[Batch, list[int]]]:
     """The `chosen` completions as batches of `size` rows, as `cut_rows` cuts them, with the numbers
-    of their rows. `tokens`: name → for every completion of the rollout one value per token; `start`
-    and `prompt_rows` as for `answer_batch`."""
+    of their rows. `tokens`: name → for every completion of the rollout one value per token; `start`,
+    `prompt_rows` and `width_of` as for `answer_batch`."""
     if not chosen:
         return
     for group in cut_rows([sampled[i].row for i in chosen], size, start, prompt_rows):
@@ -54,7 +56,8 @@ def micro_batches(
         for name, values in tokens.items():
             own_tokens[name] = [values[i] for i in rows]
         completions = [sampled[i].row for i in rows]
-        yield answer_batch(completions, size, own_tokens, start, prompt_rows), rows
+        batch = answer_batch(completions, size, own_tokens, start, prompt_rows, width_of=width_of)
+        yield batch, rows
 
 
 def repeat_per_token(values: Sequence[float] | Floats, sampled: Sequence[Sampled]) -> list[Floats]:
@@ -92,6 +95,15 @@ def scoring_batch(ctx: Context) -> int:
     if now.micro_batch is not None:
         return now.micro_batch
     return min(SCORED, now.decode_batch or SCORED)
+
+
+def group_scoring_batch(ctx: Context, rows: int) -> int:
+    """The same where rows come in groups that share a prompt, of `rows` in all: two micro-batches, so
+    that a prompt is read half as often. Nothing is kept for a gradient: memory suffices."""
+    size = scoring_batch(ctx)
+    if ctx.device_batch.micro_batch is not None:
+        size *= 2
+    return min(size, rows)
 
 
 def decode_batch(ctx: Context, model: Model, context: int) -> int:

@@ -14,7 +14,7 @@ it has to be computed at every step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ondevice.common.files import digest
 from ondevice.config.preference import DPOConfig
 from ondevice.data.completion_batches import Row
+from ondevice.data.few_shapes import FewShapes
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
@@ -64,8 +65,9 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     cfg, found = load_pairs(cfg, model, ctx)
     _warn_of_pairs(found, cfg, ctx)
     least_prompt_rows(model, ctx)
-    train, drift = _source("train", found.train, found.judged, cfg, model, ctx)
-    held_out, held_drift = _source("held", found.held, found.judged, cfg, model, ctx)
+    scorer = reference_scorer(_scored_sides(found.train, found.judged, cfg), cfg, model, ctx)
+    train, drift = _source("train", found.train, found.judged, cfg, model, ctx, scorer)
+    held_out, held_drift = _source("held", found.held, found.judged, cfg, model, ctx, scorer)
     own = partial(
         preference_loss,
         model=model.network,
@@ -110,7 +112,7 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     marks = {
         "judged" if found.judged else "pairs": figures,
         "simulated": found.simulated,
-        "kl": kl_from_start(used, model, found.held, cfg, ctx),
+        "kl": kl_from_start(used, model, found.held, cfg, ctx, scorer),
     }
     return StageResult(model.with_params(params), marks, notes=found.notes)
 
@@ -144,16 +146,33 @@ def _warn_of_pairs(found: PairData, cfg: DPOConfig, ctx: Context) -> None:
 
 
 def _source(
-    name: str, pairs: Sequence[TokenPair], judged: bool, cfg: DPOConfig, model: Model, ctx: Context
+    name: str,
+    pairs: Sequence[TokenPair],
+    judged: bool,
+    cfg: DPOConfig,
+    model: Model,
+    ctx: Context,
+    scorer: Scorer,
 ) -> tuple[PairSource, Drift | None]:
     """The train or held-out pairs, with the reference's log-probabilities where the loss takes
     them, and for KTO what tells the policy's drift.
     """
+    scored = _scored_sides(pairs, judged, cfg)
     sides = sides_of(pairs, judged)
-    crossed = [crossed_rows(pairs)] if cfg.loss_type == "kto" else []
+    crossed = scored[len(sides) :]
     reference = None
     if cfg.loss_type not in WITHOUT_REFERENCE:
-        reference = reference_logps(name, [*sides, *crossed], cfg, model, ctx)
+        reference = reference_logps(name, scored, cfg, model, ctx, scorer)
+
+    def groups(size: int) -> Iterator[Sequence[Row]]:
+        each = size // len(sides)
+        if name == "train":
+            numbers = source.numbers(each)
+        else:
+            numbers = source.eval_numbers(each, cfg.eval_batches)
+        for some in numbers:
+            yield _both_sides(some, each, sides)
+
     make = partial(
         pair_batch,
         sides=sides,
@@ -161,12 +180,22 @@ def _source(
         start=model.network.decoder_start_token_id,
         shared=model.network.shares_prompts,
         losses=2.0 if crossed and not judged else 1.0,
+        few=FewShapes(groups),
     )
+    source = PairSource(pairs, batch_size=cfg.batch_size, seed=cfg.seed, make=make)
     drift = None
     if crossed:
         assert reference is not None
         drift = Drift(Scorer(model, ctx.backend), crossed[0], reference[len(sides)], ctx)
-    return PairSource(pairs, batch_size=cfg.batch_size, seed=cfg.seed, make=make), drift
+    return source, drift
+
+
+def _scored_sides(pairs: Sequence[TokenPair], judged: bool, cfg: DPOConfig) -> list[Sequence[Row]]:
+    """What the reference scores: the pairs' sides and, under KTO, what tells the policy's drift."""
+    sides = sides_of(pairs, judged)
+    if cfg.loss_type == "kto":
+        sides.append(crossed_rows(pairs))
+    return sides
 
 
 class Drift:
@@ -249,7 +278,12 @@ def advice(good: int, bad: int, cfg: DPOConfig) -> str:
 
 
 def kl_from_start(
-    params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context
+    params: Params,
+    model: Model,
+    held: Sequence[TokenPair],
+    cfg: DPOConfig,
+    ctx: Context,
+    scorer: Scorer,
 ) -> float:
     """Nats per completion between policy and start, over one completion at temperature 1 of each
     held-out prompt.
@@ -261,7 +295,7 @@ def kl_from_start(
     prompts = [list(map(int, pair.chosen.prompt)) for pair in held[:HELD]]
     sampled = sampler.draw(params, prompts, 1, stage="dpo held")
     rows = rows_of(sampled)
-    scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
+    scorer.batch_size = 2 * _rows(cfg, ctx)
     own = scorer.logprobs(params, rows)
     # where all weights are trained, the loop has taken those of the start
     start = reference_params(model, ctx.backend) or start_model(cfg, ctx.backend).params
@@ -323,11 +357,13 @@ def reference_logps(
     cfg: DPOConfig,
     model: Model,
     ctx: Context,
+    scorer: Scorer | None = None,
     start: str = "",
 ) -> NDArray[np.float32]:
     """(sides, pairs) summed log-probabilities that the reference `model` gives each completion,
     read from a file beside the stage where an earlier process has left it. `start` names its
     weights; empty: they are those that the stage begins with."""
+    scorer = scorer or reference_scorer(sides, cfg, model, ctx)
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
     start = start or ctx.start.fingerprint.get("model", str(model.folder))
     key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
@@ -337,7 +373,7 @@ def reference_logps(
 
     def write(path: Path) -> None:
         group.call("score")  # the others have no file to look into
-        sums = _scored_by_reference(flat, len(sides), cfg, model, ctx)
+        sums = _scored_by_reference(flat, len(sides), model, ctx, scorer)
         with path.open("wb") as out:
             np.save(out, sums)
 
@@ -346,26 +382,40 @@ def reference_logps(
         kept = np.load(cached(file, write, ctx.warn), allow_pickle=False)
         group.call("")
     else:
-        group.follow(score=lambda: _scored_by_reference(flat, len(sides), cfg, model, ctx))
+        group.follow(score=lambda: _scored_by_reference(flat, len(sides), model, ctx, scorer))
     sent = group.send_bytes(kept.tobytes(), kept.nbytes)
     return np.frombuffer(sent, np.float32).reshape(kept.shape)
 
 
 def _scored_by_reference(
-    flat: Lazy[Row], sides: int, cfg: DPOConfig, model: Model, ctx: Context
+    flat: Lazy[Row], sides: int, model: Model, ctx: Context, scorer: Scorer
 ) -> NDArray[np.float32]:
     """(sides, pairs) summed log-probabilities of the completions, side after side in `flat`."""
     ctx.tell(f"scoring {len(flat):,} responses with the reference, once")
-    scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
     params = cast_once(model, model.params, ctx.backend)
-    # a pair's sides one after the other, for they share their prompt
-    numbers = np.arange(len(flat)).reshape(sides, -1).T.reshape(-1)
-    parts = (numbers[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
+    parts = _parts(len(flat), sides)
     scored = np.zeros(len(flat), np.float32)
     for part in ctx.data.progress(parts, "thousands scored"):
         each = scorer.logprobs(params, [flat[i] for i in part])
         scored[part] = [row.sum(dtype=np.float64) for row in each]
     return scored.reshape(sides, -1)
+
+
+def _parts(count: int, sides: int) -> Iterator[NDArray[np.int64]]:
+    """The numbers of rows that are scored together, a pair's sides one after the other, for they
+    share their prompt."""
+    numbers = np.arange(count).reshape(sides, -1).T.reshape(-1)
+    return (numbers[n : n + TOGETHER] for n in range(0, count, TOGETHER))
+
+
+def reference_scorer(
+    sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model, ctx: Context
+) -> Scorer:
+    """What scores these rows and others like them."""
+    scorer = Scorer(model, ctx.backend, batch_size=2 * _rows(cfg, ctx))
+    flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
+    scorer.expect(lambda: ([flat[i] for i in part] for part in _parts(len(flat), len(sides))))
+    return scorer
 
 
 def _rows_hash(rows: Iterable[Row]) -> str:
@@ -374,6 +424,14 @@ def _rows_hash(rows: Iterable[Row]) -> str:
         for ids in row:
             digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, np.int32).tobytes())
     return digest.hexdigest()
+
+
+def _filled(group: Sequence[int], size: int) -> list[int]:
+    return [*group, *[group[0]] * (size - len(group))]
+
+
+def _both_sides(group: Sequence[int], size: int, sides: Sequence[Sequence[Row]]) -> list[Row]:
+    return [side[i] for side in sides for i in _filled(group, size)]
 
 
 def pair_batch(
@@ -386,17 +444,18 @@ def pair_batch(
     start: int | None = None,
     losses: float = 1.0,
     shared: bool = False,
+    few: FewShapes | None = None,
 ) -> Batch:
     """`size` rows of each side, those beyond the group filled with its first pair, which then
     counts nothing. `losses`: how many each pair has; KTO has one for each completion. `shared`: the
-    sides of a pair share their prompt where that takes fewer places.
+    sides of a pair share their prompt where that takes fewer places. `few`: the stage's shapes.
     """
-    filled = [*group, *[group[0]] * (size - len(group))]
-    completions: list[Row] = []
-    for side in sides:
-        completions += [side[i] for i in filled]
+    filled = _filled(group, size)
+    completions = _both_sides(group, size, sides)
     prompt_rows = size if shared else NO_SHARING
-    batch = answer_batch(completions, size * len(sides), start=start, prompt_rows=prompt_rows)
+    batch = answer_batch(
+        completions, size * len(sides), start=start, prompt_rows=prompt_rows, few=few
+    )
     batch["pairs"] = np.zeros(size, np.float32)
     batch["pairs"][: len(group)] = 1.0
     real = np.tile(batch["pairs"], len(sides))

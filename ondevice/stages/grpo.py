@@ -41,14 +41,15 @@ from ondevice.rl.loss_scales import loss_scales
 from ondevice.rl.micro_batches import (
     Floats,
     decode_batch,
+    group_scoring_batch,
     held_out,
     length_metrics,
     micro_batches,
     prompt_indices,
     repeat_per_token,
-    scoring_batch,
 )
 from ondevice.rl.problem_prompts import ProblemPrompts
+from ondevice.rl.prompt_widths import PromptWidths, whole_room
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.rl.rollout_rewards import (
@@ -172,6 +173,12 @@ class GRPOFeed:
         self.sampler = self._sampler(policy, cfg.temperature)
         self.greedy = self._sampler(policy, 0.0)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature)
+        self.widths = PromptWidths(
+            lambda number: [len(self.asked[i].ids) for i in self._prompts_of(number)],
+            len(self.asked),
+            cfg.prompts,
+            cfg.group_size,
+        )
         problems = Lazy(lambda n: self.asked[n].ids, np.arange(len(self.asked)))
         rewarded = Rewarded(problems, policy.tokenizer)
         self.chats = ChatsBeside(cfg, policy, ctx, rewarded)
@@ -214,11 +221,15 @@ class GRPOFeed:
         )
         ctx.tell(f"{len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
+    def _prompts_of(self, number: int) -> list[int]:
+        """The problems of the step of this number."""
+        cfg = self.cfg
+        return prompt_indices(cfg.prompts, number, len(self.asked), cfg.seed, "problems")
+
     def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         cfg = self.cfg
         now = params()
-        chosen = prompt_indices(cfg.prompts, number, len(self.asked), cfg.seed, "problems")
-        asked = [self.asked[i] for i in chosen]
+        asked = [self.asked[i] for i in self._prompts_of(number)]
         ids = [prompt.ids for prompt in asked]
         self._set_rows_at_once(self.sampler, ids)
         times = StepTimes()
@@ -262,10 +273,18 @@ class GRPOFeed:
 
     def _set_rows_at_once(self, sampler: Sampler, prompts: Sequence[Sequence[int]]) -> None:
         """Takes over what is in force, for writing and for scoring."""
+        cfg = self.cfg
         longest = max(len(prompt) for prompt in prompts)
         context = longest + self.cfg.max_new_tokens
         sampler.batch_size = decode_batch(self.ctx, self.policy, context)
-        self.scorer.batch_size = scoring_batch(self.ctx)
+        if sampler is self.greedy:
+            written = sampler.generator
+            written.room = whole_room(written, longest, cfg.max_new_tokens)
+            return
+        self.widths.set_up(sampler, cfg.max_new_tokens)
+        rows = group_scoring_batch(self.ctx, cfg.prompts * cfg.group_size)
+        self.scorer.batch_size = rows
+        self.scorer.width_of = self.widths.scored(self.ctx.device_batch.micro_batch or rows).of
 
     def _judged_and_read(
         self,
@@ -347,7 +366,8 @@ class GRPOFeed:
             size = most
             if chosen:
                 size = room_for([rows[i] for i in chosen], most, start, self.prompt_rows)
-            parts = micro_batches(sampled, chosen, size, tokens, start, self.prompt_rows)
+            width_of = self.widths.learned(most, cfg.updates, cfg.updates > 1 or cfg.beta > 0).of
+            parts = micro_batches(sampled, chosen, size, tokens, start, self.prompt_rows, width_of)
             for batch, _ in parts:
                 batch["denominator"] = np.asarray(denominator, np.float32)
                 batches.append(batch)

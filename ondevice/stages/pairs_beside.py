@@ -82,7 +82,7 @@ def _source(
     make = partial(
         pair_batch,
         sides=sides,
-        reference=reference_logps("kept", sides, kept, reference, ctx, start),
+        reference=reference_logps("kept", sides, kept, reference, ctx, start=start),
         start=model.network.decoder_start_token_id,
         shared=model.network.shares_prompts,
     )

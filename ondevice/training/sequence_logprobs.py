@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.data.completion_batches import Ids, Row, group_by_length, text_batch
+from ondevice.data.completion_batches import (
+    Ids,
+    Row,
+    general_width,
+    group_by_length,
+    text_batch,
+)
+from ondevice.data.few_shapes import FewShapes
 from ondevice.data.packing import Batch
 from ondevice.data.shared_prompts import NO_SHARING, answer_batch, cut_rows
 from ondevice.models.model import Model
@@ -31,6 +38,8 @@ class Scorer:
         self, model: Model, backend: Backend, *, temperature: float = 1.0, batch_size: int = 64
     ) -> None:
         self.backend, self.batch_size = backend, batch_size
+        self._few: FewShapes | None = None
+        self.width_of: Callable[[int], int] = general_width  # of rows of prompts
         network = self.network = model.network
 
         def logprobs(params: Params, batch: dict[str, Array]) -> Array:
@@ -58,6 +67,17 @@ class Scorer:
             backend.inference_fn(at("index")),
             backend.inference_fn(at("read")),
         )
+
+    def expect(self, parts: Callable[[], Iterable[Sequence[Row]]]) -> None:
+        """Chooses the shapes of batches by these parts of rows, each of which is scored by itself: so
+        few are traced. Rows of other lengths are scored as well."""
+
+        def groups(size: int) -> Iterator[Sequence[Row]]:
+            for rows in parts():
+                for group in self._cut(rows, size):
+                    yield [rows[i] for i in group]
+
+        self._few = FewShapes(groups)
 
     def _placed(self, batch: Batch) -> dict[str, Any]:
         return with_tables(self.network, self.backend.ops, batch)
@@ -117,15 +137,28 @@ class Scorer:
         parts = deal(weights, self.backend.group.size)
         return [[n for block in part for n in blocks[block]] for part in parts]
 
+    @property
+    def _prompt_rows(self) -> int:
+        return 1 if self.network.shares_prompts else NO_SHARING
+
+    def _cut(self, rows: Sequence[Row], size: int) -> list[NDArray[np.int64]]:
+        return cut_rows(rows, size, self.network.decoder_start_token_id, self._prompt_rows)
+
     def _of_own_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         if not rows:
             return out
         start = self.network.decoder_start_token_id
-        prompt_rows = 1 if self.network.shares_prompts else NO_SHARING
-        for group in cut_rows(rows, self.batch_size, start, prompt_rows):
+        for group in self._cut(rows, self.batch_size):
             some = [rows[i] for i in group]
-            batch: Batch = answer_batch(some, self.batch_size, start=start, prompt_rows=prompt_rows)
+            batch: Batch = answer_batch(
+                some,
+                self.batch_size,
+                start=start,
+                prompt_rows=self._prompt_rows,
+                few=self._few,
+                width_of=self.width_of,
+            )
             del batch["member"]
             flat = self.backend.numpy(fn(params, self._placed(batch)))
             ends = np.cumsum([len(rows[i].completion) for i in group])
