@@ -15,6 +15,7 @@ COSTS = Costs(
     scores=3.5,
     logits=4.0,
     again=2.0,
+    gradients_beside=False,
     update=0.7,
     saving=0.2,
     grows=0.0,  # each layer is freed once it is copied: nothing is computed before all is asked for

@@ -82,8 +82,9 @@ def bytes_of_stage(
     for one in work.learned:
         learning = max(learning, learn_bytes(one, dims, costs, size, checkpointing))
     gradients = float(_FLOAT * trained.numbers)
-    if work.micro_batch is not None and sum(one.times for one in work.learned) > work.updates:
-        learning += gradients  # those of the micro-batches before
+    parts = work.micro_batch is not None and sum(one.times for one in work.learned) > work.updates
+    if parts or costs.gradients_beside:
+        learning += gradients  # of the micro-batches before; where a heap has no room between
     moments = moment_bytes(cfg, trained)
     if cfg.shard == "state":
         moments /= processes

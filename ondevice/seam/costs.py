@@ -19,6 +19,8 @@ class Costs:
     of the block's matrices, and `scores` times those of one float for every head and every token that
     is attended to (0: they are computed again). A chunk of logits takes `logits` times its bytes.
     Where blocks are recomputed, those of `again` of them are there at once.
+    `gradients_beside`: whether the gradients take room of their own while the backward pass frees what
+    was kept for it.
     Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
     checkpoint takes `saving` times the bytes of what is written at once.
 
@@ -39,6 +41,7 @@ class Costs:
     scores: float
     logits: float
     again: float
+    gradients_beside: bool
     update: float
     saving: float
     grows: float
