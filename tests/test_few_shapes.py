@@ -19,7 +19,7 @@ from ondevice.data.packing import Batch
 from ondevice.data.padding_free import layout
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.shared_prompts import answer_batch, cut_rows
-from ondevice.inference.generator import places
+from ondevice.inference.slots import places
 from ondevice.models.network import network
 from ondevice.models.tables import with_tables
 from ondevice.rl.prompt_widths import PromptWidths, whole_room

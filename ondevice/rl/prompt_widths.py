@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from ondevice.data.completion_batches import general_width
 from ondevice.data.few_shapes import Widths
-from ondevice.inference.generator import SMALL, Generator, places
+from ondevice.inference.generator import Generator
+from ondevice.inference.slots import SMALL, places
 from ondevice.rl.rollout import Sampler
 
 STEPS = 256  # whose prompts are looked at
