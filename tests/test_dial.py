@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import small_stages
@@ -88,6 +89,8 @@ def test_a_recipe_says_how_it_scales_and_reads_back() -> None:
         ("scale.stages.sft.share=0", "sft.share: 0.0 is not a share"),
         ("scale.stages.sft.most=1", "sft.most: 1 is less than least"),
         ("scale.time=soon", "scale.time: 'soon' is not a time"),
+        ("scale.stages.sft.own_epochs=-1", "sft.own_epochs: -1.0 is too small"),
+        ("scale.stages.sft.own_decay=1", "sft.own_decay: has no effect"),
     ],
 )
 def test_a_wrong_declaration_is_named(change: str, said: str) -> None:
@@ -104,6 +107,12 @@ def test_a_recipe_that_does_not_scale_takes_no_time_and_no_files(name: str, valu
 
 
 # ---- laws -----------------------------------------------------------------------------------------
+
+
+def test_weight_decay_rises_with_the_passes_through_a_text() -> None:
+    decays = [laws.weight_decay(0.0, 1.0, passes, 14) for passes in (0.5, 4, 7, 14, 30)]
+    assert decays == [0.0013, 0.082, 0.25, 1.0, 1.0]
+    assert laws.weight_decay(0.1, 1.0, 1, 14) == 0.1
 
 
 def test_the_best_model_reads_about_20_tokens_per_parameter() -> None:
@@ -165,6 +174,16 @@ def test_each_stage_learns_from_what_is_there(tmp_path: Path) -> None:
     assert set(left_out) == {"sample", "rate", "reward", "ppo", "grpo"}
     assert "give --problems FILE" in left_out["grpo"]
     assert exam_of(found) is None
+
+
+def test_files_of_ones_own_are_gone_through_so_often_at_most(tmp_path: Path) -> None:
+    recipe = load_recipe("laptop", ["scale.stages.sft.epochs=4"])
+    own, _ = with_inputs(recipe, Inputs(text="t", chats="c"))
+    assert recipe.scale is not None and own.scale is not None
+    before, after = recipe.scale.stages, own.scale.stages
+    assert (before["pretrain"].epochs, before["pretrain"].decay) == (0, 0)
+    assert (after["pretrain"].epochs, after["pretrain"].decay) == (14, 1)
+    assert after["sft"].epochs == 4
 
 
 @pytest.mark.parametrize(
@@ -237,6 +256,29 @@ def test_more_time_makes_a_larger_model_that_reads_more(fits: Callable[[float], 
     assert read == sorted(read)
     assert sizes == sorted(sizes)
     assert sizes[-1] > sizes[0]
+
+
+@pytest.mark.slow
+def test_a_small_text_is_not_read_for_ever(
+    tmp_path: Path,
+) -> None:
+    text = tmp_path / "book.txt"
+    words = [f"{a}{b}{c}" for a in "bdfk" for b in "aeiou" for c in "lmnrst"]
+    rng = np.random.default_rng(0)
+    text.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(1000)))
+    recipe, _ = with_inputs(load_recipe("laptop"), Inputs(text=str(text)))
+    assert recipe.scale is not None
+    passes, decays = [], []
+    for seconds in (60, 600, 3600):
+        around = Surroundings(MACHINE, recipe.corpus, Path("runs"), recipe.exam, read=Read())
+        found = fitted(recipe, recipe.scale, seconds, around, Factors())
+        pretrain: Any = found.recipe.stages["pretrain"]
+        epoch = found.costs["pretrain"].epoch
+        assert epoch is not None
+        passes.append(pretrain.steps / epoch)
+        decays.append(pretrain.weight_decay)
+    assert passes[0] < 14 and passes[-1] == pytest.approx(14, rel=0.05)
+    assert 0 < decays[0] < 1 and decays[-1] == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.slow

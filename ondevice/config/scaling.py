@@ -18,7 +18,7 @@ shared out. `ondevice.planning.dial` does it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ondevice.common.errors import UserError
@@ -39,6 +39,13 @@ class StageScale:
     limit."""
     epochs: float = 0.0
     """Times through the data beyond which more do no good; 0: no limit."""
+    decay: float = 0.0
+    """Weight decay where the data are gone through `epochs` times; with fewer passes less, down to
+    what the stage says. 0: that holds always."""
+    own_epochs: float = 0.0
+    """`epochs` for a person's own files, which nothing makes more of; 0: the same."""
+    own_decay: float = 0.0
+    """`decay` for these; 0: the same."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
@@ -50,8 +57,21 @@ class StageScale:
             raise UserError(
                 f"{self.most} is less than least", where="most", hint="give 0 for no limit"
             )
-        if self.epochs < 0:
-            raise UserError(f"{self.epochs} is too small", where="epochs", hint="give 0 or more")
+        for name in ("epochs", "decay", "own_epochs", "own_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"{getattr(self, name)} is too small", where=name, hint="give 0 or more"
+                )
+
+        for decay, epochs in (("decay", "epochs"), ("own_decay", "own_epochs")):
+            if getattr(self, decay) and not getattr(self, epochs):
+                raise UserError("has no effect", where=decay, hint=f"give {epochs} too")
+
+    def on_own_files(self) -> StageScale:
+        """With what holds for a person's own files."""
+        return replace(
+            self, epochs=self.own_epochs or self.epochs, decay=self.own_decay or self.decay
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

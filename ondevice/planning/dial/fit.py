@@ -14,7 +14,7 @@ from ondevice.config.auto import is_auto
 from ondevice.config.finetuning import SFTConfig
 from ondevice.config.preference import RolloutConfig
 from ondevice.config.recipe import Recipe
-from ondevice.config.scaling import ScaleConfig
+from ondevice.config.scaling import ScaleConfig, StageScale
 from ondevice.config.stages import InitConfig, PretrainConfig, StageConfig, TrainingConfig
 from ondevice.config.times import time_text
 from ondevice.data.mixture import is_generated
@@ -104,7 +104,9 @@ def divided_recipe(
         parts, beside = _parts(scale, costs)
         steps = divided(budget - beside, parts)
     for name, count in steps.items():
-        configs[name] = with_steps(configs[name], count)
+        configs[name] = _with_decay(
+            with_steps(configs[name], count), scale.stages[name], costs[name]
+        )
     found = {part.stage: taken([part], steps) for part in parts}
     for name, cost in costs.items():
         found.setdefault(name, cost.fixed)
@@ -132,6 +134,15 @@ def _parts(scale: ScaleConfig, costs: Mapping[str, Cost]) -> tuple[list[Part], f
         if name not in scale.stages:
             beside += cost.fixed + cost.per_step * cost.plan.steps
     return parts, beside
+
+
+def _with_decay(cfg: StageConfig, scale: StageScale, cost: Cost) -> StageConfig:
+    """The settings with the weight decay for so many passes through the data."""
+    if not (isinstance(cfg, TrainingConfig) and scale.decay and cost.epoch):
+        return cfg
+    usual = type(cfg).__dataclass_fields__["weight_decay"].default
+    passes = cfg.steps / cost.epoch
+    return replace(cfg, weight_decay=laws.weight_decay(usual, scale.decay, passes, scale.epochs))
 
 
 def _small_batches(
@@ -240,6 +251,10 @@ class _Size:
         inside = shape.parameters(0, tied=True)
         tokens = cost.plan.tokens_per_step * seconds / cost.per_step
         unique = cost.plan.tokens or tokens
+        # what a text can no longer teach is no reason for a small model
+        limit = self.scale.stages[self.main].epochs if self.main in self.scale.stages else 0.0
+        if limit and cost.plan.tokens:
+            tokens = min(tokens, limit * cost.plan.tokens)
         width = shape.hidden
         vocabulary = laws.vocabulary(shape.parameters(size, tied=True), tokens, width, unique)
         return laws.loss(inside, tokens, unique), vocabulary

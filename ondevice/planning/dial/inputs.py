@@ -70,6 +70,9 @@ def with_inputs(recipe: Recipe, given: Inputs) -> tuple[Recipe, dict[str, str]]:
         stages[first] = _changed(stages[first], model=given.model)
     if given.own:
         recipe = replace(recipe, prompts=())  # they ask for what the built-in corpus says
+        if recipe.scale is not None:
+            limits = {name: one.on_own_files() for name, one in recipe.scale.stages.items()}
+            recipe = replace(recipe, scale=replace(recipe.scale, stages=limits))
     way = recipe.preference
     if way and not set(WAYS[way]) <= set(stages):
         way = ""

@@ -11,6 +11,12 @@ less likewise.
 The vocabulary is that of Tao 2024 ("Scaling Laws with Vocabulary", approach 1): its parameters grow
 with the compute to the power of 0.42, more slowly than the others'.
 
+A text that is read often wants a weight decay far above the usual 0.1: about thirty times that, where
+a model is trained on all it can get from a small text (Kim 2025, "Pre-training under infinite
+compute"). On 1.1 MB of Shakespeare, 14 times through, a held-out token took 2.98 nats without any,
+2.69 with 1.0, and 2.85 after 6 times without; a smaller model after 6 times 2.62 without, 2.67 with
+1.0.
+
 All of them were fitted on models of tens of millions of parameters and more. For smaller ones they
 are continued, as nothing else is published; `ondevice run` measures what a model learns, not they.
 """
@@ -43,6 +49,12 @@ def _decayed(once: float, all_of_it: float, scale: float) -> float:
     """What `all_of_it` is worth, of which what goes beyond `once` counts less and less."""
     again = max(0.0, all_of_it / once - 1)
     return once * (1 + scale * (1 - math.exp(-again / scale)))
+
+
+def weight_decay(usual: float, most: float, passes: float, epochs: float) -> float:
+    """Of a stage that reads its text `passes` times: `most` where that is `epochs` times, falling
+    with the square of the passes to the `usual` one."""
+    return float(f"{max(usual, most * min(1.0, passes / epochs) ** 2):.2g}")
 
 
 def vocabulary(parameters: float, tokens: float, hidden: int, unique: float) -> int:
