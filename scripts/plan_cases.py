@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import from_mapping
 from ondevice.config.stages import InitConfig
 from ondevice.data.builtin.corpus import build
-from ondevice.data.tokenizer_training import train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import SENTINELS, train_tokenizer
 from ondevice.datasets.preference_pairs import builtin_pairs
-from ondevice.models.registry import parse_config
+from ondevice.models.initial_config import model_config
+from ondevice.models.registry import ModelConfig
 from ondevice.models.save import write_model
+from ondevice.models.shapes import embedding_name
 from ondevice.seam.protocols import Backend
 from ondevice.stages.init import initial_weights
 
@@ -61,26 +65,38 @@ SIZES: dict[str, dict[str, int]] = {
         "kv": 3,
     },
 }
-ROWS = {"tiny": 4, "1M": 16, "10M": 8, "30M": 8, "135M": 4}  # of a step
+ROWS = {"tiny": 4, "1M": 16, "10M": 8, "30M": 8, "135M": 2}  # of a step
 WRITTEN = {"tiny": 8, "1M": 48, "10M": 32, "30M": 32, "135M": 16}
 SAMPLED = 64
 """Prompts between two events of the stage `sample`."""
 FITTED = ("1M", "30M")
 """Every case of these sizes was looked at when the constants of `costs.py` were chosen."""
 
+SEEN = (
+    *("torch 10M sample", "mlx 10M sample"),  # the cache of keys and values
+    # gradients beside what is kept
+    *("torch 10M pretrain", "torch 10M sft", "torch 10M reward", "torch 10M dpo"),
+    *("torch 10M masked", "torch 10M classify", "torch 10M grpo", "torch 135M pretrain"),
+)
+"""Cases that were held out until a fault was found by them: what is mended since is known to hold for
+them, and so they prove it no longer."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """`fields` of the stage; `name` says what is special of it."""
+    """`fields` of the stage; `name` says what is special of it, `kind` which of the size's models
+    it begins from: "" a decoder, "-bert" an encoder, "-t5" an encoder-decoder."""
 
     name: str
     stage: str
     size: str
     fields: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
 
-    @property
-    def fitted(self) -> bool:
-        return self.size in FITTED
+
+def is_seen(key: str) -> bool:
+    """Whether a case ("torch 10M sft") was looked at when the formulas or their constants were chosen."""
+    return key.split()[1] in FITTED or key in SEEN
 
 
 def cases(size: str, folder: Path) -> Iterable[Case]:
@@ -101,6 +117,11 @@ def cases(size: str, folder: Path) -> Iterable[Case]:
     yield Case("reward", "reward", size, pairs)
     yield Case("dpo", "dpo", size, pairs)
     yield Case("dpo, lora", "dpo", size, {**pairs, **low})
+    yield Case("masked", "pretrain", size, text, kind="-bert")
+    texts = {**text, "data": str(folder / "texts.jsonl"), "batch_size": 4 * rows}
+    yield Case("classify", "classify", size, texts, kind="-bert")
+    yield Case("classify, decoder", "classify", size, texts)
+    yield Case("spans", "pretrain", size, text, kind="-t5")
     yield Case("sample", "sample", size, {**asked, "prompts": 3 * SAMPLED})
     reward = str(folder / f"{size}-judge")
     yield Case("ppo", "ppo", size, {**asked, "prompts": 2 * rows, "reward_model": reward})
@@ -119,6 +140,11 @@ def write_material(folder: Path) -> None:
     _write_rows(folder / "pairs.jsonl", islice(builtin_pairs(CORPUS), 400))
     asked = ({"prompt": row["prompt"], "answer": row["answer"]} for row in corpus.problems("train"))
     _write_rows(folder / "prompts.jsonl", asked)
+    texts = (
+        {"text": chat["messages"][0]["content"], "label": str(n % 4)}
+        for n, chat in enumerate(corpus.chats("train"))
+    )
+    _write_rows(folder / "texts.jsonl", texts)
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
 
 
@@ -135,32 +161,47 @@ def _write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_models(folder: Path, size: str, backend: Backend) -> None:
-    """A policy and a reward model of random weights. No text that they write stops."""
+def write_models(folder: Path, size: str, kinds: Iterable[str], backend: Backend) -> None:
+    """Models of random weights: a decoder, "-judge" a reward model, and those of `Case`. No text that
+    they write stops."""
     shape = SIZES[size]
-    raw: dict[str, Any] = {
-        "model_type": "llama",
-        "vocab_size": shape["vocab_size"],
+    texts, words = list(build(CORPUS).documents("train")), min(1024, shape["vocab_size"])
+    for kind in kinds:
+        place = folder / f"{size}{kind}"
+        if (place / "config.json").is_file():
+            continue
+        tokenizer = train_tokenizer(
+            texts, words, fills=kind == "-bert", sentinels=SENTINELS if kind == "-t5" else 0
+        )
+        cfg = _shape(shape, kind, tokenizer)
+        place.mkdir(parents=True)
+        weights = initial_weights(InitConfig(), cfg)
+        for stop in tokenizer.stop_ids:
+            weights[embedding_name(cfg)][stop] = 0.0
+        params = {key: backend.array(array) for key, array in weights.items()}
+        write_model(place, backend, cfg, params, tokenizer)
+
+
+def _shape(shape: dict[str, int], kind: str, tokenizer: Tokenizer) -> ModelConfig:
+    family = {"-bert": "bert", "-t5": "t5"}.get(kind, "llama")
+    grouped = shape["heads"] if kind in ("-bert", "-t5") else shape.get("kv", shape["heads"])
+    settings = {
+        "family": family,
         "hidden_size": shape["hidden_size"],
         "intermediate_size": shape["intermediate_size"],
         "num_hidden_layers": shape["layers"],
         "num_attention_heads": shape["heads"],
-        "num_key_value_heads": shape.get("kv", shape["heads"]),
-        "max_position_embeddings": 1024,
+        "num_key_value_heads": grouped,
         "tie_word_embeddings": True,
     }
-    tokenizer = train_tokenizer(build(CORPUS).documents("train"), min(1024, shape["vocab_size"]))
-    cfg = parse_config(raw)
-    for name, one in ((size, cfg), (f"{size}-judge", replace(cfg, num_labels=1))):
-        if (folder / name / "config.json").is_file():
-            continue
-        (folder / name).mkdir(parents=True)
-        weights = initial_weights(InitConfig(), one)
-        for stop in tokenizer.stop_ids:
-            weights["model.embed_tokens.weight"][stop] = 0.0
-        params = {key: backend.array(array) for key, array in weights.items()}
-        write_model(folder / name, backend, one, params, tokenizer)
+    cfg = model_config(from_mapping(InitConfig, settings), tokenizer)
+    return replace(cfg, vocab_size=shape["vocab_size"], num_labels=1 if kind == "-judge" else 0)
+
+
+def kinds_of(case: Case) -> set[str]:
+    """The models that a case needs."""
+    return {case.kind, *(["-judge"] if case.stage == "ppo" else [])}
 
 
 def model_of(case: Case, folder: Path) -> Path:
-    return folder / case.size
+    return folder / f"{case.size}{case.kind}"

@@ -25,6 +25,8 @@ from ondevice.stages import pipeline
 MARK = "MEASURED "
 STEPS: list[float] = []  # of this process's CPU seconds, at each step's end
 START: dict[str, int] = {}
+PEAKS: list[tuple[str, int]] = []
+"""Events, and the most bytes above the start that were held until then: where the peak lies."""
 
 
 def main() -> None:
@@ -49,6 +51,7 @@ def main() -> None:
         "cpu_steps": each,
         "cpu_stage": done["cpu_seconds"],
         "micro_batch": _micro_batch(told),
+        "peaks": PEAKS,
     }
     print(MARK + json.dumps(result), flush=True)
 
@@ -66,6 +69,8 @@ def _watch() -> None:
     def told(self: Any, event: str, *args: Any, **fields: Any) -> None:
         if event == "step":
             STEPS.append(time.process_time())
+        if START:
+            PEAKS.append((event, _peak() - START["resident"]))
         emit(self, event, *args, **fields)
 
     sys.modules["ondevice.stages.runner"].load_backend = loaded  # type: ignore[attr-defined]

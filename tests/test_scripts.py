@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,7 +412,7 @@ def plan_accuracy(place: Place) -> None:
         assert row["grown"] > 1e6 and row["cpu"] > 0 and row["planned_grown"] > 1e6
         assert row["planned_cpu"] > 0
     document = (place.here / "plan.md").read_text(encoding="utf-8")
-    assert "**Not fitted to** (2 cases)" in document and "| tiny sample |" in document
+    assert "**Held out** (2 cases)" in document and "| tiny sample |" in document
 
 
 def soak(place: Place) -> None:
@@ -446,7 +447,38 @@ def dial(place: Place) -> None:
     assert all(0 < row["used"] < 120 and row["bits_per_byte"] > 0 for row in rows)
     document = (place.here / "dial.md").read_text(encoding="utf-8")
     assert "![own: what each time reaches](dial-own.svg)" in document
-    assert "bits per byte" in (place.here / "dial-own.svg").read_text(encoding="utf-8")
+    drawn = ElementTree.fromstring((place.here / "dial-own.svg").read_text(encoding="utf-8"))
+    shown = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "bits per byte, held out, after pretrain" in shown
+    assert f"{rows[0]['bits_per_byte']:.3f}" in shown  # the value itself stands at its point
+
+
+def defaults_check(place: Place) -> None:
+    data = place.here / "data"
+    data.mkdir()
+    texts = ["red apples", "2 + 3 is 5", "old stones stay", "a cat sat", "the sea is wide"]
+    both = [(a, b) for a in texts for b in texts if a != b]
+    for name, rows in (
+        ("chats", [{"prompt": a, "completion": b} for a, b in both]),
+        ("pairs", [{"prompt": a, "chosen": b, "rejected": a} for a, b in both]),
+    ):
+        told = "".join(json.dumps(row) + "\n" for row in rows)
+        (data / f"{name}.jsonl").write_text(told, encoding="utf-8")
+    (data / "text.txt").write_text("Red apples grow slowly. " * 40, encoding="utf-8")
+    words = ["--data", "data", "--work", "work", "--results", place.here, "--rows", 12, "--held", 2]
+    told = place.script("defaults_check.py", place.model, *words)
+    assert str(place.here / "defaults.md") in told
+    found = json.loads((place.here / "defaults.json").read_text(encoding="utf-8"))["stages"]
+    assert list(found) == ["sft", "dpo", "reward", "grpo"]
+    for stage, row in found.items():
+        assert row["peak"] > 50e6 and row["planned"] > 10e6 and row["rows"] == 12
+        assert row["settings"]["steps"] >= 1 and row["after"].keys() >= row["before"].keys()
+        kind = {"sft": "chats", "grpo": "sums"}.get(stage, "pairs")
+        held = (place.here / "work" / f"{kind}-held.jsonl").read_text(encoding="utf-8").splitlines()
+        learned = (place.here / "work" / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert held and not set(held) & set(learned), "what is held out is not learned from"
+    page = (place.here / "defaults.md").read_text(encoding="utf-8")
+    assert "bits per byte of held-out text" in page and "Not measured" not in page
 
 
 def mixed_documents(place: Place) -> None:
@@ -472,6 +504,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "bench/many_runs.py": many_runs,
     "bench/tui.py": tui,
     "control.py": control,
+    "defaults_check.py": defaults_check,
     "dial.py": dial,
     "fuzz.py": fuzz,
     "golden/ppo.py": golden_ppo,
