@@ -191,7 +191,7 @@ NIGHTLY = (
     ),
     Nightly(
         "test_scripts.py",
-        r"it_runs\[(golden/ppo|bench/peer_mlx_lm_lora|real/unseen_sums|plan_accuracy)",
+        r"it_runs\[(golden/ppo|bench/peer_mlx_lm_lora|real/unseen_sums|plan_accuracy|defaults_check)",
         "scripts that write what tests compare with: CI runs those tests",
     ),
     Nightly(
