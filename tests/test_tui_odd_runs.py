@@ -270,8 +270,8 @@ def test_what_fails_in_a_task_a_thread_or_a_key_is_told_and_the_app_goes_on(
 
 def test_under_a_test_an_error_is_raised(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        app.screen.run_worker(boom())
-        await pilot.pause(0.2)
+        worker = app.screen.run_worker(boom())
+        await until(pilot, lambda: worker.is_finished)
 
     with pytest.raises(Exception, match="of a task"):
         play(tmp_path, script)

@@ -119,7 +119,7 @@ def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(
         str(model),
         "text.txt",
         "--out=runs/mine",
-        "--steps=400",
+        "--steps=150",
         "--batch_size=4",
         "--sequence_length=32",
         "--device=cpu",

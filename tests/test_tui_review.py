@@ -14,7 +14,7 @@ from ondevice_tui.screens.rate_cards import Ask
 from ondevice_tui.screens.review import ReviewScreen, newest
 from test_review import kept, written
 from test_tui import play
-from tui_runs import SIZES, a_run, shown, until
+from tui_runs import SIZES, a_run, shown, until, until_shown
 
 pytestmark = pytest.mark.slow
 
@@ -55,9 +55,9 @@ def test_rows_are_kept_and_dropped_by_one_key(
         for key, counts in presses:
             await pilot.press(key)
             await until(pilot, lambda: not screen.busy)
-            await until(pilot, lambda said=counts: said in shown(app), counts)
+            await until_shown(pilot, counts)
         await pilot.press("right")
-        await until(pilot, lambda: "All rows have a verdict" in shown(app))
+        await until_shown(pilot, "All rows have a verdict")
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(app.screen, ReviewScreen))
 
@@ -70,7 +70,7 @@ def test_rows_that_are_not_there(tmp_path: Path) -> None:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await app.push_screen(ReviewScreen(tmp_path / "none.jsonl"))
-        await until(pilot, lambda: "cannot be read" in shown(app))
+        await until_shown(pilot, "cannot be read")
         await pilot.press("right", "u", "escape")
         await until(pilot, lambda: not isinstance(app.screen, ReviewScreen))
 
