@@ -107,6 +107,10 @@ def test_what_the_prompt_imports_is_there_for_the_code() -> None:
     assert words is not None and words.setup == ""
 
 
+def slow(row: dict[str, Any], said: str) -> Any:
+    return pytest.param(row, said, marks=pytest.mark.slow)
+
+
 def reversed_lists() -> str:
     """Iterators, whose items are not seen before they are written out."""
     return ", ".join(["[reversed([[0] * 1000] * 900)]"] * 3)
@@ -137,12 +141,12 @@ def reversed_lists() -> str:
         ({"tests": ["assert f([[0]*10**6]*10**6) == 1"]}, "too large"),
         ({"tests": ["assert f(1) == str([[0]*10**6]*10**6)"]}, "too large"),
         ({"tests": ["assert as_lists(([0]*1000,)*1001) == f(1)"]}, "too large"),
-        ({"tests": ["assert f(1) == {" + "(" * 40 + "0" + ",)*9" * 40 + "}"]}, "too large"),
-        ({"tests": [f"assert f({reversed_lists()})"]}, "too large"),
+        slow({"tests": ["assert f(1) == {" + "(" * 40 + "0" + ",)*9" * 40 + "}"]}, "too large"),
+        slow({"tests": [f"assert f({reversed_lists()})"]}, "too large"),
         ({"tests": ["assert f(1) == sum([[0]] * 400000, [])"]}, "not numbers"),
         ({"tests": ["assert f(1) == round(5, -10**9)"]}, "rounded"),
         ({"tests": ["assert f(1) ==" + " 3 ** 400000 // 3 ** 200000 +" * 9 + " 1"]}, "too long"),
-        ({"tests": ["assert f(1) == 3 ** 400000 // 3 ** 200000"] * 9}, "too long"),
+        slow({"tests": ["assert f(1) == 3 ** 400000 // 3 ** 200000"] * 9}, "too long"),
         (
             {"tests": [f"assert f(1) == set({[(2**61 - 1) * k for k in range(9000)]})"]},
             "many items",

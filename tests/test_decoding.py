@@ -123,7 +123,7 @@ def test_rows_leave_at_their_stop_token_and_the_others_go_on(backend: Backend, f
         assert not set(completion.ids) & set(model.tokenizer.stop_ids)
 
 
-@pytest.mark.parametrize("compile", [pytest.param("auto", marks=pytest.mark.compiled), "never"])
+@pytest.mark.parametrize("compile", ["auto", pytest.param("never", marks=pytest.mark.slow)])
 def test_the_batch_size_changes_nothing(backend: Backend, compile: str) -> None:
     cfg = models.config("qwen3")
     model = make(backend, cfg, stops_that_matter(backend, cfg))

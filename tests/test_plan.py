@@ -81,7 +81,15 @@ def plan_of(stage: str, model: Path, data: Path | str, **fields: Any) -> dict[st
 ON_THE_HUB = ("stories", "smol")
 
 
-@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name not in ON_THE_HUB])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        # the stages of these are those of tiny-encoder and tiny-seq2seq
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("minute-") else name
+        for name in recipe_names()
+        if name not in ON_THE_HUB
+    ],
+)
 def test_every_recipe_of_the_program_is_planned(recipe: str, cache: Path) -> None:
     report = od.plan(recipe, measure=False, backend="torch", device="cpu")
     assert report["seconds"] is None and report["fits"] in ("yes", "tight", "no")

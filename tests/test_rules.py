@@ -63,6 +63,7 @@ def test_one_trace_a_bucket(shapes: list[tuple[int, int]]) -> None:
     assert run_steps(backend_of("mlx"), shapes) == len(shapes) + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
     """Blocks see relative names, so that a compiler meets the same function again at each layer."""

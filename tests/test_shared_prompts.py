@@ -129,6 +129,7 @@ def test_compiled_they_are_the_same(backend: Backend, family: str) -> None:
         np.testing.assert_allclose(found[name], slope, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_torch_compiles_them_as_one_graph() -> None:
     torch = pytest.importorskip("torch")
     from torch._dynamo.testing import CompileCounter
