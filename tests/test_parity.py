@@ -519,12 +519,12 @@ def test_an_eager_run_after_a_compiled_one_is_an_eager_run(
         make for make in (models.FAMILIES, models.ENCODERS, models.SEQ2SEQ) if family in make
     )
     cfg = (
-        models.config
+        models.config(family, num_hidden_layers=1)  # each layer takes the compiler seconds more
         if kind is models.FAMILIES
-        else models.encoder_config
+        else models.encoder_config(family)
         if kind is models.ENCODERS
-        else models.seq2seq_config
-    )(family)
+        else models.seq2seq_config(family)
+    )
     ids = np.random.default_rng(0).integers(3, cfg.vocab_size, (2, 20)).astype(np.int32)
     batch = {"ids": ids, "positions": np.tile(np.arange(20, dtype=np.int32), (2, 1))}
     batch |= {"segments": np.ones_like(ids)} if kind is models.ENCODERS else {}
