@@ -22,7 +22,7 @@ from ondevice.data.folders import DOCUMENTS, kind_of, listing
 from ondevice.data.mixture import is_by_name, ordered
 from ondevice.data.plain_text import decoded
 
-LOOKED_AT = 5_000
+LOOKED_AT = 2_000
 """Characters of a document by which its language is told."""
 FIRST = 400
 """Characters that are shown of one."""
