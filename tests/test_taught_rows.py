@@ -23,6 +23,7 @@ from ondevice.data.shared_prompts import NO_SHARING
 from ondevice.models.network import network
 from ondevice.rewards.scorer import Scores
 from ondevice.rl.advantages import group_advantages
+from ondevice.rl.prompt_widths import PromptWidths
 from ondevice.rl.rollout import Sampled
 from ondevice.rl.step_times import StepTimes
 from ondevice.runs.events import read
@@ -52,6 +53,7 @@ def updates(cfg: GRPOConfig) -> Updates:
     feed = GRPOFeed.__new__(GRPOFeed)
     old = [np.full(len(one.ids), -4.0, np.float32) for one in rollout()]
     feed.cfg, feed.reference, feed.prompt_rows = cfg, {}, NO_SHARING
+    feed.widths = PromptWidths(lambda number: [5, 6, 7], 3, 3, 4)
     feed.chats = feed.pairs = SimpleNamespace(coef=0.0)  # type: ignore[assignment]
     feed.scorer = SimpleNamespace(network=network(CFG), logprobs=lambda *_: old)  # type: ignore[assignment]
     logps = feed._logps({}, rollout())
