@@ -76,7 +76,9 @@ def test_two_processes_train_other_architectures(tmp_path: Path, backend_name: s
             ours, theirs = losses(two, function, event), losses(one, function, event)
             assert len(ours) == (STEPS if event == "step" else 2)
             np.testing.assert_allclose(ours, theirs, rtol=near, atol=near)
-        same_folders(one / function / "model", two / function / "model", 2e-5)
+        # softmax takes no notice of what is added to all of its numbers
+        folders = (of / function / "model" for of in (one, two))
+        same_folders(*folders, 2e-5, without_effect="key.bias")
     # other versions are refused before anything is begun, by number and by what differs
     assert done[0][-1] == done[1][-1]
     assert "process 1 of 2" in done[0][-1]["error"]

@@ -169,7 +169,7 @@ def _pass_figures(right: NDArray[np.bool_], tries: int) -> dict[str, Any]:
     """{"pass_at": the share of problems that at least one of `tries` answers solves, "tries"}, and
     "pass@k" for each power of two k up to `tries`."""
     counts: list[int] = right.sum(1).tolist()
-    out: dict[str, Any] = {"pass_at": np.count_nonzero(counts) / len(counts), "tries": tries}
+    out: dict[str, Any] = {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": tries}
     k = 1
     while k <= tries:
         out[f"pass@{k}"] = sum(pass_at(k, tries, n) for n in counts) / len(counts)
