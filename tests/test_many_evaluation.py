@@ -113,7 +113,7 @@ stages:
   pretrain: {{steps: 4, sequence_length: 32, {LOOP}}}
   sft: {{steps: 3, sequence_length: 200, {LOOP}}}
   sample: {{prompts: 20, max_new_tokens: 8}}
-  rate: {{rater: simulated, rewards: [length]}}
+  rate: {{rater: simulated, rewards: [word_count]}}
   dpo: {{steps: 2, sequence_length: 160, {LOOP}}}
   grpo: {{steps: 2, prompts: 3, group_size: 2, max_new_tokens: 8, learning_rate: 1.0e-4,
          schedule: constant, eval_every: 0, save_every: 0, rewards: [length, finished]}}
