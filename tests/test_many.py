@@ -246,11 +246,16 @@ def test_two_processes_train_as_one_does(
         record = json.loads((two / function / "done.json").read_text())
         assert record["versions"]["processes"] == "2"
         told, alone = (
-            [e["message"] for e in events.read(f) if e["event"] == "warning"]
+            [
+                e["message"].replace(str(two), str(one))
+                for e in events.read(f)
+                if e["event"] == "warning"
+            ]
             for f in (two / function / "events.jsonl", one / function / "events.jsonl")
         )
         assert not any("ondevice-process" in text for text in told), "a folder that is gone"
-        assert alike < STEPS or told == alone, "each once"
+        # each once; a process that tokenizes anew also counts the rows of which some cannot be used
+        assert len(told) == len({*told}) and len(told) <= 2 * len(alone), (name, told, alone)
     # bytes: the trained tensors' gradients once, and nothing of what is frozen
     kinds = {"sft": "model/model", "lora": "model/adapter_model", "pretrain": "model/model"}
     for name, tensors in kinds.items():
