@@ -69,7 +69,7 @@ def test_lines_from_a_pipe(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stderr == ""
     assert (
         "'what' means nothing here" in done.stdout
-        and "bac " in done.stdout
+        and "213 " in done.stdout
         and "SECRET" not in done.stdout
     )
     assert done.stdout.endswith("ann: 4 votes now, 4 of 6 rated, 2 usable pairs\n")

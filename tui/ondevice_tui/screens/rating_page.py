@@ -117,7 +117,13 @@ class RatingPage(Page):
         then: Callable[[T], None],
         failed: Callable[[UserError], None],
     ) -> None:
-        slow = self.set_timer(WAIT_S, lambda: self._show_told(WAITING))
+        waits = True
+
+        def tell_wait() -> None:
+            if waits:  # on a busy machine a timer that was stopped may still be on its way
+                self._show_told(WAITING)
+
+        slow = self.set_timer(WAIT_S, tell_wait)
         try:
             result = await begun
         except UserError as problem:
@@ -129,6 +135,7 @@ class RatingPage(Page):
                 self.ui.say(f"not saved: {problem}", bad=True)
             return
         finally:
+            waits = False
             slow.stop()
             if self.ratings is ratings and self._said[0] == WAITING:
                 self._show_told()  # the wait is over, however it ended

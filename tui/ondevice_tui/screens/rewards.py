@@ -57,7 +57,7 @@ which nothing is learned. d sets the problem as it was answered first against no
         Binding(
             "enter", "full", "full", tooltip="The highlighted one in full width; ctrl+y copies it"
         ),
-        Binding("O", "sort", "sort", tooltip="Completions as written, by reward, by length"),
+        Binding("O", "sort", "order", tooltip="Completions as written, by reward, by length"),
         Binding("slash", "search", "search", tooltip="Only groups that mention some words"),
         Binding(
             "F",

@@ -59,7 +59,9 @@ class RunList(Panel):
             "differences",
             tooltip="The settings in which the ticked runs differ (else this one and the chosen one)",
         ),
-        Binding("F", "state", "state", tooltip="Only runs that train, are done, stopped, failed …"),
+        Binding(
+            "F", "state", "filter", tooltip="Only runs that train, are done, stopped, failed …"
+        ),
         Binding("O", "sort(1)", "order", tooltip="Order by the next figure"),
         Binding(
             "exclamation_mark",
