@@ -396,13 +396,14 @@ def test_a_run_keeps_what_its_stages_are_to_take(
         raise Interrupted("enough")
 
     monkeypatch.setattr(pipeline, "run_stage", stage)
+    machine = {"backend": "torch", "device": "cpu", "dtype": "float32"}
     for name in ("unmeasured", "measured"):
         run = RunFolder(tmp_path / name)
         if name == "measured":
             calibrate()
         for resume in (False, True):
             with pytest.raises(Interrupted):
-                od.run("minute", out=str(run.path), backend="torch", device="cpu", resume=resume)
+                od.run("minute", out=str(run.path), resume=resume, **machine)
             seconds = planned_seconds(run)
             assert list(seconds) == ([] if name == "unmeasured" else recipe_stages(run))
     assert seconds["pretrain"] > 1 and seconds["rate"] == 0
