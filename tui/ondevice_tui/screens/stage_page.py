@@ -83,9 +83,11 @@ class StagePage(Page):
         wanted = None
         if run is not None and self.state is not None:
             wanted = StageFolder(run.path / name)
-        if wanted != self.folder:
+        other = wanted != self.folder
+        if other:
             self._follow(wanted)
-        self.show_history()
+        if other or not self.frozen:
+            self.show_history()
 
     def _follow(self, folder: StageFolder | None) -> None:
         """Reads the events of another stage from now on, or of none."""
