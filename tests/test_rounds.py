@@ -47,7 +47,7 @@ from ondevice.rating_rounds.standing import (
 from ondevice.rating_rounds.taste import PRIOR, Taste
 from ondevice.rating_rounds.trainer import train
 from ondevice.runs import folder as folder_module
-from ondevice.runs.events import read
+from ondevice.runs.events import first_event
 from ondevice.seam.select import load_backend
 
 RATER = "simulated:short"
@@ -488,8 +488,7 @@ def test_headless_trains_what_the_votes_say(material: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_version_by_a_reward_model_and_ppo(material: Path, tmp_path: Path) -> None:
-    """Both stages by real training; the next pairs are the version's, and so is the next reward
-    model's vote file."""
+    """Both stages by real training; the next pairs are the version's."""
     loop = loop_of(material, tmp_path / "run", every=4, method="ppo", learning_rate=1e-3)
 
     def made(folder: RoundsFolder, version: Version) -> Now:
@@ -504,7 +503,7 @@ def test_a_version_by_a_reward_model_and_ppo(material: Path, tmp_path: Path) -> 
     assert first.last is not None and first.last.path == first.path / "ppo"
     assert [stage.name for stage in first.stages] == ["reward", "ppo"]
     learned = json.loads((first.path / "ppo" / "settings.json").read_text())
-    asked = read(first.path / "ppo" / "events.jsonl")[0]["config"]
+    asked = first_event(first.path / "ppo" / "events.jsonl")["config"]
     assert learned["settings"]["steps"] >= 1 and asked["max_new_tokens"] == 8
     assert asked["reward_model"] == str(first.path / "reward" / "model")
     with Ratings.open(tmp_path / "run") as ratings:
