@@ -161,8 +161,8 @@ def _choice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             "",
             f"There is little to gain: after {early} drawn votes {100 * min(known):.0f} to "
             f"{100 * max(known):.0f} % of the held-out pairs are",
-            "ordered right already. What keeps a version from being preferred is how far a training of a minute",
-            "moves it beside the chats that hold its skills, and not what is known of the rater.",
+            "ordered right already. That versions are hardly preferred all the same may lie in how far a training",
+            "of a minute moves them beside the chats that hold their skills; no longer one was tried.",
         ]
     return lines
 
