@@ -190,7 +190,6 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 230, 52, 24, 40, 44
 ACROSS = 2  # panels beside each other: four would be too small to read on a page
 STYLE = (
     "text{font:12px sans-serif;fill:#333}.title{font-weight:600}.tick{fill:#666;font-size:11px}"
-    ".value{paint-order:stroke;stroke:#fff;stroke-width:3px}"
     ".axis{stroke:#888}.grid{stroke:#e3e3e3}"
 )
 
@@ -261,7 +260,10 @@ def _panel(points: Sequence[tuple[float, float]], figure: str, title: str) -> st
 
 
 def ticks_of(values: Sequence[float], *, from_zero: bool) -> list[float]:
-    """Three to seven round numbers that enclose the values, with room for a label above them."""
+    """Three to seven round numbers that enclose the values, with room for a label above them;
+    those of shares end at all."""
+    if from_zero and max(values) > 0.5:
+        return [0.0, 0.25, 0.5, 0.75, 1.0]
     low = 0.0 if from_zero else min(values)
     span = max(values) - low or abs(max(values)) or 1.0
     raw = 1.25 * span / 4
