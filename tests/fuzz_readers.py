@@ -60,6 +60,7 @@ from ondevice.rewards import isolated
 from ondevice.rewards.problems import to_problem
 from ondevice.rewards.unit_tests import of_row
 from ondevice.runs import checkpoint, events
+from ondevice.runs.contents import planned_seconds
 from ondevice.runs.dependents import needed_by
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.labels import read_labels
@@ -682,6 +683,12 @@ READERS_OF: Mapping[str, Reader] = {
         _text(RECIPE),
         lambda file: (recipe_stages(file), _list(file)),
         _run,
+        names=False,
+    ),
+    "run: plan": Reader(
+        "plan.json",
+        _text({"seconds": {"sft": 3.5, "grpo": 60}}),
+        lambda file: planned_seconds(RunFolder(file.parent)),
         names=False,
     ),
     "adapter that another run needs": Reader(

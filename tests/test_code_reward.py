@@ -403,6 +403,8 @@ def test_problems_of_code_are_solved(
     class Writes:
         """In the place of a model that can code."""
 
+        backend = load_backend("torch", "cpu", "float32")
+
         def run(self, params: Any, prompts: Any, **how: Any) -> list[Any]:
             ids = [small_tokenizer().encode(text) for text in texts]
             return [SimpleNamespace(ids=one, stopped=True) for one in ids]

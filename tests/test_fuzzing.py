@@ -129,6 +129,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/rl/rollout_log.py": ("groups",),
     "ondevice/reports/trackers.py": OWN + "; a damaged one is made anew (test_trackers)",
     "ondevice/runs/checkpoint.py": ("checkpoint",),
+    "ondevice/runs/contents.py": ("run: plan",),
     "ondevice/runs/dependents.py": ("run: events", "adapter that another run needs"),
     "ondevice/runs/events.py": ("events", "run: events"),
     "ondevice/runs/folder.py": ("run: done.json",),

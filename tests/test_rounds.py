@@ -508,7 +508,7 @@ def test_a_version_by_a_reward_model_and_ppo(material: Path, tmp_path: Path) -> 
     assert asked["reward_model"] == str(first.path / "reward" / "model")
     with Ratings.open(tmp_path / "run") as ratings:
         items = ratings.items(loop.batch)
-        assert standing(loop.folder, ratings, simulated=True).current == 1
+        assert standing(loop.folder, ratings, simulated=True).current == 2
     sources = {one.source for item in items for one in item.responses}
     assert "version 1" in sources
     # gone on with, where a kill came between the two stages

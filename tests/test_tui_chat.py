@@ -382,9 +382,7 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         assert isinstance(screen, ChatScreen)
         screen._take_model(0, ("first · init", str(tmp_path / "first" / "init" / "model")))
         await until_shown(pilot, "From here on first · init answers")
-        await pilot.press("escape", "6")
-        await until_shown(pilot, "first · init")  # as it was left
-        await pilot.press("escape", "6")
+        await pilot.press("escape", "6")  # from the stage that is highlighted, once more
         await until_shown(pilot, "From here on second · pretrain answers")
         await pilot.press("escape")
         rows.highlighted = 2  # it died, and left no model

@@ -48,7 +48,7 @@ def test_the_card_says_the_sentence_the_curve_and_the_cost() -> None:
     assert "70.0 % -2.9" in text and "version 1 refused: you prefer the start" in text
     assert max(map(len, text.split("\n"))) <= 76
     nothing = told_of(None, CFG, {}, False, "no room").plain
-    assert "s begins" in nothing and "no room" in nothing
+    assert "g begins" in nothing and "no room" in nothing
 
 
 def test_an_interval_is_drawn_between_0_and_100() -> None:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -346,7 +347,8 @@ def _talk(cfg: Any) -> None:
 
 def _rate(cfg: Any) -> None:
     with Ratings.open(cfg.ratings) as ratings:
-        session = terminal.Session(ratings, None, cfg)  # type: ignore[arg-type]
+        keys: Any = SimpleNamespace(interactive=False)
+        session = terminal.Session(ratings, keys, cfg)
         item = session._next()
         assert item is not None
         session._vote(item, "a", 1)
