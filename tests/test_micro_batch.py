@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "judged.jsonl").write_text("\n".join(map(json.dumps, judged)))
     # other questions than those of chats and pairs, which are learned beside their rewards then
     lines = (folder / "prompts.jsonl").read_text().splitlines()
-    asked = [{"prompt": "Tell: " + json.loads(line)["prompt"]} for line in lines]
+    asked = [{"prompt": "Name " + json.loads(line)["prompt"]} for line in lines]
     (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     return folder
 
