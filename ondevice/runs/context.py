@@ -158,8 +158,11 @@ class Context:
 
     @property
     def data(self) -> DataContext:
-        """What reading the stage's data needs of this."""
-        return DataContext(self.folder.path, self.shared.corpus, self.tell, self.warn)
+        """What reading the stage's data needs of this. All processes read the same data: the first
+        one says what was not used.
+        """
+        warn = self.warn if self.group.leader else _silent
+        return DataContext(self.folder.path, self.shared.corpus, self.tell, warn)
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """Where to go on from; None at a beginning. A checkpoint that other library versions wrote
@@ -262,3 +265,7 @@ class StageResult:
     marks: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Model] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+
+def _silent(message: str) -> None:
+    """What another process says."""
