@@ -68,7 +68,7 @@ def _keep(folder: Path, gradients: Mapping[str, Any]) -> None:
     """One update's, in a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     n = len(list(folder.glob("gradient-*")))
-    np.savez(folder / f"gradient-{n:03}.npz", **{k: np.array(g) for k, g in gradients.items()})
+    np.savez(folder / f"gradient-{n:03}.npz", **{k: np.asarray(g) for k, g in gradients.items()})
 
 
 @contextmanager
