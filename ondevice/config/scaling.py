@@ -40,8 +40,8 @@ class StageScale:
     epochs: float = 0.0
     """Times through the data beyond which more do no good; 0: no limit."""
     decay: float = 0.0
-    """Weight decay where the data are gone through `epochs` times; with fewer passes less, down to
-    what the stage says. 0: that holds always."""
+    """Weight decay where the data are gone through `epochs` times, with fewer passes less: it takes
+    the place of the stage's `weight_decay`. 0: that one holds."""
     own_epochs: float = 0.0
     """`epochs` for a person's own files, which nothing makes more of; 0: the same."""
     own_decay: float = 0.0

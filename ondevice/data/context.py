@@ -19,6 +19,10 @@ from ondevice.config.corpus import CorpusConfig
 T = TypeVar("T")
 
 
+def silent(_: str) -> None:
+    """For what somebody else says: a `tell` or a `warn` that nobody hears."""
+
+
 @dataclass(frozen=True)
 class DataContext:
     """`folder` keeps tokens and the rows that could not be used; its name stands before progress.

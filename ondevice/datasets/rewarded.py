@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,15 @@ class Rewarded:
     """The wordings of problems. `prompts`: their ids, as the model's template writes them."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:
+        self._prompts = prompts
         self._tokenizer = tokenizer
-        some = np.linspace(0, len(prompts), min(LOOKED_AT, len(prompts)), endpoint=False)
-        self._known = {self._wording(prompts[int(n)]) for n in some}
+
+    @cached_property
+    def _known(self) -> set[str]:
+        # read where chats or pairs are there to be compared, and not before
+        count = len(self._prompts)
+        some = np.linspace(0, count, min(LOOKED_AT, count), endpoint=False)
+        return {self._wording(self._prompts[int(n)]) for n in some}
 
     def _wording(self, ids: Iterable[int]) -> str:
         return _NUMBER.sub("0", self._tokenizer.decode(map(int, ids)))

@@ -18,7 +18,7 @@ from ondevice.common.sanitize import to_stderr
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.stages import StageConfig, TrainingConfig
-from ondevice.data.context import DataContext
+from ondevice.data.context import DataContext, silent
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
 from ondevice.runs.callbacks import Callback
@@ -161,7 +161,7 @@ class Context:
         """What reading the stage's data needs of this. All processes read the same data: the first
         one says what was not used.
         """
-        warn = self.warn if self.group.leader else _silent
+        warn = self.warn if self.group.leader else silent
         return DataContext(self.folder.path, self.shared.corpus, self.tell, warn)
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
@@ -265,7 +265,3 @@ class StageResult:
     marks: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Model] = field(default_factory=dict)
     notes: Sequence[str] = ()
-
-
-def _silent(message: str) -> None:
-    """What another process says."""

@@ -12,7 +12,7 @@ import numpy as np
 from ondevice.common.clock import ticks
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import GRPOConfig
-from ondevice.data.context import DataContext
+from ondevice.data.context import DataContext, silent
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import require_chat_template
 from ondevice.rl.micro_batches import prompt_indices
@@ -43,7 +43,7 @@ def probe(cfg: GRPOConfig, backend: Backend, corpus: CorpusConfig) -> Probe:
     require_chat_template(policy)
     count = -(-ANSWERS // cfg.group_size)
     with TemporaryDirectory(prefix="ondevice-") as folder, nullcontext(Path(folder)) as place:
-        ctx = DataContext(place, corpus, tell=_silent, warn=_silent)
+        ctx = DataContext(place, corpus, tell=silent, warn=silent)
         with rewards_of(cfg, place / "rewards.log") as rewards:
             problems, _, columns = ProblemPrompts(cfg, ctx, policy, rewards).parts()
             rewards.check(columns)
@@ -65,7 +65,3 @@ def probe(cfg: GRPOConfig, backend: Backend, corpus: CorpusConfig) -> Probe:
     right = next((name for name in RIGHT if name in scores.by_name), None)
     earned = (scores.total if right is None else scores.by_name[right]) > 0
     return Probe(len(sampled), int(np.count_nonzero(earned)), count_tokens(sampled), seconds)
-
-
-def _silent(_: str) -> None:
-    """The stage itself says it."""

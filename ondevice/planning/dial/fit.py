@@ -140,9 +140,8 @@ def _with_decay(cfg: StageConfig, scale: StageScale, cost: Cost) -> StageConfig:
     """The settings with the weight decay for so many passes through the data."""
     if not (isinstance(cfg, TrainingConfig) and scale.decay and cost.epoch):
         return cfg
-    usual = type(cfg).weight_decay  # a class has its fields' defaults
     passes = cfg.steps / cost.epoch
-    return replace(cfg, weight_decay=laws.weight_decay(usual, scale.decay, passes, scale.epochs))
+    return replace(cfg, weight_decay=laws.weight_decay(scale.decay, passes, scale.epochs))
 
 
 def _small_batches(

@@ -51,10 +51,10 @@ def _decayed(once: float, all_of_it: float, scale: float) -> float:
     return once * (1 + scale * (1 - math.exp(-again / scale)))
 
 
-def weight_decay(usual: float, most: float, passes: float, epochs: float) -> float:
-    """Of a stage that reads its text `passes` times: `most` where that is `epochs` times, falling
-    with the square of the passes to the `usual` one."""
-    return float(f"{max(usual, most * min(1.0, passes / epochs) ** 2):.2g}")
+def weight_decay(most: float, passes: float, epochs: float) -> float:
+    """Of a stage that reads its text `passes` times: `most` where that is `epochs` times, with fewer
+    passes less, by their square."""
+    return float(f"{most * min(1.0, passes / epochs) ** 2:.2g}")
 
 
 def vocabulary(parameters: float, tokens: float, hidden: int, unique: float) -> int:
