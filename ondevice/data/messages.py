@@ -196,7 +196,7 @@ def number_as_text(value: Any) -> Any:
     """Answers of sums are often written as numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
-    if math.isfinite(value):
+    if isinstance(value, int) or math.isfinite(value):
         return str(value)
     return value
 

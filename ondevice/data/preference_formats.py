@@ -195,7 +195,7 @@ def _number(value: Any, name: str, least: float) -> float:
     if not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
     if math.isfinite(number) and number >= least:
         return number

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.numbers import is_number
 from ondevice.models.module_patterns import check_pattern
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -31,12 +27,12 @@ def _are_counts(value: Any) -> bool:
 
 
 def _are_numbers_by_name(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
+    return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
 _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_count, "a rank"),
-    "lora_alpha": (_is_number, "a number"),
+    "lora_alpha": (is_number, "a number"),
     "rank_pattern": (_are_numbers_by_name, "numbers by modules' names"),
     "alpha_pattern": (_are_numbers_by_name, "numbers by modules' names"),
     "target_modules": (_are_names_or_pattern, "modules' names"),

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from ondevice.common.json_files import to_json
+from ondevice.common.numbers import is_number
 from ondevice.data.messages import BadRow
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.project import Project, change_project, project_of, read_project
@@ -229,7 +230,7 @@ def _whole_number(value: Any, name: str) -> int:
 
 
 def _seconds(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise BadRow(f"{name} must be a number of seconds")
     return float(value)
 

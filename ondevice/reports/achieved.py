@@ -4,10 +4,10 @@ that it gives.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Real
-from typing import Any, TypeGuard
+from typing import Any
+
+from ondevice.common.numbers import is_number
 
 _SHOWN: Mapping[str, str] = {
     "accuracy": "{:.1%}",
@@ -27,13 +27,13 @@ def achieved(outcome: Mapping[str, Any]) -> str:
     after = outcome.get("after") or {}
     figures = []
     for name, form in _SHOWN.items():
-        if _number(after.get(name)):
+        if is_number(after.get(name)):
             change = _pair(before.get(name), after[name], form)
             figures.append(f"{name} {change}")
     if not figures:
         return ""
     bits = outcome.get("bits_per_byte")
-    if _number(bits):
+    if is_number(bits):
         figures.append(f"{bits:.3f} bits per byte")
     return f"{', '.join(figures)} at step {outcome.get('measured')}{_size(outcome)}"
 
@@ -54,7 +54,7 @@ def worse(outcome: Mapping[str, Any], higher: bool) -> bool:
     name = outcome.get("figure")
     before = (outcome.get("before") or {}).get(name)
     after = (outcome.get("after") or {}).get(name)
-    if not (_number(before) and _number(after)):
+    if not (is_number(before) and is_number(after)):
         return False
     if higher:
         return after < before
@@ -62,10 +62,6 @@ def worse(outcome: Mapping[str, Any], higher: bool) -> bool:
 
 
 def _pair(before: Any, after: float, form: str) -> str:
-    if _number(before):
+    if is_number(before):
         return f"{form.format(before)} → {form.format(after)}"
     return form.format(after)
-
-
-def _number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -239,13 +238,3 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
         else to_json(value)
         for name, value in config.items()
     }
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a tracker can draw it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
-        return False

@@ -19,7 +19,8 @@ from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
 from ondevice.common.json_files import load_json
-from ondevice.reports.tracker_writers import WRITERS, TrackedStage, TrackerWriter, is_finite
+from ondevice.common.numbers import is_number
+from ondevice.reports.tracker_writers import WRITERS, TrackedStage, TrackerWriter
 from ondevice.runs import events
 from ondevice.runs.folder import StageFolder
 
@@ -155,12 +156,12 @@ def _figures(event: Mapping[str, Any]) -> dict[str, float]:
     for name, value in event.items():
         if name in _NOT_FIGURES:
             continue
-        if is_finite(value):
+        if is_number(value):
             found[f"{group}/{name}"] = float(value)
         elif isinstance(value, Mapping):
             inner = value.items()
             prefix = f"{group}/" if name == "marks" else f"{group}/{name}."
-            found |= {f"{prefix}{key}": float(one) for key, one in inner if is_finite(one)}
+            found |= {f"{prefix}{key}": float(one) for key, one in inner if is_number(one)}
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ondevice.common.numbers import is_number
 from ondevice.data.builtin.scoring import plain
 from ondevice.rewards.answers import final_answer, number, same_answer
 from ondevice.rewards.builtin import letter
@@ -34,7 +35,9 @@ def attainable(right: str, form: str) -> bool:
     spellings = [right]
     value = number(plain(right))
     if value is not None:
-        spellings += [str(value), f"{float(value):f}".rstrip("0").rstrip(".")]
+        spellings.append(str(value))
+        if is_number(value):
+            spellings.append(f"{float(value):f}".rstrip("0").rstrip("."))
     for text in spellings:
         completion = _WRITTEN.get(form, "{}").format(text)
         answer = final_answer(completion, form)

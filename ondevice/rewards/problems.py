@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.corpus import build
 from ondevice.data.builtin.splits import Split
 from ondevice.data.formats import it_has, to_prompt
-from ondevice.data.messages import BadRow
+from ondevice.data.messages import BadRow, number_as_text
 from ondevice.data.row_keys import HARMLESS, Record
 from ondevice.data.rows import AS_IS, Reading, Rows, read
 from ondevice.datasets.spec import corpus_of
@@ -270,8 +269,7 @@ def to_problem(
 
 
 def _text(value: Any, name: str) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        value = str(value)
+    value = number_as_text(value)
     if not isinstance(value, str):
         if value is None:
             raise BadRow(f"{name} is missing")

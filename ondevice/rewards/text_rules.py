@@ -8,12 +8,12 @@ kana is one by itself. Capitals do not count, nor does the kind of quotation mar
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.numbers import number_or_none
 from ondevice.rewards.answers import after_thoughts
 
 RUN = 4
@@ -169,11 +169,9 @@ def _bounds(column: Any) -> tuple[float, float] | None:
     if isinstance(column, str) and (match := _BOUNDS.fullmatch(column)):
         found = [int(match[1]), int(match[2])]
     if isinstance(found, Sequence) and not isinstance(found, str) and len(found) == 2:
-        numbers = [
-            one for one in found if isinstance(one, int | float) and not isinstance(one, bool)
-        ]
-        if len(numbers) == 2 and all(map(math.isfinite, numbers)) and 0 <= numbers[0] <= numbers[1]:
-            return float(numbers[0]), float(numbers[1])
+        least, most = map(number_or_none, found)
+        if least is not None and most is not None and 0 <= least <= most:
+            return least, most
     raise UserError(
         f"{column!r:.80} does not say how many words at least and at most",
         where="the column word_count",

@@ -5,7 +5,6 @@ disturbed.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import statistics
 from collections import deque
@@ -17,6 +16,7 @@ from typing import Any
 
 from ondevice.common.disk import space_of
 from ondevice.common.errors import UserError, nearest
+from ondevice.common.numbers import number_or_none
 from ondevice.common.progress import numbers_line, size
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
@@ -206,7 +206,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         ended = {"event": "failed", "reason": "stopped", "message": stopped}
     record = done or {}
     marks = record.get("marks")
-    began = _number(first.get("t"))
+    began = number_or_none(first.get("t"))
     # how many there are to be may be settled only after the first event, and raised at a resume
     steps = stage.settings_record().get("settings", first).get("steps")
     return {
@@ -225,7 +225,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         "holder": holder,
         "waiting": str((holder or {}).get("paused") or ""),
         "message": str(ended.get("message", "")),
-        "seconds": _number(record.get("seconds")),
+        "seconds": number_or_none(record.get("seconds")),
         "planned": _planned(first),
         "time": _time(first),
     }
@@ -239,7 +239,7 @@ def _time(first: Mapping[str, Any]) -> dict[str, Any] | None:
 def _planned(first: Mapping[str, Any]) -> float | None:
     """The seconds of a stage's plan, which its first event tells."""
     plan = first.get("plan")
-    return _number(plan.get("seconds")) if isinstance(plan, Mapping) else None
+    return number_or_none(plan.get("seconds")) if isinstance(plan, Mapping) else None
 
 
 _USUAL = 64  # steps by which one is unusual
@@ -266,11 +266,11 @@ class _Events:
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Takes in the event after the one that was added last."""
-        at = _number(event.get("t"))
-        before = _number(self.last.get("t"))
+        at = number_or_none(event.get("t"))
+        before = number_or_none(self.last.get("t"))
         resumed = event.get("event") == "resume"
         if event.get("event") == "paused":
-            waited = max(_number(event.get("seconds")) or 0.0, 0.0)
+            waited = max(number_or_none(event.get("seconds")) or 0.0, 0.0)
             self.paused += waited
             self.idle += waited
         elif event.get("event") == "step" and at is not None and before is not None:
@@ -291,18 +291,18 @@ class _Events:
     def _look_for_sickness(self, event: Mapping[str, Any]) -> None:
         message = str(event.get("message", "")) if event.get("sick") is True else ""
         if event.get("event") == "step" and "kl_coef" not in event:  # PPO looks to it by itself
-            kl = _number(event.get("kl"))
+            kl = number_or_none(event.get("kl"))
             self._far = self._far + 1 if kl is not None and kl > FAR else 0
             if self._far == _FAR_STEPS:
                 message = f"the policy is {kl:.1f} nats per token away from its reference"
         if message:
-            self.sick = {"t": _number(event.get("t")), "step": self.step, "message": message}
+            self.sick = {"t": number_or_none(event.get("t")), "step": self.step, "message": message}
 
     def _idle_before(self, step: Mapping[str, Any], gap: float) -> float:
         """Seconds of the `gap` before a step's event in which nothing was done: what is beyond the
         step's own seconds by far (a clock that stands still in a sleep), or beyond those that are
         usual (a process that was suspended)."""
-        seconds = _number(step.get("seconds"))
+        seconds = number_or_none(step.get("seconds"))
         if seconds is None or seconds < 0:
             return 0.0
         usual = statistics.median(self._step_seconds) if self._step_seconds else seconds
@@ -317,7 +317,7 @@ class _Events:
         """The time of the newest event."""
         times = []
         for event in self.newest.values():
-            time = _number(event.get("t"))
+            time = number_or_none(event.get("t"))
             if time is not None:
                 times.append(time)
         return max(times, default=None)
@@ -359,17 +359,7 @@ def _headline(
 
 def _numbers_of(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Those of the values under `names` that are numbers."""
-    return {name: record[name] for name in names if _number(record.get(name)) is not None}
-
-
-def _number(value: Any) -> float | None:
-    """A number that can be counted with; None for whatever else somebody has written in its place."""
-    try:
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            return value
-        return None
-    except OverflowError:  # a whole number beyond every float
-        return None
+    return {name: record[name] for name in names if number_or_none(record.get(name)) is not None}
 
 
 def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:

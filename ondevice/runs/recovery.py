@@ -14,16 +14,15 @@ stop saved is not measured: it is when it is gone back to.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ondevice.common import atomic, disk
+from ondevice.common.numbers import number_or_none
 from ondevice.runs import checkpoint
 from ondevice.runs.checkpoint import Checkpoint
 
@@ -114,13 +113,7 @@ class ResultRecord:
 
     @property
     def value(self) -> float | None:
-        return finite(self.figures.get(self.name))
-
-
-def finite(value: Any) -> float | None:
-    if isinstance(value, Real) and math.isfinite(value):
-        return float(value)
-    return None
+        return number_or_none(self.figures.get(self.name))
 
 
 def batch_number(step: int, left_out: Iterable[int]) -> int:
@@ -155,7 +148,7 @@ def measured_checkpoints(checkpoints: Path, name: str, newest: int) -> list[Chec
         figures = record.get("measured")
         if (
             isinstance(figures, Mapping)
-            and finite(figures.get(name)) is not None
+            and number_or_none(figures.get(name)) is not None
             and record["step"] <= newest
         ):
             measured.append(path)

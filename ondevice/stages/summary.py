@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ondevice.common.numbers import number_or_none
 from ondevice.common.progress import duration
 from ondevice.common.sanitize import sanitize
 from ondevice.data.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from ondevice.models.model import Model
 from ondevice.reports.achieved import achieved, worse
 from ondevice.runs import events
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import finite
 
 UNITS = ("tokens", "pairs", "completions", "texts", "problems", "prompts")
 """What held-out figures are taken over: the names of their counts."""
@@ -62,7 +62,7 @@ def outcome(ctx: Context) -> Outcome:
     taken = ctx.taken
     if taken is None:  # nothing was trained
         return Outcome(int(step.get("step", 0)), tokens, epochs)
-    loss, size = finite(taken.figures.get("loss")), data.get("held_bytes_per_token")
+    loss, size = number_or_none(taken.figures.get("loss")), data.get("held_bytes_per_token")
     bits = loss / math.log(2) / size if loss is not None and size else None
     unit = next((name for name in UNITS if name in taken.figures), None)
     return Outcome(
@@ -80,7 +80,7 @@ def outcome(ctx: Context) -> Outcome:
             None
             if part is None
             else {
-                name: finite(value)
+                name: number_or_none(value)
                 for name, value in part.items()
                 if name not in ("groups", *UNITS)
             }

@@ -22,13 +22,14 @@ from typing import Any
 
 from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.numbers import number_or_none
 from ondevice.config.stages import TrainingConfig
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import Model
 from ondevice.models.tables import with_tables
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import State, finite
+from ondevice.runs.recovery import State
 from ondevice.seam.group import at_once
 from ondevice.seam.ops import Loss, Params
 from ondevice.seam.protocols import Backend, Trainer
@@ -417,7 +418,7 @@ class _Fit:
         """
         figures = self._measure()
         self.state.measured = figures
-        self.state.score = finite(figures[self.better.name])
+        self.state.score = number_or_none(figures[self.better.name])
         self.ctx.events.emit("eval", self.state.step, **figures)
         self.no_progress.look_at_figures(self.state.step, figures, self.state.before or {})
         return float(figures[self.better.name])

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.numbers import number_or_none
 from ondevice.config.stages import TrainingConfig
 from ondevice.models.network import supports_packing
 from ondevice.runs import checkpoint
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import State, finite
+from ondevice.runs.recovery import State
 from ondevice.seam.ops import Loss
 from ondevice.seam.protocols import Trainer
 from ondevice.training import together
@@ -117,7 +118,7 @@ class TrainedState:
             del self.trainer  # its memory
             self.load(target)
             known = self.state.measured is not None or target.step == 0
-            if known or finite(measured()) is not None:
+            if known or number_or_none(measured()) is not None:
                 return target
         del self.trainer
         self.load(None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.numbers import number_or_none
 from ondevice_tui.event_reader import History, texts_at
 
 RIGHT = ("correct", "code", "accuracy", "exact", "exact_match", "answer", "math")
@@ -193,7 +194,7 @@ def _answer(raw: Mapping[str, Any], truth: str | None) -> Answer:
     rewards = {}
     given = raw.get("rewards")
     if isinstance(given, Mapping):
-        rewards = {str(name): _number(value) for name, value in given.items()}
+        rewards = {str(name): number_or_none(value) for name, value in given.items()}
     tokens = raw.get("tokens")
     if not isinstance(tokens, int):
         tokens = 0
@@ -202,8 +203,8 @@ def _answer(raw: Mapping[str, Any], truth: str | None) -> Answer:
         tokens,
         bool(raw.get("truncated")),
         rewards,
-        _number(raw.get("reward")),
-        _number(raw.get("advantage")) or 0.0,
+        number_or_none(raw.get("reward")),
+        number_or_none(raw.get("advantage")) or 0.0,
         _text(parsed),
         _span(raw.get("span"), len(text)),
         _right(rewards, parsed, truth),
@@ -246,12 +247,4 @@ def _span(raw: Any, length: int) -> tuple[int, int] | None:
         return None
     if 0 <= first < last <= length:
         return first, last
-    return None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if math.isfinite(value):
-        return float(value)
     return None
