@@ -105,6 +105,8 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/planning/calibration.py": ("calibration",),
     "ondevice/planning/dial/record.py": HANDED + "any value of it is tried in test_dial.py",
     "ondevice/planning/model_facts.py": ("facts of a model", "safetensors"),
+    "ondevice/data/hub_datasets.py": OWN + ", as JSON from the process of hub_stream.py",
+    "ondevice/data/hub_stream.py": ASKED,
     "ondevice/data/parquet_process.py": ("rows .parquet",),
     "ondevice/data/parquet_rows.py": ("rows .parquet",),
     "ondevice/preferences/backups.py": ("ratings.db",),

@@ -8,16 +8,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hub_server import HubServer, environment, running
+from ondevice.common import bounded
 from ondevice.common.errors import UserError
+from ondevice.data import hub_datasets as hub_data
+from ondevice.data import hub_stream
 from ondevice.data.hub_datasets import HubSpec
 from ondevice.data.mixture import sources
-from ondevice.data.rows import read
+from ondevice.data.row_process import answers
+from ondevice.data.rows import Reading, read
 from ondevice.publishing.history import hub_datasets
 from ondevice.publishing.model_card import run_card
 from ondevice.runs.folder import RunFolder
@@ -179,26 +185,69 @@ def shown(server: HubServer, home: Path, *specs: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+class Picture:
+    """What a library makes of a file, and JSON has no word for."""
 
-    def rows() -> Any:
-        yield {"text": "a"}
-        raise OSError("the server\nhas gone")
+
+def streamed(monkeypatch: pytest.MonkeyPatch, rows: Callable[[], Any]) -> list[tuple[bytes, Any]]:
+    """The parts of a set that has these rows."""
+    datasets = pytest.importorskip("datasets")
 
     class Builder:
         hash = "ab" * 20
 
         def as_streaming_dataset(self, split: str) -> Any:
-            return datasets.IterableDataset.from_generator(rows)
+            return Rows(iter(rows()))
+
+    class Rows:
+        features = None
+
+        def __init__(self, found: Iterator[Any]) -> None:
+            self.found = found
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.found
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: Builder())
-    found = read("hub:me/one")
-    with pytest.raises(
-        UserError, match="cannot be read after row 1: the server has gone"
-    ) as caught:
-        list(found)
-    assert caught.value.where == "hub:me/one" and found.commit == "ab" * 20
+    return list(hub_stream.parts_of("hub:me/one"))
+
+
+def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Any:
+        yield {"text": "a", "on": datetime(2026, 1, 2), "picture": Picture()}
+        raise OSError("the server\nhas gone")
+
+    commit, row, ended = streamed(monkeypatch, rows)
+    assert commit == (b"c", b"ab" * 20) and row[0] == b"r"
+    assert json.loads(row[1]) == {
+        "text": "a",
+        "on": "2026-01-02 00:00:00",
+        "picture": {"not read": "Picture"},
+    }
+    said = json.loads(ended[1])
+    assert ended[0] == b"e" and said["where"] == "hub:me/one"
+    assert said["message"] == "cannot be read after row 1: the server has gone"
+
+
+def test_a_row_that_is_too_large_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "LARGEST", 3 << 20)
+    parts = streamed(monkeypatch, lambda: [{"text": "a" * (4 << 20)}, {"text": "b"}])
+    assert [kind for kind, _ in parts] == [b"c", b"x", b"r", b"."]
+    monkeypatch.setattr(hub_data, "answers", lambda *given: (part for part in parts))
+    found = read("hub:me/one", reading=Reading(bad=0.9))
+    assert [row["text"] for row, _ in found] == ["b"] and found.commit == "ab" * 20
+    assert [bad.reason for bad in found.rejected] == ["has 4 MB (at most 3)"]
+
+
+def test_a_process_that_ends_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+
+    def other(asked: bytes, module: str, *given: Any) -> Any:
+        return answers(asked, "ondevice.data.no_such_module", *given)
+
+    monkeypatch.setattr(hub_data, "answers", other)
+    with pytest.raises(UserError, match="cannot be read after row 0: datasets ended its process"):
+        list(read("hub:me/one"))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +268,7 @@ def test_a_hub_that_is_not_reached_is_no_wrong_name(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", fails)
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        next(iter(read("hub:a/b")))
+        next(hub_stream.stream("hub:a/b", lambda commit: None))
     assert hint in str(error.value.hint)
 
 

@@ -14,7 +14,7 @@ from fuzz_cases import spoil
 from fuzz_readers import READERS_OF
 from ondevice.common import processes
 from ondevice.common.errors import UserError
-from ondevice.data import parquet_rows as module
+from ondevice.data import row_process as module
 from ondevice.data.parquet_rows import parquet_rows
 from ondevice.data.readers import READERS
 

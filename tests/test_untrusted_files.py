@@ -296,7 +296,7 @@ LONG = 80 << 20
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-from ondevice.data import parquet_rows
+from ondevice.data import row_process
 from ondevice.data.readers import READERS, BadRecord
 kind, file = sys.argv[1], Path(sys.argv[2])
 if kind == ".parquet":
@@ -307,8 +307,8 @@ def peak():
             own = int(line.split()[1]) << 10
     return own + (resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
 def close():
-    while parquet_rows._idle:
-        parquet_rows._idle.pop().close()
+    while row_process._idle:
+        row_process._idle.pop().close()
 if kind == ".parquet":  # what the process that unpacks takes for a small file is not measured
     import pyarrow, pyarrow.parquet
     small = file.with_name("small.parquet")

@@ -4,20 +4,27 @@ be cut as datasets writes it: `train[2000:3000]` is the rows from 2,000 up to 3,
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ondevice.common.disk import as_full
+from ondevice.common import bounded, processes
+from ondevice.common.disk import DiskFull
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
-from ondevice.data.class_labels import class_columns, with_names
+from ondevice.common.json_files import parse_json
+from ondevice.data.readers import BadRecord
+from ondevice.data.row_process import Ended, answers
 
 PREFIX = "hub:"
 FORM = "hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+TRY_AGAIN = (
+    "try again; if it stays so a file of the set is damaged: --limit takes the rows before it"
+)
+_WAIT_S = 600.0  # for one row; the library tries again and again where a server does not answer
 _CUT = re.compile(r"([^\[\]]+)\[(\d*):(\d*)\]")
 
 
@@ -64,98 +71,55 @@ class HubSpec(NamedTuple):
         return match[1], first, end
 
 
-def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], str]]:
-    """(row, "hub:…:row N") of the split. `read_at` is told the commit that is read, empty where the
-    library does not say it. Raises UserError, one line, for a set that cannot be found or read to
-    the end."""
-    try:
-        import datasets  # 0.7 s
-    except ImportError as error:
+def hub_rows(
+    spec: str, read_at: Callable[[str], None]
+) -> Iterator[tuple[dict[str, Any] | BadRecord, str]]:
+    """(row, "hub:…:row N") of the split, read in a process of its own. `read_at` is told the commit
+    that is read, empty where the library does not say it. Raises UserError, one line, for a set
+    that cannot be found or read to the end."""
+    if importlib.util.find_spec("datasets") is None:
         raise UserError(
             "a data set of the Hub needs the library datasets",
             where=spec,
             hint=install_hint("data"),
-        ) from error
-    wanted = HubSpec.parse(spec)
-    split, first, end = wanted.cut()
+        )
+    number = HubSpec.parse(spec).cut()[1]
+    parts = answers(
+        json.dumps(spec).encode(),
+        "ondevice.data.hub_stream",
+        "datasets",
+        _WAIT_S,
+        processes.Access.HUB,
+    )
     try:
-        builder = datasets.load_dataset_builder(
-            wanted.repo, wanted.config or None, revision=wanted.revision or None
-        )
-        rows = builder.as_streaming_dataset(split=split)
-    except Exception as error:  # the library raises its own, requests' and the Hub's errors
-        if full := as_full(error, _cache()):
-            raise full from error
-        raise _not_loaded(spec, error) from error
-    commit = str(builder.hash or "")
-    if not _COMMIT.fullmatch(commit):
-        commit = ""
-    read_at(commit)
-    features = {}
-    if rows.features:
-        features = rows.features.to_dict()
-    classes = class_columns(features)
-    number = first
-    stream = iter(rows.skip(first) if first else rows)
-    while end is None or number < end:
-        try:
-            row = next(stream, None)
-        # a file that is damaged, an answer of the server: of a dozen libraries beneath
-        except Exception as error:
-            if full := as_full(error, _cache()):
-                raise full from error
-            raise UserError(
-                f"cannot be read after row {number}: {_first_line(error)}",
-                where=spec,
-                hint="try again; if it stays so a file of the set is damaged: --limit takes the rows "
-                "before it",
-            ) from error
-        if row is None:
-            return
-        number += 1
-        yield with_names(dict(row), classes), f"{spec}:row {number}"
+        for kind, content in parts:
+            if kind == b"e":
+                raise _told(parse_json(content))
+            if kind == b"c":
+                read_at(content.decode())
+            elif kind != b".":
+                number += 1
+                yield _row(kind, content), f"{spec}:row {number}"
+    except Ended as error:
+        raise UserError(
+            f"cannot be read after row {number}: {error}", where=spec, hint=TRY_AGAIN
+        ) from error
+    finally:
+        parts.close()
 
 
-def _cache() -> Path:
-    """Where the library keeps what it has fetched, for what does not name its file."""
-    return Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
+def _row(kind: bytes, content: bytes) -> dict[str, Any] | BadRecord:
+    if kind == b"x":
+        return BadRecord(f"has {int(content) >> 20} MB (at most {bounded.LARGEST >> 20})", None)
+    try:
+        row: dict[str, Any] = parse_json(content)
+    except ValueError as error:
+        return BadRecord(str(error), None)
+    return row
 
 
-def _not_loaded(spec: str, error: Exception) -> UserError:
-    """With the configs or splits to choose from, where the library lists them."""
-    text = str(error)
-    listed = re.search(r"available configs?:? *\[(.*?)\]", text, re.DOTALL | re.IGNORECASE)
-    if listed and "missing" in text:
-        names = [name.strip().strip("'\"") for name in listed[1].split(",")]
-        wanted = HubSpec.parse(spec)
-        named = f"hub:{wanted.repo}/{names[0]}"
-        if wanted.revision:
-            named += f"@{wanted.revision}"
-        return UserError(
-            f"has several configs, name one: {', '.join(names)}",
-            where=spec,
-            hint=f"{named}:{wanted.split}",
-        )
-    hint = FORM
-    for name, advice in _UNREACHED.items():
-        if name in text:
-            hint = advice
-            break
-    return UserError(f"cannot be loaded: {_first_line(error)}", where=spec, hint=hint)
-
-
-# Names that the library puts into what it says where the Hub was not reached.
-_UNREACHED = {
-    "OfflineModeIsEnabled": "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set: unset it",
-    "ConnectionError": "is there a network?",
-    "ConnectError": "is there a network?",
-    "Timeout": "is there a network?",
-}
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error says, or the one that it came from, where it says nothing itself."""
-    said = " ".join(str(error).split("\n\n")[0].split())
-    if said:
-        return said[:300]
-    return type(error).__name__
+def _told(said: Any) -> UserError:
+    """The error that reading ended with."""
+    if "path" in said:
+        return DiskFull(Path(said["path"]), said["needed"], share=said["share"])
+    return UserError(said["message"], where=said["where"], hint=said["hint"])

@@ -10,7 +10,6 @@ letter, its length in eight bytes and its content:
     e  JSON {"error"}: the file cannot be read; the last part
     .  nothing: the last part
 
-It ends with its stdin, and after ten seconds without a line.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import io
 import json
 import os
 import resource
-import selectors
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,8 +27,8 @@ from typing import IO, Any
 from ondevice.common import bounded
 from ondevice.common.json_files import parse_json
 from ondevice.data.parquet_pages import pages_of
+from ondevice.data.row_process import lines, part
 
-IDLE_S = 10.0
 _CHUNK = 1 << 20
 _FOOTER = 16 << 20  # bytes of a Parquet file's description
 _ROW = 96 << 20  # bytes of the pages in which one row lies
@@ -40,20 +38,10 @@ def main() -> None:
     # Ctrl-C is for the stage, which finishes its step and may need a row for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in _lines():
+    for line in lines():
         for kind, content in parts_of(Path(os.fsdecode(bytes.fromhex(line.decode())))):
-            sys.stdout.buffer.write(kind + len(content).to_bytes(8, "big") + content)
+            sys.stdout.buffer.write(part(kind, content))
         sys.stdout.buffer.flush()
-
-
-def _lines() -> Iterator[bytes]:
-    asked = os.fdopen(sys.stdin.fileno(), "rb", buffering=0)
-    with selectors.DefaultSelector() as ready:
-        ready.register(asked, selectors.EVENT_READ)
-        while ready.select(IDLE_S):
-            if not (line := asked.readline()):
-                return
-            yield line
 
 
 def parts_of(file: Path) -> Iterator[tuple[bytes, bytes]]:

@@ -313,7 +313,7 @@ class Rows:
     def _found(self) -> Iterator[tuple[Row | BadRecord, str]]:
         if self.source.startswith(PREFIX):
             for row, where in hub_rows(self.source, self._read_at):
-                yield without_nulls(row), where
+                yield row if isinstance(row, BadRecord) else without_nulls(row), where
         if self.files and kind_of(self.files[0]) in DOCUMENTS:
             yield from self._documents()
             return
