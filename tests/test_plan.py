@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import ondevice as od
 import small_stages
 from device import DEVICE
 from ondevice import cli
-from ondevice.common import user_cache
+from ondevice.common import processes, user_cache
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.physical_memory import process_memory
 from ondevice.config.recipe import recipe_names
@@ -484,7 +485,17 @@ def test_another_power_state_is_another_calibration(
 
 
 @pytest.mark.slow
-def test_a_machine_is_measured_once(cache: Path, backend_name: str) -> None:
+def test_a_machine_is_measured_once(
+    cache: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By fewer and smaller steps than a user's machine is."""
+    module, command = "ondevice.planning.measure", processes.command
+    small = [sys.executable, str(Path(__file__).parent / "small_measure.py")]
+    monkeypatch.setattr(
+        processes,
+        "command",
+        lambda name, *words: [*small, *words] if name == module else command(name, *words),
+    )
     told: list[str] = []
     found = calibration.calibrated(backend_name, "cpu", "float32", told.append)
     assert len(told) == 1 and "measuring how fast" in told[0]
