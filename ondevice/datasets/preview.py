@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,21 +70,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
     if not cfg.model:
-        files = document_preview.files_of(cfg.data)
-        if not files:
-            beside = document_preview.beside_rows(cfg.data)
-            if beside:
-                raise UserError(
-                    f"its rows (.jsonl, .csv, …) are read, and {beside:,} documents beside them are not",
-                    where=cfg.data,
-                    hint="put the documents into a folder of their own, or give --model to see the rows",
-                )
-            raise UserError(
-                "no model was named",
-                where="model",
-                hint="give the model that is to learn from this data",
-            )
-        return document_preview.show(cfg, files)
+        return document_preview.show(cfg, _documents(cfg))
     rows = read(cfg.data, strict=False, reading=Reading.of(cfg))
     model = _reader(cfg)
     form: str = cfg.form
@@ -134,6 +121,23 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if counts.spelt is not None:
         shown["spelt"] = counts.spelt.told(form == "text" and not cfg.separator)
     return shown
+
+
+def _documents(cfg: DataConfig) -> list[Path]:
+    """The documents of a folder, which are shown without a model. Raises UserError where there is none."""
+    files = document_preview.files_of(cfg.data)
+    if files:
+        return files
+    beside = document_preview.beside_rows(cfg.data)
+    if beside:
+        raise UserError(
+            f"its rows (.jsonl, .csv, …) are read, and {beside:,} documents beside them are not",
+            where=cfg.data,
+            hint="put the documents into a folder of their own, or give --model to see the rows",
+        )
+    raise UserError(
+        "no model was named", where="model", hint="give the model that is to learn from this data"
+    )
 
 
 def _usual_length(cfg: DataConfig, form: str, model: Model, rows: Rows, count: Count) -> int:
