@@ -146,9 +146,11 @@ def test_disagreements_are_settled(tmp_path: Path) -> None:
             ratings.vote(item, "Ada", "s", ranking=[0])
             ratings.vote(item, "Bob", "s", ranking=[1])
         assert len(pairs_of(ratings)) == 0
+        ratings.flag(1, "Ada", "s")
     listed = od.manage_ratings(action="disagreements", ratings=str(path))["disagreements"]
     assert [row["item"] for row in listed] == [1, 2] and listed[0]["settled"] is None
-    done = rate(path, "a\nu\nb\ns\n", "--settle")
+    done = rate(path, "f\na\nu\nb\ns\n", "--settle")
+    assert "looked at: no flag of Ada any more" in done.stdout
     assert "Ada: " in done.stdout and "nothing is left to settle" in done.stdout
     with Ratings.open(path) as ratings:
         [pair] = pairs_of(ratings)

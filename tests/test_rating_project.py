@@ -65,12 +65,14 @@ def test_a_file_of_the_first_version_is_brought_up_to_date_without_loss(tmp_path
         ratings.vote(1, "Ada", "s", ranking=[0], reason="style")
         before = (ratings.items(), ratings.votes())
     with sqlite3.connect(file) as raw:
-        raw.executescript("DROP TABLE project; DROP TABLE claim; PRAGMA user_version = 1")
+        raw.executescript(
+            "DROP TABLE project; DROP TABLE claim; DROP TABLE score; PRAGMA user_version = 1"
+        )
     with Ratings.open(file) as ratings:
         assert (ratings.items(), ratings.votes()) == before
         assert read_project(ratings) == Project()
         assert turn(ratings, "Ada") == 2
-        assert ratings.rows("PRAGMA user_version")[0][0] == VERSION == 2
+        assert ratings.rows("PRAGMA user_version")[0][0] == VERSION == 3
     with Ratings.open(file) as again:
         assert again.votes() == before[1]
 
@@ -96,6 +98,9 @@ def test_a_project_is_shared_and_checked(ratings: Ratings) -> None:
         ({"reasons": ()}, "reasons"),
         ({"reasons": ("a", "a")}, "reasons"),
         ({"reasons": ("x" * 41,)}, "reasons"),
+        ({"rubric": ("a", "a")}, "rubric"),
+        ({"rubric": tuple("abcdefg")}, "rubric"),
+        ({"rubric": ("x" * 25,)}, "rubric"),
         ({"overlap": 100}, "overlap"),
         ({"guidelines": "x" * 20_001}, "guidelines"),
     ):
@@ -242,6 +247,12 @@ def test_history_filters_and_flags(ratings: Ratings) -> None:
     [five] = [one for one in history.history(ratings, "Ada", "flagged") if one.item == 5]
     assert five.flagged_by == ("Bob", "Ada")
     assert not history.flag(ratings, 5, "Ada", "s") and not history.flag(ratings, 5, "Bob", "s")
+    assert history.clear_flags(ratings, 5, "Eve", "s") == (), "there is none to take back"
+    assert history.flag(ratings, 5, "Ada", "s") and history.flag(ratings, 5, "Bob", "s")
+    assert history.clear_flags(ratings, 5, "Eve", "s") == ("Ada", "Bob")
+    assert history.flag(ratings, 5, "Ada", "s"), "flagged again, not taken back again"
+    assert history.flagged_by(ratings, 5) == ("Ada",)
+    assert history.clear_flags(ratings, 5, "Ada", "s") == ("Ada",)
     ratings.note(1, "Bob", "s", "odd")
 
     def ids(wanted: history.Filter, rater: str = "Ada") -> list[int]:

@@ -96,16 +96,19 @@ ONE_DEED: dict[str, tuple[str, set[str]]] = {
     "n": ("a new run; in a question, which says so, no", {"new", "dismiss(False)"}),
     # where answers are rated they stand under numbers, one key a vote; elsewhere the screens do
     "1": (
-        "the first: screen, answer, reason",
-        {"go('road')", "none", "pick(0)", "dismiss('1')", "switch(0)"},
+        "the first: screen, answer, reason, score",
+        {"go('road')", "none", "pick(0)", "dismiss('1')", "switch(0)", "score(1)"},
     ),
     "2": (
         "the second",
-        {"go('train')", "watch", "pick(1)", "dismiss('2')", "switch(1)"},
+        {"go('train')", "watch", "pick(1)", "dismiss('2')", "switch(1)", "score(2)"},
     ),
-    "3": ("the third", {"go('reason')", "open('reason')", "pick(2)", "switch(2)"}),
-    "4": ("the fourth", {"go('rate')", "open('rate')", "pick(3)", "switch(3)"}),
-    "5": ("the fifth", {"go('ladder')", "open('ladder')", "elsewhere('ladder')", "switch(4)"}),
+    "3": ("the third", {"go('reason')", "open('reason')", "pick(2)", "switch(2)", "score(3)"}),
+    "4": ("the fourth", {"go('rate')", "open('rate')", "pick(3)", "switch(3)", "score(4)"}),
+    "5": (
+        "the fifth",
+        {"go('ladder')", "open('ladder')", "elsewhere('ladder')", "switch(4)", "score(5)"},
+    ),
     "6": ("the sixth", {"go('chat')", "chat", "elsewhere('chat')", "switch(5)"}),
     "7": ("the seventh", {"go('push')", "open('push')", "elsewhere('push')", "switch(6)"}),
 }

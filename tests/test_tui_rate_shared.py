@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.inference.conversations import load, saved
-from ondevice.preferences import history, terminal, terminal_text
+from ondevice.preferences import history, rubric, terminal, terminal_text
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.project import Project, change_project, read_project
@@ -163,12 +163,13 @@ PAGES = [
 SAME = {
     "1": "pick(0)", "2": "pick(1)", "3": "pick(2)", "4": "pick(3)", "t": "outcome('tie')",
     "x": "outcome('all_bad')", "s": "skip", "u": "undo", "U": "redo", "N": "note", "f": "flag",
-    "r": "reasons", "H": "history", "I": "guidelines",
+    "r": "reasons", "H": "history", "I": "guidelines", "*": "scores",
 }  # fmt: skip
 
 
 def test_a_key_does_the_same_in_the_app_and_in_the_terminal() -> None:
     rate = keys_of(RateScreen)
+    rate["*"] = rate.pop("asterisk")
     assert {key: rate[key] for key in SAME} == SAME
     in_terminal = {
         key for key in terminal._COMMANDS + terminal._CAPITALS if terminal._means(key, 2)
@@ -279,7 +280,9 @@ def test_history_changes_a_vote(tmp_path: Path) -> None:
         await pilot.press("H")
         await until_shown(pilot, "[mine 2]", "flagged 1", "ties 1", "Question 0?", "all 3")
         await pilot.press("right")
-        await until_shown(pilot, "[flagged 1]", "Question 2?")
+        await until_shown(pilot, "[flagged 1]", "Question 2?", "f: looked at")
+        await pilot.press("f")
+        await until_shown(pilot, "[flagged 0]", "Nothing in this list")
         await pilot.press("left", "down", "enter")
         await until_shown(pilot, "Question 0?", "you said", "1 is better. A vote replaces it")
         await settled(app, pilot)
@@ -338,6 +341,7 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
         await until_shown(pilot, "overlap", "feedback")
         await pilot.press(*"**Short** wins")
         app.screen.query_one("#field-reasons", Input).value = "false, rude"
+        app.screen.query_one("#field-rubric", Input).value = "helpful, correct"
         app.screen.query_one("#field-overlap", Input).value = "x"
         await pilot.press("ctrl+g")
         await until_shown(pilot, "'x' is not a whole number")
@@ -351,7 +355,14 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
         await settled(app, pilot)
         await pilot.press("I")
         await until_shown(pilot, "Short wins", "1 false, 2 rude", "1 person is asked each pair")
-        await pilot.press("escape", "E")
+        await until_shown(pilot, "helpful, correct, 1 to 5 each")
+        await pilot.press("escape", "asterisk")
+        text = await until_shown(pilot, "scores, 1 to 5", "helpful", "correct")
+        assert "Question 1?" in text and " to 1" in text  # the answers stay in view
+        await pilot.press("4", "2", "5", "u", "1", "3", "enter")
+        await until_shown(pilot, "scored: helpful 4 2 · correct 1 3")
+        await settled(app, pilot)
+        await pilot.press("E")
         await until_shown(pilot, "a better answer, for sft")
         await pilot.press(*"!!", "enter")
         await until_shown(pilot, "kept for sft: chats/")
@@ -372,7 +383,14 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
     asked, written = load(file).messages
     assert asked["content"] == "Question 1?" and written["content"].endswith(" to 1!!")
     with Ratings.open(run.path) as ratings:
-        assert read_project(ratings) == Project("**Short** wins", ("false", "rude"), 1, False, True)
+        assert read_project(ratings) == Project(
+            "**Short** wins", ("false", "rude"), 1, False, True, ("helpful", "correct")
+        )
+        [first, second] = ratings.item(2).shown
+        assert rubric.scores_of(ratings, 2, ratings.live_votes()[0].rater) == {
+            (first, "helpful"): 4, (second, "helpful"): 2,
+            (first, "correct"): 1, (second, "correct"): 3,
+        }  # fmt: skip
         assert [vote.reason for vote in ratings.live_votes() if vote.action == "vote"] == ["rude"]
 
 

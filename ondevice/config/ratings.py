@@ -14,6 +14,8 @@ _ASKED = (
     "with --settle everything is asked that people disagree on",
 )
 
+NO_SCALES = "none"  # in place of a project's scales: it has none from now on
+
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
@@ -89,9 +91,9 @@ class RatingsConfig:
     file: str = only("", *_for("export", "import", "project"))
     """JSON lines to write (export; empty: stdout), data to read (import), or guidelines in Markdown
     (project)."""
-    form: Literal["preference", "kto", "votes"] = only("preference", *_for("export"))
-    """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes:
-    everything.
+    form: Literal["preference", "kto", "scores", "votes"] = only("preference", *_for("export"))
+    """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; scores:
+    prompt, completion, scores on the project's scales; votes: everything.
     """
     batch: str = only("", *_for("stats", "export", "import"))
     """Only what was queued under this name; for an import the name to queue under (empty: the
@@ -118,6 +120,9 @@ class RatingsConfig:
     """Exported pairs say their item, raters, strength and sources too."""
     reasons: tuple[str, ...] = only((), *_for("project"))
     """The reasons that a vote may have (up to nine, separated by commas). Empty: as they are."""
+    rubric: tuple[str, ...] = only((), *_for("project"))
+    """Scales from 1 to 5 on which each answer may be scored beside the vote, as helpful,correct (up
+    to six, separated by commas; none: no scales). Empty: as they are."""
     overlap: int = only(-1, *_for("project"))
     """How many people are asked each pair; 0: everybody is asked every pair; -1: as it is."""
     feedback: Literal["", "yes", "no"] = only("", *_for("project"))

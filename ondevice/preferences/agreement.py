@@ -1,5 +1,5 @@
 """How far raters agree on the same units, beyond what chance would give: Cohen's and Fleiss' kappa,
-Krippendorff's alpha.
+Krippendorff's alpha, of names and of numbers.
 """
 
 from __future__ import annotations
@@ -57,6 +57,25 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> Agreement:
     agree = sum(_agreeing(unit) / (unit.total() - 1) for unit in judged) / n
     chance = _agreeing(total) / (n * (n - 1))
     return Agreement(len(judged), agree, _beyond(agree, chance))
+
+
+def interval_alpha(units: Iterable[Sequence[float]]) -> Agreement:
+    """Krippendorff's alpha of numbers on a scale: by the squares of their differences, so that 4 for
+    a 5 is nearly the same. `raw`: how often two are equal. (Source: as above.)"""
+    judged = [unit for unit in units if len(unit) >= 2]
+    if not judged:
+        return Agreement(0, None, None)
+    every = [value for unit in judged for value in unit]
+    n = len(every)
+    equal = sum(_agreeing(Counter(unit)) / (len(unit) - 1) for unit in judged) / n
+    apart = sum(_squares(unit) / (len(unit) - 1) for unit in judged) / n
+    by_chance = _squares(every) / (n * (n - 1))
+    return Agreement(len(judged), equal, 1 - apart / by_chance if by_chance else None)
+
+
+def _squares(values: Sequence[float]) -> float:
+    """Squared differences of ordered pairs of different judgements."""
+    return 2 * (len(values) * sum(value**2 for value in values) - sum(values) ** 2)
 
 
 def _agreeing(labels: Counter[Hashable]) -> int:

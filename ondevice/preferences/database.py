@@ -322,6 +322,10 @@ class Ratings(Store):
         """A whole row of `vote` as it is, except its id; for reading exported ratings."""
         return self._insert("vote", {name: row[name] for name in _VOTE})
 
+    def insert_score(self, row: Mapping[str, Any]) -> int:
+        """A whole row of `score`, except its id (`rubric.py` gives them)."""
+        return self._insert("score", row)
+
     # Within
 
     def _act(self, item: Item, rater: str, session: str, action: str, **given: Any) -> Vote:
@@ -330,7 +334,7 @@ class Ratings(Store):
         row: dict[str, Any] = dict.fromkeys(_VOTE)
         row |= {"item": item.id, "rater": rater, "session": session, "action": action}
         row |= given
-        row |= {"at": clock(), "app": _app()}
+        row |= {"at": clock(), "app": app_name()}
         with self.transaction():
             vote = self.insert_vote(row)
         return vote_of(self._rows("SELECT * FROM vote WHERE id = ?", (vote,))[0])
@@ -444,5 +448,6 @@ def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _app() -> str:
+def app_name() -> str:
+    """What is written into a row as its writer."""
     return f"ondevice {own_version()}"

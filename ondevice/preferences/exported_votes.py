@@ -13,6 +13,7 @@ from ondevice.common.numbers import is_number
 from ondevice.data.messages import BadRow
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.project import Project, change_project, project_of, read_project
+from ondevice.preferences.rubric import MOST, TAKEN_BACK, Score, every_score
 from ondevice.preferences.sqlite_store import clean
 from ondevice.preferences.votes import Item, Response, Vote
 
@@ -20,11 +21,13 @@ Row = Mapping[str, Any]
 
 
 class ExportedVotes:
-    """Items and votes, checked one after the other, then written with new ids."""
+    """Items, votes and scores, checked one after the other, then written with new ids."""
 
     def __init__(self) -> None:
         self.items: dict[int, tuple[dict[str, Any], list[Response]]] = {}
         self.votes: dict[int, dict[str, Any]] = {}
+        self.scores: dict[int, dict[str, Any]] = {}
+        self.new_scores = 0
         self.known = 0
         self.project: Project | None = None
 
@@ -34,10 +37,12 @@ class ExportedVotes:
             self._take_item(row)
         elif row["record"] == "vote":
             self._take_vote(row)
+        elif row["record"] == "score":
+            self._take_score(row)
         elif row["record"] == "project":
             self.project = _project(row)
         else:
-            raise BadRow("record must be item, vote or project")
+            raise BadRow("record must be item, vote, score or project")
 
     def write(self, into: Ratings) -> tuple[int, int]:
         """Adds what is not there yet; returns how many items and votes. What its raters have agreed
@@ -47,7 +52,9 @@ class ExportedVotes:
         ids: dict[int | None, int | None] = {None: None}
         items = self._write_items(into, ids)
         votes = self._write_votes(into, ids)
-        self.known = len(self.items) + len(self.votes) - items - votes
+        self.new_scores = self._write_scores(into, ids)
+        given = len(self.items) + len(self.votes) + len(self.scores)
+        self.known = given - items - votes - self.new_scores
         return items, votes
 
     def _write_items(self, into: Ratings, ids: dict[int | None, int | None]) -> int:
@@ -80,6 +87,17 @@ class ExportedVotes:
                 }
                 there[key] = into.insert_vote(stored)
             numbers[old] = there[key]
+        return len(there) - before
+
+    def _write_scores(self, into: Ratings, ids: Mapping[int | None, int | None]) -> int:
+        """How many scores are new; `ids` as for votes."""
+        there = {_score_key(asdict(score)) for score in every_score(into)}
+        before = len(there)
+        for _, row in sorted(self.scores.items()):
+            moved = {**row, "item": ids[row["item"]]}
+            if _score_key(moved) not in there:
+                there.add(_score_key(moved))
+                into.insert_score(moved)
         return len(there) - before
 
     def _take_item(self, row: Row) -> None:
@@ -143,6 +161,23 @@ class ExportedVotes:
         self._check_undo(found)
         self.votes[number] = found
 
+    def _take_score(self, row: Row) -> None:
+        found: dict[str, Any] = {f.name: row.get(f.name) for f in fields(Score)}
+        number = _whole_number(found.pop("id"), "id")
+        if number in self.scores:
+            raise BadRow(f"score {number} stands twice")
+        if not isinstance(found["item"], int) or found["item"] not in self.items:
+            raise BadRow(f"scores item {found['item']!r:.20}, which is not before it")
+        width = len(self.items[found["item"]][1])
+        if not 0 <= _whole_number(found["slot"], "slot") < width:
+            raise BadRow("slot must be that of an answer")
+        if not TAKEN_BACK <= _whole_number(found["score"], "score") <= MOST:
+            raise BadRow(f"score must be {TAKEN_BACK} to {MOST}")
+        for name in ("rater", "session", "scale", "app"):
+            found[name] = _text(found[name], name)
+        found["at"] = _seconds(found["at"], "at")
+        self.scores[number] = found
+
     def _check_undo(self, found: Row) -> None:
         undone = found["undoes"]
         if (found["action"] == "undo") != (undone is not None):
@@ -203,6 +238,10 @@ def _item_key(row: Row, responses: Sequence[Response], repeat_of: int | None) ->
 
 def _vote_key(row: Row) -> str:
     return to_json([row[f.name] for f in fields(Vote) if f.name != "id"])
+
+
+def _score_key(row: Row) -> str:
+    return to_json([row[f.name] for f in fields(Score) if f.name != "id"])
 
 
 def _are_responses(given: Any) -> bool:

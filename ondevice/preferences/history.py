@@ -198,10 +198,25 @@ def flag(ratings: Ratings, item: int, rater: str, session: str) -> bool:
     """Flags an item, or takes this rater's own flag back where there is one; returns whether they
     flag it now. What others have flagged stays so."""
     with ratings.transaction():
-        rows = ratings.votes(raters=[rater])
-        flags, _ = _flags_and_notes([row for row in rows if row.item == item])
-        ratings.flag(item, rater, session, TAKEN_BACK if item in flags else None)
-    return item not in flags
+        mine = rater in flagged_by(ratings, item)
+        ratings.flag(item, rater, session, TAKEN_BACK if mine else None)
+    return not mine
+
+
+def clear_flags(ratings: Ratings, item: int, rater: str, session: str) -> tuple[str, ...]:
+    """Takes everybody's flags on an item back, since somebody has looked at it; returns whose. It is
+    kept as a row of `settled:NAME`, beside theirs. Who flags it again flags it."""
+    with ratings.transaction():
+        by = flagged_by(ratings, item)
+        if by:
+            ratings.flag(item, settler(rater), session, TAKEN_BACK)
+    return by
+
+
+def flagged_by(ratings: Ratings, item: int) -> tuple[str, ...]:
+    """Whose flags stand on an item."""
+    rows = [row for row in ratings.votes(simulated=False) if row.item == item]
+    return tuple(_flags_and_notes(rows)[0].get(item, ()))
 
 
 def gold_hit(item: Item, vote: Vote) -> bool | None:
@@ -230,7 +245,9 @@ def _flags_and_notes(rows: Sequence[Vote]) -> tuple[dict[int, list[str]], dict[i
     flags: dict[int, list[str]] = {}
     notes: dict[int, str] = {}
     for row in rows:
-        if row.action == "flag":
+        if row.action == "flag" and is_settled(row.rater):
+            flags.pop(row.item, None)
+        elif row.action == "flag":
             by = [rater for rater in flags.pop(row.item, []) if rater != row.rater]
             if row.note != TAKEN_BACK:
                 by.append(row.rater)

@@ -26,6 +26,7 @@ from ondevice.preferences.pairs import pairs_of, unpaired_of
 from ondevice.preferences.project import Project, read_project
 from ondevice.preferences.project_command import agree, disputed, disputed_text, project_text
 from ondevice.preferences.repair import repair_if_damaged
+from ondevice.preferences.rubric import every_score, live_scores, scored_rows
 from ondevice.preferences.sqlite_store import ratings_file
 from ondevice.preferences.vote_statistics import statistics, text
 
@@ -82,6 +83,9 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     if cfg.form == "votes":
         rows = list(whole(found, batch, raters=cfg.raters, simulated=cfg.simulated))
+    elif cfg.form == "scores":
+        scores = live_scores(every_score(found, batch, raters=cfg.raters, simulated=cfg.simulated))
+        rows = list(scored_rows(found.items(batch), scores, with_raters=cfg.with_raters))
     else:
         derive = pairs_of if cfg.form == "preference" else unpaired_of
         made = derive(found, batch, raters=cfg.raters, simulated=cfg.simulated)
@@ -115,8 +119,8 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
 def whole(
     found: Ratings, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """What the raters have agreed on, where they have; every item, then every vote, undos, notes
-    and flags included: rows that an import takes as they are.
+    """What the raters have agreed on, where they have; every item, every vote, undos, notes
+    and flags included, and every score: rows that an import takes as they are.
     """
     project = read_project(found)
     if project != Project():
@@ -125,6 +129,8 @@ def whole(
         yield {"record": "item", **asdict(item)}
     for vote in found.votes(batch, raters=raters, simulated=simulated):
         yield {"record": "vote", **asdict(vote)}
+    for score in every_score(found, batch, raters=raters, simulated=simulated):
+        yield {"record": "score", **asdict(score)}
 
 
 # In
@@ -160,6 +166,8 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
         "already_there": found.exported.known,
         "bad_rows": len(rows.rejected),
     }
+    if found.exported.new_scores:
+        told["scores"] = found.exported.new_scores
     if rows.rejected:
         told["first_bad_row"] = f"{rows.rejected[0].where}: {rows.rejected[0].reason}"
     if cfg.gold:

@@ -6,7 +6,7 @@ every rater, in the app or the terminal, has the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,7 +16,9 @@ from ondevice.preferences.sqlite_store import Store
 
 REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
 MOST_REASONS = 9  # a digit each
+MOST_SCALES = 6  # rows of a small card
 LONGEST_REASON = 40
+LONGEST_SCALE = 24
 LONGEST_GUIDELINES = 20_000
 MOST_RATERS = 99
 
@@ -25,13 +27,15 @@ MOST_RATERS = 99
 class Project:
     """`overlap`: how many people are asked each pair (0: everybody, all of them); `feedback`: a
     rater is told after a pair whose better answer is known whether they hit it; `reveal`: after
-    each vote, who wrote the answers."""
+    each vote, who wrote the answers; `rubric`: scales from 1 to 5 on which each answer may be scored
+    beside the vote (`rubric.py`)."""
 
     guidelines: str = ""
     reasons: tuple[str, ...] = REASONS
     overlap: int = 0
     feedback: bool = False
     reveal: bool = False
+    rubric: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises UserError naming the first setting that is out of range."""
@@ -41,25 +45,30 @@ class Project:
                 where="guidelines",
                 hint=f"at most {LONGEST_GUIDELINES:,}",
             )
-        if not 1 <= len(self.reasons) <= MOST_REASONS:
-            raise UserError(
-                f"{len(self.reasons)} reasons", where="reasons", hint=f"1 to {MOST_REASONS}"
-            )
-        for reason in self.reasons:
-            if not reason or reason != reason.strip() or "," in reason or "\n" in reason:
-                raise UserError(f"{reason!r} is not a reason", where="reasons", hint="some words")
-            if len(reason) > LONGEST_REASON:
-                raise UserError(
-                    f"{reason[:20]!r}… is too long",
-                    where="reasons",
-                    hint=f"at most {LONGEST_REASON} characters",
-                )
-        if len(set(self.reasons)) < len(self.reasons):
-            raise UserError("the same reason twice", where="reasons")
+        _check_names(self.reasons, "reason", "reasons", (1, MOST_REASONS), LONGEST_REASON)
+        _check_names(self.rubric, "scale", "rubric", (0, MOST_SCALES), LONGEST_SCALE)
         if not 0 <= self.overlap <= MOST_RATERS:
             raise UserError(
                 f"{self.overlap} is out of range", where="overlap", hint=f"0 to {MOST_RATERS}"
             )
+
+
+def _check_names(
+    names: Sequence[str], word: str, where: str, count: tuple[int, int], longest: int
+) -> None:
+    """Raises UserError for names that are too few, too many, odd, too long or twice the same."""
+    least, most = count
+    if not least <= len(names) <= most:
+        raise UserError(f"{len(names)} {word}s", where=where, hint=f"{least} to {most}")
+    for name in names:
+        if not name or name != name.strip() or "," in name or "\n" in name:
+            raise UserError(f"{name!r} is not a {word}", where=where, hint="some words")
+        if len(name) > longest:
+            raise UserError(
+                f"{name[:20]!r}… is too long", where=where, hint=f"at most {longest} characters"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"the same {word} twice", where=where)
 
 
 def read_project(ratings: Store) -> Project:
@@ -101,7 +110,7 @@ def change_project(ratings: Store, **changes: Any) -> Project:
 
 def _as_setting(name: str, value: Any) -> Any:
     """Raises TypeError for a value of another kind than this setting's."""
-    if name == "reasons":
+    if name in ("reasons", "rubric"):
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise TypeError(name)
         return tuple(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ondevice.common.bounded import read_text
 from ondevice.common.errors import UserError
-from ondevice.config.ratings import RatingsConfig
+from ondevice.config.ratings import NO_SCALES, RatingsConfig
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.history import disagreements
 from ondevice.preferences.project import change_project, read_project
@@ -26,6 +26,9 @@ def agree(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
         changes["guidelines"] = _guidelines(cfg.file)
     if cfg.reasons:
         changes["reasons"] = tuple(reason.strip() for reason in cfg.reasons)
+    if cfg.rubric:
+        scales = tuple(scale.strip() for scale in cfg.rubric)
+        changes["rubric"] = () if scales == (NO_SCALES,) else scales
     if cfg.overlap != -1:
         changes["overlap"] = cfg.overlap
     for name in ("feedback", "reveal"):
@@ -81,6 +84,7 @@ def project_text(project: Mapping[str, Any]) -> str:
         [
             f"guidelines: {project['guidelines'] or 'none yet (ondevice ratings project RUN FILE)'}",
             f"reasons: {', '.join(project['reasons'])}",
+            f"rubric: {', '.join(project['rubric']) or 'no scales'}",
             f"overlap: {project['overlap']} ({asked})",
             f"feedback: {'yes' if project['feedback'] else 'no'}",
             f"reveal: {'yes' if project['reveal'] else 'no'}",

@@ -36,7 +36,12 @@ Row = dict[str, Any]
 _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how many there were
 _GAP = 100_000  # the most between two that can be read: numbers are given one by one, and a damaged one may be any
 # by which rows find each other
-_NUMBERS = {"item": ("id",), "response": ("item", "slot"), "vote": ("id", "item")}
+_NUMBERS = {
+    "item": ("id",),
+    "response": ("item", "slot"),
+    "vote": ("id", "item"),
+    "score": ("id", "item", "slot"),
+}
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,11 @@ def find_damage(file: Path) -> str:
 
 @dataclass
 class _Saved:
-    """Rows of the three tables by their number; `highest`: the highest number of a vote ever given;
+    """Rows of the tables by their number; `highest`: the highest number of a vote ever given;
     `project`: what all raters have agreed on, by name. Who is being asked what is left out."""
 
     tables: dict[str, dict[int, Row]] = field(
-        default_factory=lambda: {"item": {}, "response": {}, "vote": {}}
+        default_factory=lambda: {"item": {}, "response": {}, "vote": {}, "score": {}}
     )
     highest: int = 0
     project: dict[str, str] = field(default_factory=dict)
@@ -224,6 +229,9 @@ def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
     found: dict[int, Row] = {}
     query = f"SELECT rowid, {', '.join(COLUMNS[table])} FROM {table} NOT INDEXED"
 
+    if table == "score" and not _has_scores(connection):
+        return found
+
     def take(rest: str, *values: int) -> bool:
         """Whether all of it could be read."""
         try:
@@ -251,6 +259,15 @@ def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
             misses = 0
         number += 1
     return _in_reach(found)
+
+
+def _has_scores(connection: sqlite3.Connection) -> bool:
+    """Not in a file of a version before them, nor where the schema says nothing any more."""
+    try:
+        connection.execute("SELECT id FROM score LIMIT 0")
+    except FAILED:
+        return False
+    return True
 
 
 def _is_numbered(row: Row, table: str) -> bool:
@@ -287,7 +304,7 @@ def _fill(saved: _Saved, copy: _Saved) -> int:
     """Takes from a copy what is missing; returns how many rows. Nothing where the copy is of
     another database: numbers of votes and items mean the same in both only if what both have is the
     same."""
-    for table in ("item", "vote"):
+    for table in ("item", "vote", "score"):
         mine, other = saved.tables[table], copy.tables[table]
         if any(mine[number] != other[number] for number in mine.keys() & other.keys()):
             return 0
@@ -319,6 +336,8 @@ def _write(aside: Path, saved: _Saved) -> tuple[int, int]:
         for _, row in _in_order(saved, "vote"):
             if _is_vote(row):
                 votes += _put(new, "vote", row)
+        for _, row in _in_order(saved, "score"):
+            _put(new, "score", row)
         new.execute(
             "UPDATE sqlite_sequence SET seq = ? WHERE name = 'vote' AND seq < ?",
             (saved.highest,) * 2,

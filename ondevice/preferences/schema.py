@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 2  # PRAGMA user_version: a program refuses a file of a higher one
+VERSION = 3  # PRAGMA user_version: a program refuses a file of a higher one
 APPLICATION = (
     0x6F645F72  # PRAGMA application_id ("od_r"): what tells our file from any other of SQLite's
 )
@@ -43,6 +43,7 @@ COLUMNS = {
     "live": _VOTE,
     "project": ("name", "value"),
     "claim": ("item", "rater", "session", "until"),
+    "score": ("id", "item", "slot", "rater", "session", "scale", "score", "at", "app"),
 }
 """The tables and the view by name, with their columns in order: what a file is checked for when it
 is opened.
@@ -63,6 +64,29 @@ CREATE TABLE claim(
   session TEXT NOT NULL PRIMARY KEY,           -- each asks one thing at a time
   until REAL NOT NULL
 ) STRICT"""
+# What raters say of single answers on the project's scales (`rubric.py`).
+_SCORE = (
+    """
+CREATE TABLE score(
+  id INTEGER PRIMARY KEY,
+  item INTEGER NOT NULL,
+  slot INTEGER NOT NULL,
+  rater TEXT NOT NULL,
+  session TEXT NOT NULL,
+  scale TEXT NOT NULL,
+  score INTEGER NOT NULL CHECK(score BETWEEN 0 AND 5),  -- 0: taken back
+  at REAL NOT NULL,
+  app TEXT NOT NULL,
+  FOREIGN KEY(item, slot) REFERENCES response(item, slot)
+) STRICT""",
+    "CREATE INDEX score_item ON score(item, rater)",
+    """
+CREATE TRIGGER score_no_update BEFORE UPDATE ON score
+BEGIN SELECT RAISE(ABORT, 'scores are append-only'); END""",
+    """
+CREATE TRIGGER score_no_delete BEFORE DELETE ON score
+BEGIN SELECT RAISE(ABORT, 'scores are append-only'); END""",
+)
 
 SCHEMA = (
     """
@@ -145,10 +169,14 @@ WHERE v.action IN ('vote', 'skip')
       AND NOT EXISTS (SELECT 1 FROM vote u WHERE u.undoes = n.id))""",
     _PROJECT,
     _CLAIM,
+    *_SCORE,
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
 )
 
-UPGRADES = {1: (_PROJECT, _CLAIM, "PRAGMA user_version = 2")}
+UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (_PROJECT, _CLAIM, "PRAGMA user_version = 2"),
+    2: (*_SCORE, "PRAGMA user_version = 3"),
+}
 """By the version of a file: what makes it one of the next version. Nothing that a file holds is
 changed or moved."""

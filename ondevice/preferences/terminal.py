@@ -27,6 +27,7 @@ from ondevice.preferences.history import (
     Entry,
     Filter,
     check_name,
+    clear_flags,
     disagreements,
     flag,
     gold_hit,
@@ -38,6 +39,7 @@ from ondevice.preferences.history import (
 from ondevice.preferences.project import read_project
 from ondevice.preferences.rating_queue import Asking, Wanted, next_turn, queue_repeat
 from ondevice.preferences.repair import open_for_rating
+from ondevice.preferences.rubric_terminal import ask_scores
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
 from ondevice.preferences.terminal_text import (
@@ -59,9 +61,16 @@ _MUCH = str.maketrans("<>", "AB")
 _NO_KEYS = "abcdABCDn"
 # A capital that is none of these is what its small letter is. n is N in a line, as it was before: a
 # script that gives a note is to go on doing that.
-_COMMANDS = "txsunfqry?"
+_COMMANDS = "txsunfqry?*"
 _CAPITALS = "UNHI"
-_ASIDE = {"N": "_note", "n": "_note", "f": "_flag", "r": "_reasons", "I": "_guidelines"}
+_ASIDE = {
+    "N": "_note",
+    "n": "_note",
+    "f": "_flag",
+    "r": "_reasons",
+    "*": "_scores",
+    "I": "_guidelines",
+}
 _HISTORY = 20  # votes that H lists
 
 
@@ -352,6 +361,11 @@ class Session:
         say("noted")
 
     def _flag(self, item: Item) -> None:
+        if self.cfg.settle:
+            by = clear_flags(self.ratings, item.id, self.rater, self.name)
+            if by:
+                say(sanitize(f"looked at: no flag of {', '.join(by)} any more", newlines=False))
+                return
         flagged = flag(self.ratings, item.id, self.rater, self.name)
         say("flagged" if flagged else "the flag is taken back")
 
@@ -363,6 +377,9 @@ class Session:
         typed = self.keys.line() or ""
         self.reasons = [reason for n, reason in enumerate(known, 1) if str(n) in typed]
         say(sanitize(f"why: {', '.join(self.reasons) or 'no reason'}", newlines=False))
+
+    def _scores(self, item: Item) -> None:
+        ask_scores(self.ratings, self.keys, item, self.rater, self.name)
 
     def _guidelines(self, item: Item) -> None:
         say(guidelines(read_project(self.ratings)))

@@ -20,6 +20,7 @@ HELP = """\
   s          skip, it comes again last u  undo, as often as you like     U  redo
   N          note, then a line         f  flag, for someone to look at   r  reasons of the next vote
   H          history: look at votes, change one                          I  guidelines of this project
+  *          scores of the answers, 1 to 5, on the project's scales
   q          quit, all votes are saved ?  this help"""
 
 
@@ -55,7 +56,10 @@ def guidelines(project: Project) -> str:
     """What the raters share, for people."""
     reasons = ", ".join(f"{n} {reason}" for n, reason in enumerate(project.reasons, 1))
     lines = block("guidelines", project.guidelines or "none yet", 0)
-    return "\n".join([*lines, "", f"reasons: {sanitize(reasons, newlines=False)}"])
+    scales = ""
+    if project.rubric:
+        scales = f"\nscales, 1 to 5 (*): {sanitize(', '.join(project.rubric), newlines=False)}"
+    return "\n".join([*lines, "", f"reasons: {sanitize(reasons, newlines=False)}{scales}"])
 
 
 def history_lines(entries: Sequence[Entry], rater: str, wanted: Filter, most: int) -> str:

@@ -18,6 +18,7 @@ from ondevice.common.intervals import clustered, wilson
 from ondevice.preferences.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import better, labels
+from ondevice.preferences.rubric import MOST, by_scale, every_score, live_scores
 from ondevice.preferences.strengths import Comparison, bradley_terry, comparisons, win_rates
 from ondevice.preferences.votes import Item, Vote, is_settled, is_simulated
 
@@ -55,6 +56,9 @@ def statistics(
         "agreement": _between(items, given),
         **_biases(compared),
         "win_rate": {source: asdict(rate) for source, rate in win_rates(compared).items()},
+        "rubric": by_scale(
+            items, live_scores(every_score(ratings, batch, raters=raters, simulated=simulated))
+        ),
         "strengths": None if strengths is None else asdict(strengths),
     }
 
@@ -180,6 +184,7 @@ def text(found: Mapping[str, Any]) -> str:
     lines += _raters_together(found["agreement"])
     lines.append(f"first shown {share_text(found['first_shown'])} of decided pairs went to it")
     lines.append(f"longer      {share_text(found['longer'])} of decided pairs went to it")
+    lines += _scales(found["rubric"])
     lines += _ladder(found)
     return "\n".join(lines)
 
@@ -218,6 +223,24 @@ def _raters_together(agreement: Mapping[str, Any]) -> list[str]:
         if agreement["fleiss"]:
             lines.append(f"            {_agreement(agreement['fleiss'], 'Fleiss kappa')}")
     return lines
+
+
+def _scales(rubric: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for scale, found in rubric.items():
+        lines.append(f"scale       {scale}: {scale_text(found)}")
+        for name, of in found["sources"].items():
+            lines.append(f"            {of['mean']:.2f}  {name} ({of['scores']})")
+    return lines
+
+
+def scale_text(found: Mapping[str, Any]) -> str:
+    """`mean 3.41 of 5 (34 scores); raters: alpha 0.61, 70% the same (n 12, too few to say much)`."""
+    told = f"mean {found['mean']:.2f} of {MOST} ({found['scores']} score{'s' * (found['scores'] != 1)})"
+    agreement = found["agreement"]
+    if agreement["n"]:
+        told += f"; raters: {_agreement({**agreement, 'kappa': agreement['alpha']}, 'alpha')}"
+    return told
 
 
 def _ladder(found: Mapping[str, Any]) -> list[str]:

@@ -337,6 +337,20 @@ disagree on, to be settled."""
             self.app.bell()
         self.next(told)
 
+    def action_flag(self) -> None:
+        """Where a disagreement is settled, everybody's flag on it is dealt with."""
+        item = self.item
+        if item is None or not is_settled(self._voter):
+            super().action_flag()
+            return
+        rater = self.rater
+        self._do(
+            lambda ratings: history.clear_flags(ratings, item.id, rater, self.session),
+            lambda by: self._marked(
+                f"looked at: no flag of {', '.join(by)} any more" if by else "nobody has flagged it"
+            ),
+        )
+
     def action_skip(self) -> None:
         if self._jumped:
             self.next()

@@ -1,4 +1,6 @@
-"""Small cards over the rate screen: a line of text, the reasons for a vote, why a pair is shown."""
+"""Small cards over the rate screen: a line of text, the reasons for a vote, scores of the answers,
+why a pair is shown.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,23 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from ondevice.inference.pair_sampling import Judge
-from ondevice.preferences.project import MOST_REASONS
+from ondevice.preferences.project import LONGEST_SCALE, MOST_REASONS
 from ondevice.preferences.rating_queue import forecast, uncertainty
+from ondevice.preferences.rubric import LEAST, MOST, TAKEN_BACK
 from ondevice.preferences.votes import Item
 from ondevice_tui.live_sampling import Pairing
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
-from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled
+from ondevice_tui.widgets.safe import (
+    SafeArea,
+    SafeInput,
+    SafeText,
+    cell,
+    content,
+    line,
+    lines,
+    titled,
+)
 
 BAR = 20  # cells of a bit
 
@@ -135,6 +147,73 @@ class Reasons(Card[None]):
         else:
             self._chosen.append(reason)
         self.query_one("#reasons", SafeText).show(self._told())
+
+
+class ScoreCard(Card[dict[tuple[int, str], int] | None]):
+    """Each answer on each scale of the project; the answers stay in view above it. Comes back with
+    the scores by slot and scale (0: taken back), None where it was left."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss(None)", "close", key_display="esc"),
+        Binding("enter", "enter", "keep"),
+        *(Binding(str(n), f"score({n})", show=False) for n in range(LEAST, MOST + 1)),
+        Binding("u,backspace", "undo", "back", show=False),
+        Binding("right,tab", "turn(1)", "next", show=False),
+        Binding("left,shift+tab", "turn(-1)", "before", show=False),
+        Binding("down,j", "go(1)", "down", show=False),
+        Binding("up,k", "go(-1)", "up", show=False),
+    ]
+
+    def __init__(
+        self, shown: Sequence[int], scales: Sequence[str], before: dict[tuple[int, str], int]
+    ) -> None:
+        super().__init__()
+        self._scales, self._scores = scales, dict(before)
+        self._cells = [(slot, scale) for scale in scales for slot in shown]
+        self._width = len(shown)
+        self._at = 0
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="card", classes="-small -low") as card:
+            card.can_focus = False
+            titled(card, f"scores, {LEAST} to {MOST}", "u back   Enter keeps   esc leaves")
+            yield SafeText(self._told(), id="scores")
+
+    def _told(self) -> Content:
+        head = "".join(f"{n:^5}" for n in range(1, self._width + 1))
+        rows = [line(" " * LONGEST_SCALE, (head, "$muted"))]
+        for row, scale in enumerate(self._scales):
+            parts: list[str | Content | tuple[str, str]] = [cell(scale, LONGEST_SCALE)]
+            for column in range(self._width):
+                at = row * self._width + column
+                mark = str(self._scores.get(self._cells[at]) or "·")
+                parts.append((f" [{mark}] ", "bold $primary") if at == self._at else f"  {mark}  ")
+            rows.append(line(*parts))
+        return lines(rows)
+
+    def action_score(self, score: int) -> None:
+        self._scores[self._cells[self._at]] = score
+        self._move(min(self._at + 1, len(self._cells) - 1))
+
+    def action_undo(self) -> None:
+        """The cell's own score, or where it has none the one before."""
+        if not self._scores.get(self._cells[self._at]) and self._at:
+            self._at -= 1
+        self._scores[self._cells[self._at]] = TAKEN_BACK
+        self._move(self._at)
+
+    def action_turn(self, by: int) -> None:
+        self._move((self._at + by) % len(self._cells))
+
+    def action_go(self, by: int) -> None:
+        self._move((self._at + by * self._width) % len(self._cells))
+
+    def _move(self, at: int) -> None:
+        self._at = at
+        self.query_one("#scores", SafeText).show(self._told())
+
+    def action_enter(self) -> None:
+        self.dismiss(self._scores)
 
 
 def why_this(item: Item, pairing: Pairing, waiting: list[int]) -> Content:

@@ -25,10 +25,12 @@ WIDE, SHORT = 80, 8  # of a terminal; characters of a list's name where it is na
 
 @dataclass(frozen=True)
 class Jump:
-    """The entry to go to; `settle`: to decide what raters disagree on."""
+    """The entry to go to; `settle`: to decide what raters disagree on; `flag`: not to go there, but
+    to take its flags back, or to flag it."""
 
     entry: Entry
     settle: bool
+    flag: bool = False
 
 
 class History(Card[Jump | None]):
@@ -43,6 +45,7 @@ class History(Card[Jump | None]):
         Binding("j", "move(1)", "down", show=False),
         Binding("k", "move(-1)", "up", show=False),
         Binding("space", "page(1)", "page", show=False),
+        Binding("f", "flag", "flag", show=False),
     ]
 
     def __init__(self, entries: Sequence[Entry], rater: str, wanted: Filter = "mine") -> None:
@@ -110,6 +113,12 @@ class History(Card[Jump | None]):
         if entry is not None:
             self.dismiss(Jump(entry, self.wanted == "disagreements"))
 
+    def action_flag(self) -> None:
+        shown = self._shown
+        at = self.query_one(Rows).highlighted
+        if at is not None and at < len(shown):
+            self.dismiss(Jump(shown[at], settle=False, flag=True))
+
     def _of(self, item: str | None) -> Entry | None:
         for entry in self._entries:
             if str(entry.item) == item:
@@ -127,7 +136,10 @@ class History(Card[Jump | None]):
             told = "Others have rated it; you have not, so it is not told how."
             rows.append(content(told, "$muted"))
         if entry.flagged:
-            rows.append(line(("flagged by  ", "$muted"), ", ".join(entry.flagged_by)))
+            by = ", ".join(entry.flagged_by)
+            rows.append(
+                line(("flagged by  ", "$muted"), by, ("   f: looked at, no more", "$muted"))
+            )
         if entry.note:
             rows.append(line(("note  ", "$muted"), entry.note))
         return lines(rows)

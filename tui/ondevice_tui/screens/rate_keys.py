@@ -88,6 +88,13 @@ READING: list[BindingType] = [
 MARKS: list[BindingType] = [
     Binding("H", "history", "history", tooltip="All votes so far: look, filter, change, settle"),
     Binding("r", "reasons", "reasons", tooltip="Reasons for the next vote"),
+    Binding(
+        "asterisk",
+        "scores",
+        "scores",
+        key_display="*",
+        tooltip="Scores of the answers, 1 to 5, on the scales of this project",
+    ),
     Binding("f", "flag", "flag", tooltip="Mark this pair for someone to look at; again: no more"),
     Binding(
         "N", "note", "note", tooltip="A note on this pair, or another text for the one there is"

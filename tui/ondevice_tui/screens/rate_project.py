@@ -17,6 +17,7 @@ from textual.widgets import Input, Select
 from ondevice.common.errors import UserError
 from ondevice.preferences.project import Project
 from ondevice.preferences.rating_queue import Wanted
+from ondevice.preferences.rubric import LEAST, MOST
 from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
@@ -56,7 +57,7 @@ class Guidelines(Card[bool]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="card", classes="-conversation") as card:
-            titled(card, "guidelines of this project", "e changes them   esc closes")
+            titled(card, "guidelines of this project", "F2 changes them   esc closes")
             yield Readable(told_of(self._project), id="conversation", classes="")
 
     def action_scroll(self, by: int) -> None:
@@ -80,6 +81,9 @@ def told_of(project: Project) -> Content:
         line(("reasons (r)  ", "$muted"), reasons),
         line(("raters       ", "$muted"), asked),
     ]
+    if project.rubric:
+        scales = f"{', '.join(project.rubric)}, {LEAST} to {MOST} each"
+        rows.insert(-1, line(("scales (*)   ", "$muted"), scales))
     if project.feedback:
         rows.append(line(("gold pairs   ", "$muted"), "whether you hit the known answer is told"))
     if project.reveal:
@@ -119,6 +123,11 @@ class _Form(Card[Any]):
 
     def text(self, name: str) -> str:
         return self.query_one(f"#field-{name}", Input).value.strip()
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """What stands between commas."""
+        found = [each.strip() for each in self.text(name).split(",")]
+        return tuple(each for each in found if each)
 
     def number(self, name: str) -> int:
         text = self.text(name) or "0"
@@ -164,6 +173,11 @@ class ChangeProject(_Form):
             "Up to nine, by commas: r and a digit give one to a vote.",
         )
         yield from self.row(
+            "rubric",
+            SafeInput(", ".join(project.rubric), compact=True),
+            "Scales from 1 to 5, by commas: * scores each answer. Empty: none.",
+        )
+        yield from self.row(
             "overlap",
             SafeInput(str(project.overlap), compact=True),
             "How many people are asked each pair. 0: everybody, every pair.",
@@ -178,10 +192,10 @@ class ChangeProject(_Form):
         )
 
     def taken(self) -> Project:
-        reasons = [reason.strip() for reason in self.text("reasons").split(",")]
         project = Project(
             guidelines=self.query_one("#field-guidelines", SafeArea).text.strip(),
-            reasons=tuple(reason for reason in reasons if reason),
+            reasons=self.names("reasons"),
+            rubric=self.names("rubric"),
             overlap=self.number("overlap"),
             feedback=self.query_one("#field-feedback", YesNo).value,
             reveal=self.query_one("#field-reveal", YesNo).value,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from ondevice.common.errors import UserError
 from ondevice.config.recipe import STAGES
 from ondevice.inference.conversations import Conversation, new_file, save
-from ondevice.preferences import history
+from ondevice.preferences import history, rubric
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.project import Project, change_project, read_project
 from ondevice.preferences.rating_queue import choices
 from ondevice.preferences.votes import Item, Vote
 from ondevice_tui.screens.confirm import Details, ask
-from ondevice_tui.screens.rate_cards import Ask, Note, Reasons, why_this
+from ondevice_tui.screens.rate_cards import Ask, Note, Reasons, ScoreCard, why_this
 from ondevice_tui.screens.rate_history import History, Jump
 from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.rate_queue import Look
@@ -52,18 +52,39 @@ class SharingPage(ReadingPage):
         rater = self.rater
         self._do(lambda ratings: history.history(ratings, rater), self._show_history, opens=True)
 
-    def _show_history(self, entries: list[history.Entry]) -> None:
+    def _show_history(
+        self, entries: list[history.Entry], wanted: history.Filter | None = None
+    ) -> None:
         if not entries:
             self._show_told("nothing has been said yet")
             return
-        wanted: history.Filter = "mine"
-        if not any(entry.fits("mine", self.rater) for entry in entries):
-            wanted = "all"
-        self.app.push_screen(History(entries, self.rater, wanted), self._jump)
+        if wanted is None:
+            wanted = "mine"
+            if not any(entry.fits("mine", self.rater) for entry in entries):
+                wanted = "all"
+        card = History(entries, self.rater, wanted)
+        self.app.push_screen(card, lambda jump: self._jump(jump, card.wanted))
 
-    def _jump(self, jump: Jump | None) -> None:
-        if jump is not None:
+    def _jump(self, jump: Jump | None, wanted: history.Filter) -> None:
+        if jump is not None and jump.flag:
+            self._flag_there(jump.entry, wanted)
+        elif jump is not None:
             self._go_to(jump.entry.item, jump.settle)
+
+    def _flag_there(self, entry: history.Entry, wanted: history.Filter) -> None:
+        """Everybody's flags on an entry are taken back, or it is flagged; then the list again."""
+        rater, session = self.rater, self.session
+
+        def work(ratings: Ratings) -> list[history.Entry]:
+            if not history.clear_flags(ratings, entry.item, rater, session):
+                history.flag(ratings, entry.item, rater, session)
+            return history.history(ratings, rater)
+
+        def then(entries: list[history.Entry]) -> None:
+            self.count_marks()
+            self._show_history(entries, wanted)
+
+        self._do(work, then, opens=True)
 
     def _go_to(self, item: int, settle: bool) -> None:
         """To an item that was rated before: to change the own vote, or to settle a disagreement."""
@@ -145,6 +166,43 @@ class SharingPage(ReadingPage):
         if self.item is not None:
             card = Reasons(self.reasons, self.project.reasons)
             self.app.push_screen(card, lambda _: self._show_told())
+
+    def action_scores(self) -> None:
+        """Each answer on the project's scales, beside the vote."""
+        item, rater, scales = self.item, self.rater, self.project.rubric
+        if item is None:
+            return
+        if not scales:
+            self._show_told("no scales in this project yet: I, then F2 names some (rubric)")
+            return
+
+        self._do(
+            lambda ratings: rubric.scores_of(ratings, item.id, rater),
+            lambda before: self._ask_scores(item, rater, scales, before),
+            opens=True,
+        )
+
+    def _ask_scores(
+        self, item: Item, rater: str, scales: tuple[str, ...], before: dict[tuple[int, str], int]
+    ) -> None:
+        def keep(scores: dict[tuple[int, str], int] | None) -> None:
+            if scores is None:
+                return
+
+            def failed(problem: UserError) -> None:
+                self._not_saved(problem)
+                self._ask_scores(item, rater, scales, scores)  # what was typed stays
+
+            self._do(
+                lambda ratings: rubric.give(ratings, item.id, rater, self.session, scores),
+                lambda count: self._scored(rubric.in_words(scores, item.shown, scales), count),
+                failed,
+            )
+
+        self.app.push_screen(ScoreCard(item.shown, scales, before), keep)
+
+    def _scored(self, told: str, count: int) -> None:
+        self._show_told(f"scored: {told or 'nothing'}" if count else "no new score", "$success")
 
     # what is asked
 

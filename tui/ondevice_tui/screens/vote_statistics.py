@@ -13,7 +13,7 @@ from textual.content import Content
 from ondevice.common.errors import UserError
 from ondevice.preferences import vote_statistics
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.vote_statistics import FEW, POINTS, share_text
+from ondevice.preferences.vote_statistics import FEW, POINTS, scale_text, share_text
 from ondevice_tui.live_sampling import Pairing
 from ondevice_tui.screens.confirm import Details
 from ondevice_tui.widgets.safe import cell, content, line, lines
@@ -68,6 +68,7 @@ def told_of(found: Mapping[str, Any], judged: Mapping[str, Any]) -> Content:
     rows += _raters(found["raters"])
     rows += _agreement(found["agreement"])
     rows += _biases(found)
+    rows += _scales(found["rubric"])
     rows += _strengths(found)
     rows += _judge(judged)
     return lines(rows[:-1])
@@ -122,6 +123,18 @@ def _biases(found: Mapping[str, Any]) -> list[Content]:
         line(" length    the longer won       ", share(found["longer"])),
         content(""),
     ]
+
+
+def _scales(rubric: Mapping[str, Any]) -> list[Content]:
+    """Scores on the project's scales; nothing where there are none."""
+    if not rubric:
+        return []
+    rows = [_head("scores", "their mean, how far raters agree, and by who wrote the answer")]
+    for scale, found in rubric.items():
+        rows.append(line(" ", (cell(scale, NAME), "bold"), " ", scale_text(found)))
+        for name, of in found["sources"].items():
+            rows.append(line(LOWER, f"{of['mean']:.2f}  {name} ({of['scores']})"))
+    return [*rows, content("")]
 
 
 def _strengths(found: Mapping[str, Any]) -> list[Content]:
