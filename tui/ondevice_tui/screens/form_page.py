@@ -158,12 +158,13 @@ class FormPage(Page):
     def on_input_changed(self, event: Input.Changed) -> None:
         if event.input.id != "find":
             self._check_soon()
-        elif event.input.display or not event.value:
+        elif event.input.display or not event.input.value:
             self._filter()
-        else:  # a key was on its way to the search box as it was put away
+        else:  # keys were on their way to the search box as it was put away
+            typed = event.input.value
             event.input.value = ""
             if isinstance(self.focused, Input):
-                self.focused.insert_text_at_cursor(event.value)
+                self.focused.insert_text_at_cursor(typed)
 
     def _filter(self) -> None:
         """Shows the fields that are looked for; else the basics, those of groups that are open, and
@@ -221,12 +222,19 @@ class FormPage(Page):
         self.query_one("#about-text", SafeText).show(lines([*rows, content(""), about]))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if event.input.id != "find":
+        box = event.input
+        behind = ""  # what was typed after Enter, and came first: it is for the next field
+        if box.value != event.value and box.value.startswith(event.value):
+            behind = box.value.removeprefix(event.value)
+        if box.id != "find":
             self._enter()
+            if behind and isinstance(self.focused, Input) and self.focused is not box:
+                box.value = event.value
+                self._type_into(self.focused, behind)
         elif self._goal is not None:  # a whole value, for a field that is still coming
             self._end_find()
         else:
-            self._find_typed(event.value)
+            self._find_typed(event.value, behind)
 
     def on_yes_no_entered(self) -> None:
         self._enter()
@@ -249,43 +257,48 @@ class FormPage(Page):
         if self.wrong in {spec.name for spec in self.specs} and not self._coming:
             self._find_field(self.wrong)
 
-    def _find_typed(self, part: str) -> None:
-        """Goes to the field of which a part of its name was typed."""
+    def _find_typed(self, part: str, behind: str) -> None:
+        """Goes to the field of which a part of its name was typed, with what was typed behind that."""
         name = best_field([spec.name for spec in self.specs], part)
         if name is None:
             self.ui.say(f"no setting of {self.verb} has {part.strip()!r} in its name", bad=True)
         else:
-            self._find_field(name)
+            self._find_field(name, behind)
 
-    def _find_field(self, name: str) -> None:
+    def _find_field(self, name: str, typed: str = "") -> None:
         """Goes to this field. Where it is not mounted yet, the search box takes what is typed for
         it.
         """
         field = next(field for field in self._all_fields() if field.spec.name == name)
         if field.is_mounted:
-            self._reach(field)
+            self._reach(field, typed)
             return
         self._goal = field
         box = self.query_one("#find", Input)
-        box.value = ""
+        box.value = typed
         box.placeholder = f"{name}: what is typed here goes into this field, which is being drawn"
         self._filter()
 
-    def _reach(self, field: Field) -> None:
+    def _reach(self, field: Field, typed: str = "") -> None:
         """The cursor stands in this field, behind what was typed for it meanwhile; every field is
         shown again.
         """
         self._reached = field  # a field of a folded group is shown before it can have the cursor
-        typed = self._end_find()
-        if typed and isinstance(field.control, Input):
-            # what is typed next goes on with it and does not replace it
-            field.control.select_on_focus = False
-            self.set_focus(field.control)
-            field.control.cursor_position = len(field.control.value)
-            # after it has taken the focus
-            field.control.call_later(setattr, field.control, "select_on_focus", True)
+        held = self._end_find()
+        if (held or typed) and isinstance(field.control, Input):
+            self._type_into(field.control, typed or field.control.value)
         else:
             self.set_focus(field.control)
+
+    def _type_into(self, control: Input, text: str) -> None:
+        """The cursor stands in this field, behind the text: what is typed next goes on with it and
+        does not replace it."""
+        control.select_on_focus = False
+        self.set_focus(control)
+        control.value = text
+        control.cursor_position = len(text)
+        # after it has taken the focus
+        control.call_later(setattr, control, "select_on_focus", True)
 
     def _end_find(self) -> bool:
         """Puts the search box away; gives whether it held a value for the field looked for, which

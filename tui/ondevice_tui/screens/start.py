@@ -130,12 +130,15 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._words = []
         try:
             self._entered = self._read_fields()
-            return self._checks.obstacle(self._entered) or ("", "")
+            wrong = self._checks.obstacle(self._entered) or ("", "")
         except UserError as problem:
-            return problem.where.partition("[")[0], str(problem)
+            wrong = problem.where.partition("[")[0], str(problem)
         except (OSError, ValueError) as problem:
             # a path that no disk takes: too long, with a NUL in it
-            return "", f"a path cannot be used: {problem}"
+            wrong = "", f"a path cannot be used: {problem}"
+        if any(wrong):
+            self._words = []  # a command that would be refused is none to copy
+        return wrong
 
     def _read_fields(self) -> dict[str, Any]:
         """The values of all fields, as the command has them. Raises UserError where one is wrong."""

@@ -135,6 +135,14 @@ class SafeInput(Input):
     itself stays as it is; each character is drawn as one, so that the cursor stays where it is.
     Lines that are pasted become one, and that is said."""
 
+    async def _on_key(self, event: Key) -> None:
+        """Enter takes its turn among the characters: Textual's comes behind those that were typed
+        after it, where the machine is busy."""
+        if event.key == "enter":
+            event.prevent_default()
+            event.stop()
+            await self.action_submit()
+
     def _on_paste(self, event: Paste) -> None:
         """In place of Textual's, which keeps the first line and drops the others without a word."""
         event.prevent_default()
