@@ -307,3 +307,15 @@ def test_a_gold_pair_tells_whether_it_was_hit(ratings: Ratings) -> None:
         vote = ratings.vote(gold, "Ada", "s", ranking=ranking)
         assert history.gold_hit(ratings.item(gold), vote) is hit
     assert history.gold_hit(ratings.item(normal), vote) is None
+
+
+def test_who_was_told_a_known_answer_is_measured_by_the_first_vote(ratings: Ratings) -> None:
+    [gold] = queue(ratings, 1, kind="gold", gold=1)
+    ratings.vote(gold, "Ada", "s", ranking=[0])
+    ratings.undo("Ada", "s")
+    assert history.gold_score(ratings, "Ada") == (0, 0), "it comes again"
+    ratings.vote(gold, "Ada", "s", ranking=[1])
+    assert statistics(ratings, bootstraps=1)["raters"]["Ada"]["gold"]["count"] == 1
+    change_project(ratings, feedback=True)
+    assert history.gold_score(ratings, "Ada") == (0, 1)
+    assert statistics(ratings, bootstraps=1)["raters"]["Ada"]["gold"]["count"] == 0

@@ -227,16 +227,19 @@ def gold_hit(item: Item, vote: Vote) -> bool | None:
 
 
 def gold_score(ratings: Ratings, rater: str) -> tuple[int, int]:
-    """(hits, votes) of this rater on pairs whose better answer is known."""
+    """(hits, votes) of this rater on pairs whose better answer is known and told after the vote: by
+    the first vote on each, since a later one knows."""
     rows = ratings.rows(
-        "SELECT live.item FROM live JOIN item ON item.id = live.item WHERE rater = ? "
-        "AND action = 'vote' AND kind = 'gold'",
+        "SELECT min(vote.id) AS first, vote.item FROM vote JOIN item ON item.id = vote.item "
+        "JOIN live ON live.item = vote.item AND live.rater = vote.rater AND live.action = 'vote' "
+        "WHERE vote.rater = ? AND vote.action = 'vote' AND kind = 'gold' GROUP BY vote.item",
         (rater,),
     )
+    first = {row["first"] for row in rows}
     hits = 0
-    for row in rows:
-        vote = ratings.voted(row["item"], rater)
-        hits += vote is not None and bool(gold_hit(ratings.item(row["item"]), vote))
+    for vote in ratings.votes(raters=[rater]) if first else ():
+        if vote.id in first:
+            hits += bool(gold_hit(ratings.item(vote.item), vote))
     return hits, len(rows)
 
 

@@ -28,6 +28,7 @@ from ondevice.preferences.project import Project, read_project
 from ondevice.preferences.votes import Item, Kind, Progress
 
 GAP = 5  # votes between an item and its repeat, at least
+FAR = 20  # and where there are enough: what was rated just now is remembered
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def queue_repeat(ratings: Ratings, rater: str, batch: str | None, share: float, 
 
     voted, again = ratings.repeatable(rater, batch)
     due = int((generator(seed, "repeat", rater).random(len(voted)) < share).sum())
-    choice = [item for item in voted[:-GAP] if item not in again]
+    gap = max(GAP, min(len(voted) // 2, FAR))
+    choice = [item for item in voted[:-gap] if item not in again]
     progress = ratings.progress(rater, batch)
     if len(again) < due and choice and progress.rated + progress.skipped < progress.total:
         draw = generator(seed, "repeat", rater, len(again)).integers(len(choice))

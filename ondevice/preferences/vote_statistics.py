@@ -18,6 +18,7 @@ from ondevice.common.intervals import clustered, wilson
 from ondevice.preferences.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import better, labels
+from ondevice.preferences.project import read_project
 from ondevice.preferences.rubric import MOST, by_scale, every_score, live_scores
 from ondevice.preferences.strengths import Comparison, bradley_terry, comparisons, win_rates
 from ondevice.preferences.votes import Item, Vote, is_settled, is_simulated
@@ -44,6 +45,9 @@ def statistics(
     compared = comparisons(items, votes)
     strengths = bradley_terry(compared, bootstraps=bootstraps, seed=seed)
     by_rater: dict[str, list[Vote]] = {}
+    told: dict[tuple[str, int], Vote] = {}
+    if read_project(ratings).feedback:
+        told = first_on_gold(items, ratings.votes(batch))
     for vote in votes:
         by_rater.setdefault(vote.rater, []).append(vote)
     return {
@@ -52,7 +56,7 @@ def statistics(
         "simulated_votes": sum(is_simulated(vote.rater) for vote in given),
         "settled": len(every) - len(votes),
         "outcomes": {**Counter(vote.outcome for vote in given), "skip": len(votes) - len(given)},
-        "raters": {rater: _of_rater(items, by_rater[rater]) for rater in sorted(by_rater)},
+        "raters": {rater: _of_rater(items, by_rater[rater], told) for rater in sorted(by_rater)},
         "agreement": _between(items, given),
         **_biases(compared),
         "win_rate": {source: asdict(rate) for source, rate in win_rates(compared).items()},
@@ -106,13 +110,27 @@ def judged(
     return shares
 
 
-def _of_rater(items: Mapping[int, Item], votes: Sequence[Vote]) -> dict[str, Any]:
-    """One rater's counts, pace, hits on gold items, and agreement with themselves on repeats."""
+def first_on_gold(items: Mapping[int, Item], rows: Iterable[Vote]) -> dict[tuple[str, int], Vote]:
+    """Each rater's first vote on a pair whose better answer is known, undone or not, by (rater,
+    item). Where that answer is told after the vote, it alone measures: any later one knows."""
+    found: dict[tuple[str, int], Vote] = {}
+    for vote in rows:
+        if vote.action == "vote" and vote.item in items and items[vote.item].kind == "gold":
+            found.setdefault((vote.rater, vote.item), vote)
+    return found
+
+
+def _of_rater(
+    items: Mapping[int, Item], votes: Sequence[Vote], told: Mapping[tuple[str, int], Vote]
+) -> dict[str, Any]:
+    """One rater's counts, pace, hits on gold items, and agreement with themselves on repeats.
+    `told`: the votes that measure on gold items in place of those that count now."""
     given = {vote.item: vote for vote in votes if vote.action == "vote"}
     dwell = [vote.dwell_ms for vote in given.values() if vote.dwell_ms is not None]
     hits = []
     for number, vote in given.items():
         if items[number].kind == "gold":
+            vote = told.get((vote.rater, number), vote)
             hits.append(vote.ranking[:1] == (items[number].gold,))
     return {
         "simulated": is_simulated(votes[0].rater),

@@ -149,10 +149,12 @@ disagree on, to be settled."""
         self._show_told()
 
     def hides(self, action: str) -> bool:
-        """Whether the foot leaves an action out: it is for more answers than are shown, or for when
-        everything is rated."""
+        """Whether the foot leaves an action out: it is for more answers than are shown, for scales that
+        the project has not, or for when everything is rated."""
         if action in SEVERAL:
             return self.item is None or len(self.item.responses) == 2
+        if action == "scores":
+            return not self.project.rubric
         return action in AT_THE_END and self.item is not None
 
     def _show_top(self) -> None:
