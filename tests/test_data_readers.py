@@ -201,6 +201,13 @@ def test_one_of_many_texts_that_is_none_is_left_out(tmp_path: Path, data: bytes)
         ("모든 인간은 태어날 때부터 자유로우며", "utf-16-be"),
         ("人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心。\n" * 9, "utf-16-le"),
         ("Съешь же ещё этих мягких французских булок, да выпей чаю. " * 3, "cp1251"),
+        ("Là-bas, où rien ne pousse, la fenêtre était fermée et l’été passait. " * 9, "cp1252"),
+        ("A situação é difícil, mas a solução virá amanhã, disse o avô João. " * 9, "latin-1"),
+        ("Flickan åt ett äpple på ön, där båten låg; många går över ån. " * 9, "latin-1"),
+        ("Der Raum hat 30 m³ bei 5 °C, the other one 40 m³. " * 9, "cp1252"),
+        ("Większość ludzi śpi dłużej, kiedy pada śnieg na łące. " * 9, "iso8859-2"),
+        ("Dauguma žmonių miega ilgiau, kai sninga, o šuo žiūri į ežerą. " * 9, "cp1257"),
+        ("Kız, kayığın durduğu çayırda bir elma yedi; şimdi göl çok güzel.", "cp1254"),
         ("いろはにほへと ちりぬるを わかよたれそ つねならむ " * 3, "shift_jis"),
     ],
 )

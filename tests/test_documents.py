@@ -98,7 +98,22 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "deep.html": (lambda f: f.write_text("<div>" * 100_000 + "x"), "nested too deep"),
     "deep.ipynb": (lambda f: f.write_text("[" * 100_000), "is not a notebook: nested too deep"),
     "list.ipynb": (lambda f: f.write_text("[1]"), "is not a notebook"),
-    "empty.html": (lambda f: f.write_text(""), "holds no text"),
+    "empty.html": (lambda f: f.write_text("<p> </p>"), "holds no text"),
+    "zero.pdf": (lambda f: f.write_bytes(b""), "^empty$"),
+    "zero.docx": (lambda f: f.write_bytes(b""), "^empty$"),
+    "picture.html": (
+        lambda f: f.write_bytes(b"\x89PNG\r\n" + bytes(range(256)) * 16),
+        "holds control characters: not a page",
+    ),
+    "page.pdf": (lambda f: f.write_text("\n<!DOCTYPE html><p>x"), "holds what a .html holds: give"),
+    "word.epub": (
+        lambda f: f.write_bytes(document(".docx", "a", ["b"])),
+        "holds what a .docx holds",
+    ),
+    "print.txt": (
+        lambda f: f.write_bytes(document(".pdf", "a", ["b"]) + b"\0"),
+        "holds what a .pdf holds",
+    ),
     "locked.pdf": (
         lambda f: f.write_bytes(document(".pdf", TITLE, PARAGRAPHS, encrypted=True)),
         "is encrypted: it opens with a password",
@@ -110,7 +125,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "broken.pdf": (lambda f: f.write_bytes(b"%PDF-1.4\n"), "is damaged"),
     "broken.docx": (lambda f: f.write_bytes(b"PK\x03\x04"), "is damaged"),
     "other.docx": (lambda f: f.write_bytes(document(".epub", "a", ["b"])), "is no Word document"),
-    "a.pdf.gz": (lambda f: f.write_bytes(b""), "is packed: unpack it"),
+    "a.pdf.gz": (lambda f: f.write_bytes(b"x"), "is packed: unpack it"),
     "a.txt.gz": (lambda f: f.write_bytes(b"no"), "cannot be unpacked"),
 }
 
@@ -135,7 +150,7 @@ def test_files_that_cannot_be_read_are_named_each_with_one_reason(tmp_path: Path
     with pytest.raises(UserError, match=r"scan.pdf: holds no text on its 3 pages"):
         list(read(folder / "scan.pdf"))
     (folder / "good.txt").unlink()
-    with pytest.raises(UserError, match=r"none of the 14 files can be read"):
+    with pytest.raises(UserError, match=r"none of the 20 files can be read"):
         list(read(folder))
 
 
@@ -185,6 +200,11 @@ def test_lines_repeated_at_the_edges_of_pages_are_left_out() -> None:
     assert without_repeated([*two, []])[1] == 6 and without_repeated(two[:1]) == (two[:1], 0)
     table = [[f"{n} 1.5 20", f"{n + 1} 2.5 30", "a", "b", f"{n + 2} 3.5 40"] for n in range(9)]
     assert without_repeated(table)[0][3][0] == "3 1.5 20"
+    text = [
+        ["My book", *(f"Day {7 * n + m}: the miller had {m} hens." for m in range(9))]
+        for n in range(5)
+    ]
+    assert without_repeated(text) == ([page[1:] for page in text], 5)
 
 
 def test_lines_of_a_paragraph_are_joined_and_divided_words_made_whole() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ondevice.common.errors import UserError
+from ondevice.data.latin_encodings import latin_encoding
 
 PACKED = ".gz"
 UTF_8 = "utf-8-sig"
@@ -27,6 +28,8 @@ _CHUNK = 1 << 20
 _SAMPLE = 1 << 16  # bytes around the first one that is not UTF-8, by which an encoding is guessed
 _FEW = 24
 """Bytes beyond ASCII below which their frequencies tell no encoding."""
+_SOME = 8
+"""And below which letters tell no language."""
 _USUAL = "cp1252"
 _CONTROL = re.compile(r"[\x01-\x08\x0e-\x1f\x7f]")
 _MOST_UNKNOWN = 0.02
@@ -135,12 +138,15 @@ def _is_text(text: str) -> bool:
 
 
 def guessed(sample: bytes) -> str:
-    """What bytes that are not UTF-8 are most likely to be: UTF-8 with some damage; Windows-1252, of
-    which Latin-1's letters are a part, where few are beyond ASCII or nothing better is known."""
+    """What bytes that are not UTF-8 are most likely to be: UTF-8 with some damage; that in which
+    they are letters of one language; Windows-1252, of which Latin-1's letters are a part, where few are
+    beyond ASCII or nothing better is known."""
     beyond = sum(byte > 127 for byte in sample)
     read = sample.decode("utf-8", "replace")
     if sum(letter > "\x7f" for letter in read) > _LITTLE_DAMAGE * read.count("\ufffd"):
         return DAMAGED_UTF_8
+    if beyond >= _SOME and (latin := latin_encoding(sample)):
+        return latin
     if beyond >= _FEW:
         try:
             from charset_normalizer import from_bytes
@@ -150,6 +156,11 @@ def guessed(sample: bytes) -> str:
         if best is not None and best.encoding not in ("ascii", "utf_8", "latin_1"):
             return str(best.encoding)
     return _USUAL
+
+
+def is_binary(text: str) -> bool:
+    """Whether it holds so many control characters that it is no text."""
+    return len(_CONTROL.findall(text)) + text.count("\0") > _MOST_CONTROL * len(text)
 
 
 def pieces(file: Path, encoding: str = UTF_8) -> Iterator[str]:

@@ -88,13 +88,16 @@ def _pages(document: Any, account: Account) -> tuple[list[list[str]], dict[str, 
 
 def without_repeated(pages: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
     """(the pages without lines at their edges that are repeated, how many lines these are). Numbers
-    count as alike: pages have them."""
+    count as alike: pages have them. What stands as often within pages is text."""
     counted: Counter[str] = Counter()
+    within: Counter[str] = Counter()
     for page in pages:
-        counted.update({_alike(page[n]) for n in _edges(page)})
+        edges = _edges(page)
+        counted.update({_alike(page[n]) for n in edges})
+        within.update(_alike(line) for n, line in enumerate(page) if n not in edges)
     two = sum(map(bool, pages)) == 2
     least = 2 if two else max(LEAST_PAGES, LEAST_SHARE * len(pages))
-    repeated = {line for line, count in counted.items() if count >= least}
+    repeated = {line for line, count in counted.items() if count >= max(least, within[line] + 1)}
     kept, left_out = [], 0
     for page in pages:
         edges = {n for n in _edges(page) if _alike(page[n]) in repeated}

@@ -10,10 +10,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,6 +46,14 @@ _IMPORTED = {"python-docx": "docx", "charset-normalizer": "charset_normalizer"}
 _OPTIONAL = {"charset-normalizer"}
 """Packages that readers do without where they are missing."""
 _AT_ONCE = 4  # files
+_HEAD = 4096  # bytes
+_BEGINS = (
+    (".pdf", re.compile(rb"%PDF-")),
+    (".epub", re.compile(rb"PK\x03\x04.{26}mimetypeapplication/epub", re.DOTALL)),
+    (".docx", re.compile(rb"PK\x03\x04.*(?:\[Content_Types\]\.xml|word/)", re.DOTALL)),
+    (".html", re.compile(rb"(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE)),
+)
+_NOT_OF_ITS_KIND = ("is damaged", "is no", "holds NUL", "holds control")
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,29 @@ def extract_all(files: Sequence[Path], title: str = "documents read") -> list[Ex
 
 
 def _one(file: Path, askers: Askers) -> Extracted:
+    found = _read(file, askers)
+    if found.reason.startswith(_NOT_OF_ITS_KIND) and (other := _kind_by_bytes(file)):
+        return replace(found, reason=f"holds what a {other} holds: give it that ending")
+    return found
+
+
+def _kind_by_bytes(file: Path) -> str:
+    """The ending that a file's first bytes ask for in place of its own; empty where it is that, or they
+    say nothing."""
+    try:
+        with file.open("rb") as source:
+            head = source.read(_HEAD).lstrip()
+    except OSError:
+        return ""
+    kind = next((kind for kind, begins in _BEGINS if begins.match(head)), "")
+    return "" if kind_of(file) == kind else kind
+
+
+def _read(file: Path, askers: Askers) -> Extracted:
     kind = kind_of(file)
     try:
+        if not file.stat().st_size:
+            return Extracted(file, reason="empty")
         if kind not in RICH:
             return Extracted(file, encoding_of(file))
         return _kept(file, kind, askers)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ondevice.common import bounded
 from ondevice.data.extraction.account import Account, Unreadable
-from ondevice.data.plain_text import UTF_8, guessed, marked, wide
+from ondevice.data.plain_text import UTF_8, guessed, is_binary, marked, wide
 
 LARGEST = 64 << 20
 _LEFT_OUT = {
@@ -49,7 +49,10 @@ def read(file: Path, account: Account) -> Iterator[str]:
         data = bounded.read_bytes(file, LARGEST)
     except bounded.TooLarge as error:
         raise Unreadable(f"is larger than {LARGEST >> 20} MB") from error
-    yield from blocks_of(decoded(data))
+    text = decoded(data)
+    if is_binary(text):
+        raise Unreadable("holds control characters: not a page")
+    yield from blocks_of(text)
 
 
 def decoded(data: bytes) -> str:
