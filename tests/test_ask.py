@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +19,10 @@ from ondevice.common.errors import Interrupted, UserError
 from ondevice.data.passages import passages
 from ondevice.data.plain_text import Part
 from ondevice.inference import ask_documents
+from ondevice.inference.answer_spans import spans
 from ondevice.inference.generator import Generator
-from ondevice.inference.question_checks import (
-    Repeats,
-    answer_fault,
-    first_question,
-    question_fault,
-)
+from ondevice.inference.question_checks import Repeats, first_question, question_fault
 from ondevice.seam.select import load_backend
-
-PASSAGE = "The stone bridge over the Ull was built by Clara Voss in 1873. Until then carts had crossed on a ferry."
 
 
 def test_passages_are_whole_paragraphs_of_a_bounded_length() -> None:
@@ -47,78 +42,51 @@ def test_passages_are_whole_paragraphs_of_a_bounded_length() -> None:
     assert all(len(one) <= 60 for one in one_word)
 
 
+PASSAGE = """CLARA:
+Over the years Clara Voss has built two stone bridges over the Ull. Dr. Voss sold 14 boats in Hull for $300.
+The ferry sank because it had been old for many years. Yesterday, she rowed 9 miles. How many miles did
+Voss row? She rowed 3*3 = 9 miles. In 1873 they met in Paris. "Voss knows 5 songs," said the miller of Hull."""
+
+
+def test_what_can_be_asked_for_stands_in_sentences_that_say_it_by_themselves() -> None:
+    found = {(span.kind, span.answer, span.opener) for span in spans(PASSAGE)}
+    assert found == {
+        ("how many", "two", "How many stone bridges"),
+        ("who", "Dr. Voss", "Who"),
+        ("how many", "14", "How many boats"),
+        ("where", "Hull", "Where"),
+        ("how many", "$300", "How much"),
+    }
+    assert all(span.answer in span.sentence for span in spans(PASSAGE))
+    every = (
+        "Anna keeps 12 hens and 3 goats. Near the mill lives Bert with 4 cats. Many know Anna well."
+    )
+    assert [span.answer for span in spans(every)] == ["Anna", "4", "12", "3"]
+
+
+SENTENCE = "Clara Voss built the stone bridge over the Ull for 40 families in 1873."
+
+
 @pytest.mark.parametrize(
     ("question", "fault"),
     [
-        ("Who built the stone bridge over the Ull?", ""),
-        ("Who built the bridge?", ""),
-        ("What is the main idea of the passage?", "asks about the text"),
-        ("What does the author say of the bridge?", "asks about the text"),
-        ("According to the text, who built the bridge?", "asks about the text"),
-        ("What is mentioned about the bridge?", "asks about the text"),
-        ("Who built it in 1873?", "cannot be understood"),
-        ("Who was built by whom?", "cannot be understood"),
-        ("Which one of the two built the bridge?", "cannot be understood"),
-        ("Where did Napoleon cross the bridge?", "names what does not stand"),
-        ("What is the weather like today?", "asks what does not stand"),
-        ("Which bridge was the most expensive and beautiful?", "asks what does not stand"),
-        ("Who built the stone bridge in 1999?", "names a number"),
-        ("Why is the answer the stone bridge?", "asks about the text"),
+        ("Who built the stone bridge over the Ull for 40 families?", ""),
+        ("Who built the stone bridge for 40 families of her town in 1873?", ""),
+        ("Who built the bridge?", "says too little"),
+        ("Who had Clara Voss build the stone bridge for 40 families?", "says its answer"),
+        ("What does the author say of the stone bridge?", "asks about the text"),
+        ("According to the text, who built the stone bridge?", "asks about the text"),
+        ("Who built the stone bridge over the Ull for Napoleon?", "asks what its sentence"),
+        ("Who built the stone bridge over the Ull in 1999?", "asks what its sentence"),
+        ("Who is the most famous and beautiful mayor of Ull?", "asks what its sentence"),
+        ("When had he built the stone bridge for 40 families?", "cannot be understood"),
         ("Who built?", "is no question"),
         ("", "is no question"),
     ],
 )
 def test_questions_are_checked(question: str, fault: str) -> None:
-    found = question_fault(question, PASSAGE)
-    assert found.startswith(fault) and bool(found) == bool(fault)
-
-
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        ("Clara Voss built it in 1873.", ""),
-        ("Clara Voss.", ""),
-        ("The bridge was built by Clara Voss, in the year 1873.", ""),
-        ("She built it in 1873.", "asks who, and has an answer that names nobody"),
-        ("The stone bridge over the Ull.", "has an answer that says nothing"),
-        ("Clara Voss built it in 1973.", "has an answer with a number"),
-        ("It was Clara Voss of Paris.", "has an answer with a name that does not stand"),
-        ("Clara Voss, a famous engineer who lived long.", "has an answer that does not stand"),
-        ("The passage does not say.", "has an answer that tells"),
-        ("I'm sorry, I cannot answer.", "has an answer that tells"),
-        ("", "has no answer"),
-        ("Clara " * 130, "has an answer of more than"),
-        ('"Clara Voss built it.', "has an answer with half"),
-    ],
-)
-def test_answers_are_checked(answer: str, fault: str) -> None:
-    question = "Who built the stone bridge over the Ull?"
-    found = answer_fault(question, answer, PASSAGE, True)
+    found = question_fault(question, SENTENCE, "Clara Voss")
     assert found.startswith(fault) and bool(found) == bool(fault), found
-    assert answer_fault(question, "Clara Voss built", PASSAGE, False) == (
-        "has an answer that does not end"
-    )
-
-
-def test_answers_that_count_and_answers_that_circle() -> None:
-    asked, passage = (
-        "How many carts crossed the Ull on a ferry?",
-        "Nine carts a day crossed the Ull on a ferry, in rain or snow.",
-    )
-    told = "The carts crossed in rain."
-    assert answer_fault(asked, told, passage, True).startswith("asks where, when, why or how many")
-    assert answer_fault(asked, "Nine carts crossed it a day.", passage, True) == ""
-    for question, wrong, right in (
-        ("Why did nine carts cross the Ull?", "Nine carts crossed it a day.", "For the ferry."),
-        ("Where did nine carts cross a day?", "The carts crossed, rain or snow.", "On the Ull."),
-        ("When did carts cross the Ull?", "Nine carts crossed the Ull.", "Nine a day crossed it."),
-    ):
-        assert answer_fault(question, wrong, passage, True).startswith("asks where"), question
-        assert answer_fault(question, right, passage, True) == "", question
-    elsewhere = answer_fault("Who crossed on a ferry?", "Clara Voss crossed.", PASSAGE, True)
-    assert elsewhere.startswith("has an answer from elsewhere")
-    circle = "Clara Voss built the stone bridge, Clara Voss built the stone bridge."
-    assert "repeats itself" in answer_fault("Who built the bridge?", circle, PASSAGE, True)
 
 
 def test_one_question_is_taken_out_of_what_was_written() -> None:
@@ -136,7 +104,7 @@ def test_nothing_is_asked_twice() -> None:
 
 
 class Written(Generator):
-    """A model that asks and answers well, or not at all; it is stopped at the call `ends`."""
+    """A model that asks well; it is stopped at the call `ends`."""
 
     calls = 0
     ends = -1
@@ -145,15 +113,37 @@ class Written(Generator):
         Written.calls += 1
         if Written.calls == Written.ends:
             raise Interrupted("stopped")
-        tokenizer = self._tokenizer
         said = []
         for prompt in prompts:
-            text = tokenizer.decode(list(prompt))
-            number = text.rpartition("town ")[2].partition(" ")[0]
-            answers = how["stage"] == "answer"
-            words = f"Anna {number} lives there." if answers else f" lives in the town {number}?"
-            said.append(SimpleNamespace(ids=list(tokenizer.encode(words)), stopped=True))
+            before, _, behind = self._tokenizer.decode(list(prompt)).rpartition("Ask for: ")
+            answer, noun = re.findall(r"(.+?)(?:Who|How many( \w+))$", behind)[0]
+            rest = before.rpartition("?")[2].partition(answer)[2].rstrip().removeprefix(noun)
+            said.append(SimpleNamespace(ids=list(self._tokenizer.encode(f"{rest[:-1]}?"))))
         return said
+
+
+def choose(self: object, asked: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+    """The right answers to what `Written` asks."""
+    said = []
+    for passage, question, answers in asked:
+        words = question.removeprefix("Who ").removeprefix("How many ").removesuffix("?")
+        before = passage.partition(f" {words}")[0].split()[-1]
+        assert before in answers
+        said.append(before)
+    return said
+
+
+@pytest.fixture
+def _writes_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask_documents, "generator_of", lambda m, b, how: Written(m, b, how))
+    monkeypatch.setattr(ask_documents.Answerer, "choose", choose)
+
+
+def text_of(town: int) -> str:
+    house = (
+        f"Anna{town} lives in a town with {town + 21} houses and {town + 31} mills beside a river."
+    )
+    return f"{house} Many people here know Anna{town} well and like Anna{town} a lot. " * 4
 
 
 @pytest.fixture(scope="module")
@@ -168,29 +158,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _documents(folder: Path) -> Path:
     folder.mkdir()
     for n in range(4):
-        (folder / f"{n}.md").write_text(
-            f"In the town {n} Anna {n} lives, and there are many houses in it. " * 8
-        )
+        (folder / f"{n}.md").write_text(text_of(n))
     return folder
 
 
 COMMON: dict[str, Any] = {"backend": "torch", "device": "cpu", "questions": 1, "batch_size": 1}
 
 
+@pytest.mark.usefixtures("_writes_well")
 def test_what_was_asked_survives_a_stop_at_any_point(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped at each call of the model in turn, and within a line of the journal, it ends with the
     rows of a run that was not stopped, in the form that sft reads."""
     folder = _documents(tmp_path / "documents")
-    monkeypatch.setattr(ask_documents, "generator_of", lambda m, b, how: Written(m, b, how))
     monkeypatch.setattr(Written, "calls", 0)
     whole = od.ask(folder, model, out=tmp_path / "whole.jsonl", **COMMON)
     calls, expected = Written.calls, (tmp_path / "whole.jsonl").read_text()
     assert whole["kept"] >= 3 and whole["passages"] >= 4 and whole["written"] == whole["passages"]
     row = json.loads(expected.splitlines()[0])
-    assert row["messages"][1]["content"].startswith("Anna 0") and row["source"].endswith("0.md")
-    assert "In the town 0" in row["asked_of"]
+    assert row["messages"][1]["content"] == "Anna0" and row["source"].endswith("0.md")
+    assert row["messages"][0]["content"].startswith("Who lives in a town with 21 houses")
+    assert "Anna0 lives" in row["asked_of"]
     out = tmp_path / "stopped.jsonl"
     for _ in range(calls + 1):
         Written.calls, Written.ends = 0, 2
@@ -209,6 +198,7 @@ def test_what_was_asked_survives_a_stop_at_any_point(
     assert anew["written"] == anew["passages"] and anew["gone"] == 0
 
 
+@pytest.mark.usefixtures("_writes_well")
 def test_more_is_asked_beside_what_was_asked(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,22 +221,21 @@ def test_more_is_asked_beside_what_was_asked(
     assert more["passages"] == 4 and out.read_text().startswith(rows) and len(asked) == 4
     twice = od.ask(folder, model, out=out, **{**COMMON, "questions": 2, "batch_size": 4}, limit=4)
     assert twice["passages"] == 4 and twice["written"] == 8
-    assert twice["rejected"].get("was asked before", 0) >= 4  # this model says the same again
-    new = "In the town 77 Anna 77 lives, and there are many towns. " * 8
+    new = text_of(77)
     for n in range(2):  # a passage that two documents hold is asked about once
         (folder / f"new{n}.md").write_text(f"{new}\n\n" + f"Other words of {n} stand here. " * 40)
     every = od.ask(folder, model, out=out, **COMMON)
     assert every["passages"] > 4 and len(asked) == len(set(asked)) == every["written"]
-    assert "town 77" in out.read_text() and out.read_text().startswith(rows)
+    assert "Anna77" in out.read_text() and out.read_text().startswith(rows)
     less = od.ask(folder, model, out=out, **COMMON, limit=1)
     assert less == every
     (folder / "new0.md").unlink()
     (folder / "new1.md").unlink()
     without = od.ask(folder, model, out=out, **COMMON)
-    assert without["gone"] and "town 77" not in out.read_text()
+    assert without["gone"] and "Anna77" not in out.read_text()
     assert f"{without['gone']:,} more were asked before" in ask_documents.render(without)
     (tmp_path / "others").mkdir()
-    (tmp_path / "others" / "a.md").write_text("In the town 99 Anna 99 has her house. " * 9)
+    (tmp_path / "others" / "a.md").write_text(text_of(99))
     with pytest.raises(UserError, match="was asked of other documents"):
         od.ask(tmp_path / "others", model, out=out, **COMMON)
 

@@ -19,7 +19,7 @@ import small_stages
 from ondevice import cli
 from ondevice.inference import ask_documents
 from ondevice.seam.select import load_backend
-from test_ask import Written
+from test_ask import Written, choose, text_of
 
 ROOT = Path(__file__).parents[1]
 FETCHES = ("ondevice pull ", "curl ")
@@ -41,7 +41,7 @@ def commands() -> Iterator[str]:
 def stories(count: int) -> str:
     rows = []
     for n in range(count):
-        text = f"In the town {n} Anna {n} lives, and there are {n} houses in it. " * 6
+        text = text_of(n)
         rows.append(json.dumps({"question": text, "answer": f"It is <<{n}={n}>>{n}.\n#### {n}"}))
     return "\n".join(rows)
 
@@ -56,6 +56,7 @@ def test_the_tour_goes_as_it_stands(
     cfg = replace(small_stages.config(), max_position_embeddings=4096)
     small_stages.write(tmp_path / "smollm2", load_backend("torch", "cpu"), cfg)
     monkeypatch.setattr(ask_documents, "generator_of", lambda m, b, how: Written(m, b, how))
+    monkeypatch.setattr(ask_documents.Answerer, "choose", choose)
     said = {}
     for command in commands():
         if command.startswith(FETCHES):
@@ -75,5 +76,5 @@ def test_the_tour_goes_as_it_stands(
     asked = [out for command, out in said.items() if " data ask " in command]
     assert all(re.search(r"[1-9]\d* kept by the checks", out) for out in asked)
     kept = (tmp_path / "chats.kept.jsonl").read_text().splitlines()
-    assert kept and json.loads(kept[0])["messages"][1]["content"].startswith("Anna ")
+    assert kept and json.loads(kept[0])["messages"][1]["content"].startswith(("Anna", "2", "3"))
     assert (tmp_path / "runs/own/sft/model").is_dir() and len(said) >= 10

@@ -1,9 +1,10 @@
 """Questions about documents that a model writes, and its answers: rows to learn from in `sft`.
 
-For each passage a model that is there is asked to write a question, and then to answer it with the
-passage before it, as Alberti and others (2019) make questions of text; both pass `question_checks`.
-What was asked of each passage is in a journal (asking_journal.py) before the next ones are asked: the
-same command goes on after it was stopped at any point, and so does one that asks for more.
+Of each passage something is chosen first that can be asked for (`answer_spans`), as Alberti and others
+(2019) make questions of text; a model that is there writes a question for it, which passes
+`question_checks`; then, with the passage before it, it must choose that answer among all that the
+passage offers. What was asked of each passage is in a journal (asking_journal.py) before the next ones
+are asked: the same command goes on after it was stopped at any point, and so does one that asks for more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,43 +29,24 @@ from ondevice.common.errors import UserError
 from ondevice.common.progress import Progress, with_progress
 from ondevice.common.sanitize import sanitize, to_stderr
 from ondevice.config.asking import MOST_QUESTIONS, AskConfig
+from ondevice.data.completion_batches import Row
 from ondevice.data.formats import to_text
 from ondevice.data.mixture import ordered
 from ondevice.data.passages import LEAST_WORDS, passages
 from ondevice.data.rows import Reading
 from ondevice.datasets.spec import check_rejected, convert_rows, open_rows
+from ondevice.inference.answer_spans import Span, spans
 from ondevice.inference.asking_journal import Journal, journal_of, key_of
+from ondevice.inference.asking_prompts import to_answer, to_write
 from ondevice.inference.chat import chat_ids, open_model, sampling
 from ondevice.inference.external_generator import generator_of
 from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling
-from ondevice.inference.question_checks import (
-    Repeats,
-    answer_fault,
-    first_question,
-    question_fault,
-)
+from ondevice.inference.question_checks import Repeats, first_question, question_fault, says
 from ondevice.models.model import Model, require_chat_template
+from ondevice.seam.protocols import Backend
+from ondevice.training.sequence_logprobs import Scorer
 
-OPENERS = ("What", "Who", "Why", "How", "Where", "When", "Which")
-"""Words that questions begin with, in turn: left to itself a small model asks the same again."""
-WRITE = "{passage}\n\nWrite one short question that the text above answers. Use the names that stand there."
-ANSWER = "{passage}\n\nAnswer in one short sentence, with the text above: {question}"
-SHOWN = (
-    (
-        "The stone bridge over the Ull was built by Clara Voss in 1873. Until then carts had crossed on a "
-        "ferry, which sank every other winter. Voss asked for no pay but a house on the northern bank.",
-        "Who built the stone bridge over the Ull?",
-        "Clara Voss built the stone bridge over the Ull in 1873.",
-    ),
-    (
-        "PETER:\nWhere is the grey horse, Anna?\n\nANNA:\nI sold it to the miller, for the roof had to be "
-        "mended before the rain.",
-        "Why did Anna sell the grey horse?",
-        "Anna sold the grey horse because the roof had to be mended before the rain.",
-    ),
-)
-"""Passages, questions and answers that stand before what is asked: a small model does as it sees."""
 SPARE = 500  # tokens of what is said around a passage
 
 
@@ -74,6 +57,11 @@ class Passage:
     key: int
     text: str
     source: str
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """What can be asked for."""
+        return spans(self.text)
 
 
 def ask(cfg: AskConfig) -> dict[str, Any]:
@@ -102,7 +90,7 @@ def ask(cfg: AskConfig) -> dict[str, Any]:
     found = Passages(cfg, model)
     how = sampling(cfg, model, lambda text: to_stderr(f"ask: {text}"))
     writer = generator_of(model, backend, how)
-    answerer = generator_of(model, backend, replace(how, temperature=0.0))
+    answerer = Answerer(model, backend, cfg.batch_size)
     with Journal(journal_of(out), _settings(cfg, how), cfg.again) as journal:
         asker = _Asker(cfg, model, writer, answerer, journal)
         asker.run(found)
@@ -199,6 +187,31 @@ def _settings(cfg: AskConfig, how: Sampling) -> dict[str, Any]:
     }
 
 
+class Answerer:
+    """Chooses the answer to a question about a passage among those that are offered: the one that is
+    the likeliest, whole and ended, behind the passage and the question."""
+
+    def __init__(self, model: Model, backend: Backend, batch_size: int) -> None:
+        self._model = model
+        self._scorer = Scorer(model, backend, batch_size=batch_size)
+
+    def choose(self, asked: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+        """The answer to each (passage, question, answers)."""
+        rows, tokenizer = [], self._model.tokenizer
+        end = sorted(tokenizer.stop_ids)[:1]
+        for passage, question, answers in asked:
+            prompt = np.array(chat_ids(to_answer(passage, question), self._model), np.int32)
+            for answer in answers:
+                ids = [*tokenizer.encode(answer), *end]
+                rows.append(Row(prompt, np.array(ids, np.int32)))
+        figures = iter(self._scorer.logprobs(self._model.params, rows))
+        chosen = []
+        for _, _, answers in asked:
+            likely = [float(next(figures).sum()) for _ in answers]
+            chosen.append(answers[int(np.argmax(likely))])
+        return chosen
+
+
 class _Asker:
     """Asks about passages, some at once."""
 
@@ -207,7 +220,7 @@ class _Asker:
         cfg: AskConfig,
         model: Model,
         writer: Generator,
-        answerer: Generator,
+        answerer: Answerer,
         journal: Journal,
     ) -> None:
         self.cfg = cfg
@@ -216,14 +229,13 @@ class _Asker:
         self.answerer = answerer
         self.journal = journal
         self.repeats = Repeats()
-        self.written = self.kept = 0
+        self.written = self.kept = self.enough = 0
 
     def run(self, found: Passages) -> None:
         """Asks what the journal does not have, and tells how far that is."""
         before = self._asked_before(found)
-        enough = sum(len(before.get(int(key), ())) >= self.cfg.questions for key in found.chosen)
         together = max(1, self.cfg.batch_size // self.cfg.questions)
-        with Progress("ask", len(found.chosen), enough) as bar:
+        with Progress("ask", len(found.chosen), 0) as bar:
             waiting = self._waiting(found, before)
             while part := list(islice(waiting, together)):
                 for passage, asked in zip(part, self._asked(part, before), strict=True):
@@ -231,8 +243,9 @@ class _Asker:
                         self._count(one["fault"])
                     line = {"source": passage.source, "passage": passage.text, "asked": asked}
                     self.journal.add(line)
-                enough += len(part)
-                bar.update(enough, {"written": self.written, "kept": self.kept})
+                self.enough += len(part)
+                bar.update(self.enough, {"written": self.written, "kept": self.kept})
+            bar.update(self.enough, {"written": self.written, "kept": self.kept})
 
     def _asked_before(self, found: Passages) -> dict[int, list[str]]:
         """What was asked of each passage by the journal, by its key; empty for each question that is
@@ -243,8 +256,8 @@ class _Asker:
             here += line["passage"] in found
             questions = before.setdefault(key_of(line["passage"]), [])
             for one in line["asked"]:
-                self._count(fault_of(one, line["passage"]))
-                good = not question_fault(one["question"], line["passage"])
+                self._count(fault_of(one))
+                good = not question_fault(one["question"], one["sentence"], one["answer"])
                 if good:
                     self.repeats.seen(one["question"], questions)
                 questions.append(one["question"] if good else "")
@@ -257,13 +270,19 @@ class _Asker:
         return before
 
     def _waiting(self, found: Passages, before: dict[int, list[str]]) -> Iterator[Passage]:
-        """Passages that were not asked as often as wanted, each once."""
+        """Passages that were not asked as often as wanted, each once; one that offers nothing to ask
+        for too, so that the journal has it."""
         taken: set[int] = set()
         for passage in found:
-            had = before.setdefault(passage.key, [])
-            if len(had) < self.cfg.questions and passage.key not in taken:
-                taken.add(passage.key)
+            if passage.key in taken:
+                continue
+            taken.add(passage.key)
+            had = before.get(passage.key)
+            if had is None or len(had) < min(self.cfg.questions, len(passage.spans)):
+                before.setdefault(passage.key, [])
                 yield passage
+            else:
+                self.enough += 1
 
     def _count(self, fault: str) -> None:
         self.written += 1
@@ -273,44 +292,50 @@ class _Asker:
         self, part: Sequence[Passage], before: dict[int, list[str]]
     ) -> list[list[dict[str, Any]]]:
         """Of each passage the questions that it lacks, with their answers and what is at fault of each."""
-        wanted: list[tuple[dict[str, Any], Passage]] = []
+        good: list[tuple[dict[str, Any], Passage]] = []
         found: list[list[dict[str, Any]]] = [[] for _ in part]
-        for number, text in self._questions(part, before):
+        for number, span, text in self._questions(part, before):
             passage = part[number]
             earlier = before[passage.key]
             question = first_question(text)
-            fault = question_fault(question, passage.text)
+            fault = question_fault(question, span.sentence, span.answer)
             if not fault and self.repeats.seen(question, earlier):
                 fault = "was asked before"
             earlier.append("" if fault else question)
-            row = {"question": question, "answer": "", "fault": fault}
+            row = {
+                "question": question,
+                "answer": span.answer,
+                "sentence": span.sentence,
+                "fault": fault,
+            }
             found[number].append(row)
             if not fault:
-                wanted.append((row, passage))
-        self._answer(wanted)
+                good.append((row, passage))
+        self._answer(good)
         return found
 
     def _questions(
         self, part: Sequence[Passage], before: dict[int, list[str]]
-    ) -> list[tuple[int, str]]:
-        """(number of the passage, question) of all that are wanted, passage after passage."""
-        prompts, openers, rows, of = [], [], [], []
+    ) -> list[tuple[int, Span, str]]:
+        """(number of the passage, what is asked for, question) of all that are wanted, passage after
+        passage."""
+        prompts, rows, of = [], [], []
         for number, passage in enumerate(part):
-            asked = chat_ids(to_write(passage.text), self.model)
-            for n in range(len(before[passage.key]), self.cfg.questions):
-                opener = OPENERS[(passage.key + n) % len(OPENERS)]
-                prompts.append([*asked, *self._opened_with(opener)])
-                openers.append(opener)
+            had = len(before[passage.key])
+            for n, span in enumerate(passage.spans[had : self.cfg.questions], had):
+                prompts.append(
+                    [*chat_ids(to_write(span), self.model), *self._opened_with(span.opener)]
+                )
                 rows.append(passage.key * MOST_QUESTIONS + n)
-                of.append(number)
+                of.append((number, span))
         drawn = self.writer.run(
             self.model.params, prompts, stage="ask", numbers=rows, batch_size=self.cfg.batch_size
         )
-        texts = []
-        for opener, completion in zip(openers, drawn, strict=True):
+        found = []
+        for (number, span), completion in zip(of, drawn, strict=True):
             text = self.model.tokenizer.decode(completion.ids)
-            texts.append(opener + text if self._prefills else text)
-        return list(zip(of, texts, strict=True))
+            found.append((number, span, span.opener + text if self._prefills else text))
+        return found
 
     @property
     def _prefills(self) -> bool:
@@ -320,53 +345,31 @@ class _Asker:
     def _opened_with(self, opener: str) -> list[int]:
         return list(self.model.tokenizer.encode(opener)) if self._prefills else []
 
-    def _answer(self, wanted: Sequence[tuple[dict[str, Any], Passage]]) -> None:
-        """Puts answers to the questions, and what is at fault of them."""
-        if not wanted:
-            return
-        prompts = []
-        for row, passage in wanted:
-            prompts.append(chat_ids(to_answer(passage.text, row["question"]), self.model))
-        drawn = self.answerer.run(
-            self.model.params, prompts, stage="answer", batch_size=self.cfg.batch_size
-        )
-        for (row, passage), completion in zip(wanted, drawn, strict=True):
-            row["answer"] = self.model.tokenizer.decode(completion.ids).strip()
-            row["fault"] = answer_fault(
-                row["question"], row["answer"], passage.text, completion.stopped
-            )
+    def _answer(self, good: Sequence[tuple[dict[str, Any], Passage]]) -> None:
+        """Says what is at fault of questions to which the model chooses another answer."""
+        asked = []
+        for row, passage in good:
+            asked.append((passage.text, row["question"], _offered(row, passage)))
+        if asked:
+            for (row, _), chosen in zip(good, self.answerer.choose(asked), strict=True):
+                if chosen != row["answer"]:
+                    row["fault"] = OTHER_ANSWER
 
 
-def to_write(passage: str) -> list[dict[str, Any]]:
-    """What a model is asked for a question about a passage."""
-    asked = [(WRITE.format(passage=text), question) for text, question, _ in SHOWN]
-    return _turns(asked, WRITE.format(passage=passage))
+OTHER_ANSWER = "has another answer when the model that wrote it is asked"
 
 
-def to_answer(passage: str, question: str) -> list[dict[str, Any]]:
-    """What a model is asked for the answer."""
-    asked = [
-        (ANSWER.format(passage=text, question=question), answer) for text, question, answer in SHOWN
-    ]
-    return _turns(asked, ANSWER.format(passage=passage, question=question))
+def _offered(row: Mapping[str, Any], passage: Passage) -> list[str]:
+    """The answers that a passage offers, without others that the question says itself."""
+    answers = [span.answer for span in passage.spans]
+    return [one for one in answers if one == row["answer"] or not says(row["question"], one)]
 
 
-def _turns(before: Sequence[tuple[str, str]], last: str) -> list[dict[str, Any]]:
-    messages = []
-    for user, assistant in before:
-        messages.append({"role": "user", "content": user})
-        messages.append({"role": "assistant", "content": assistant})
-    return [*messages, {"role": "user", "content": last}]
-
-
-def fault_of(one: Mapping[str, Any], passage: str) -> str:
+def fault_of(one: Mapping[str, Any]) -> str:
     """What is at fault of a question in the journal; empty where it is good. Checks that were not
     there when it was asked count too."""
-    return (
-        one["fault"]
-        or question_fault(one["question"], passage)
-        or answer_fault(one["question"], one["answer"], passage, True)
-    )
+    found: str = one["fault"] or question_fault(one["question"], one["sentence"], one["answer"])
+    return found
 
 
 def write_rows(journal: Journal, found: Passages, out: Path, model: str) -> dict[str, Any]:
@@ -386,7 +389,7 @@ def write_rows(journal: Journal, found: Passages, out: Path, model: str) -> dict
                 there.add(key_of(line["passage"]))
                 for one in line["asked"]:
                     written += 1
-                    fault = fault_of(one, line["passage"])
+                    fault = fault_of(one)
                     if fault:
                         rejected[fault] += 1
                         continue

@@ -17,7 +17,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.file_lock import try_lock
 from ondevice.common.json_files import parse_json
 
-FORMAT = 2
+FORMAT = 3
 
 
 def journal_of(out: Path) -> Path:
@@ -33,7 +33,7 @@ def key_of(passage: str) -> int:
 
 class Journal:
     """A line for the `settings` that all of it was asked with, then one for each passage and each time
-    that it was asked about: {"source", "passage", "asked": [{"question", "answer", "fault"}]}.
+    that it was asked about: {"source", "passage", "asked": [{"question", "answer", "sentence", "fault"}]}.
 
     A context manager that one process at a time may hold. Raises UserError for a journal of other
     settings, unless `again`: then it begins anew.
@@ -139,7 +139,7 @@ def _is_ours(line: Mapping[str, Any]) -> bool:
     asked = line.get("asked")
     if not isinstance(asked, list) or not isinstance(line.get("passage"), str):
         return False
-    names = ("question", "answer", "fault")
+    names = ("question", "answer", "sentence", "fault")
     return isinstance(line.get("source"), str) and all(
         isinstance(one, dict) and all(isinstance(one.get(name), str) for name in names)
         for one in asked
