@@ -18,9 +18,10 @@ def refuse_differences(group: Group, own: Mapping[str, Mapping[str, Any]]) -> No
     """Raises UserError, in all processes, where one has other values than the first one."""
     first, *others = group.gather(own)
     for rank, other in enumerate(others, 1):
-        for part, values in first.items():
-            for name in values.keys() | other[part].keys():
-                before, now = values.get(name), other[part].get(name)
+        for part, told in first.items():
+            values, others_values = _flat(told), _flat(other[part])
+            for name in [*values, *others_values]:
+                before, now = values.get(name), others_values.get(name)
                 if before == now:
                     continue
                 what = f"has {name} {_short(now)}, and the first process {_short(before)}"
@@ -31,6 +32,17 @@ def refuse_differences(group: Group, own: Mapping[str, Mapping[str, Any]]) -> No
                     where=group.title(rank),
                     hint="all processes need the same recipe, versions, data and models",
                 )
+
+
+def _flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """The values by their dotted names, so that a difference deep in a recipe has a name."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            out |= _flat(value, f"{within}{name}.")
+        else:
+            out[within + name] = value
+    return out
 
 
 def _short(value: Any) -> str:
