@@ -105,6 +105,7 @@ class ShardedOptimizer:
                 tensor = self._from(rank, state.get(n), kind, shape)
                 if out is not None:
                     out.write(tensor.cpu().contiguous().numpy().tobytes())
+                del tensor  # before the next one comes
         finally:
             if out is not None:
                 out.close()
@@ -131,6 +132,7 @@ class ShardedOptimizer:
             tensor = self._from(0, own, kind, shape)
             if n in wanted:
                 state[n] = tensor
+            del own, tensor
         self.own.restore(state, steps)
 
     def _from(self, rank: int, own: Tensor | None, kind: str, shape: list[int]) -> Tensor:
