@@ -276,6 +276,8 @@ class Rewards:
 
     def _ask_user(self, name: str, given: Mapping[str, Any], count: int) -> Array:
         assert self._user is not None
+        if not count:  # of several processes one may have no prompt
+            return np.zeros(0)
         arguments = {key: value for key, value in given.items() if key != "gym"}
         try:
             values = self._user.call(name, arguments)
