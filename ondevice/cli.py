@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if traced:
             _ours()
-        _complain(str(error), always=_is_this_ones(error))
+        if _tells(error):
+            _complain(str(error), always=True)
         return 2
     except Interrupted as stop:
         _complain(str(stop) or "interrupted")
@@ -491,14 +492,14 @@ def _ours() -> int:
     return 1
 
 
-def _is_this_ones(error: UserError) -> bool:
-    """Whether an error of one of several processes is told by that one, since the first one cannot:
-    it does not know of it, or may be the one that is gone."""
+def _tells(error: UserError) -> bool:
+    """Whether this process tells of an error, where there are several: the first one does, except of
+    what it does not know of, or may be the one that is gone."""
     from ondevice.seam.group import NotJoined, PeerLost
 
-    found = launched()
-    second = found is not None and found.rank == 1
-    return isinstance(error, NotJoined) or (isinstance(error, PeerLost) and second)
+    if isinstance(error, PeerLost):
+        return error.tells()
+    return leads() or isinstance(error, NotJoined)
 
 
 def _complain(text: str, always: bool = False) -> None:

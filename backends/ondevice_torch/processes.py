@@ -20,6 +20,7 @@ from ondevice.seam.connections import FlatEngine, connected, watch
 from ondevice.seam.group import NotJoined
 
 _PATIENCE = timedelta(days=30)
+_QUICKLY = timedelta(seconds=5)
 
 
 class TorchProcesses(FlatEngine):
@@ -73,6 +74,24 @@ class TorchProcesses(FlatEngine):
     def broadcast(self, flat: Tensor, source: int) -> Tensor:
         dist.broadcast(flat, source)
         return flat
+
+    def tells(self) -> bool:
+        """Whoever is first to put it down with the launcher, whose store outlives the processes."""
+        try:
+            store = dist.TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                timeout=_QUICKLY,
+            )
+            again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            return bool(store.add(f"ondevice/lost/{again}", 1) == 1)
+        except (
+            RuntimeError,
+            KeyError,
+            ValueError,
+        ):  # it was the process's that is gone, or far away
+            return super().tells()
 
     def close(self) -> None:
         dist.destroy_process_group()

@@ -33,6 +33,13 @@ _OPTIONS = {
 class FlatEngine:
     """`sum` and `send` of an `Engine`, over what a library does with one array."""
 
+    rank: int
+
+    def tells(self) -> bool:
+        """The first one and, where it may be that one that is gone, the second one: nobody is left
+        whom they could ask."""
+        return self.rank <= 1
+
     def flat(self, arrays: Sequence[Array], summed: bool) -> Array:
         """(all numbers,) of arrays of one type, float32 where they are to be `summed`."""
         raise NotImplementedError

@@ -38,7 +38,10 @@ class PeerFailed(UserError):
 
 
 class PeerLost(UserError):
-    """Another process of the run is gone, without a word."""
+    """Another process of the run is gone, without a word. `tells`: whether this process is the one
+    of those that are left by which a person hears of it."""
+
+    tells: Callable[[], bool] = staticmethod(lambda: True)
 
 
 class NotJoined(UserError):
@@ -76,6 +79,10 @@ class Engine(Protocol):
 
     def send(self, arrays: Sequence[Array], source: int) -> list[Array]:
         """What process `source` gave, arrays of one type, on the device."""
+        ...
+
+    def tells(self) -> bool:
+        """Whether this process, of those that have lost one, is the one that says so."""
         ...
 
     def close(self) -> None: ...
@@ -349,9 +356,10 @@ class Group:
             return operation(*arguments)
         except ConnectionError as error:
             self._over = self.lost = True
-            raise PeerLost(
-                f"another of the {self.size} processes has ended", hint=RESUME
-            ) from error
+            lost = PeerLost(f"another of the {self.size} processes has ended", hint=RESUME)
+            if self._engine is not None:
+                lost.tells = self._engine.tells
+            raise lost from error
 
 
 ALONE = Group()
