@@ -177,7 +177,8 @@ def _command(argv: list[str]) -> int:
         _plan(verb, argv[1:])
         return 0
     verb = ACTIONS.get((verb.name, *argv[1:2]), verb)  # type: ignore[arg-type]
-    if (by := launched()) is not None and not (verb.several or verb.group == "Train"):
+    together = verb.several or verb.group == "Train" or argv[:2] == ["runs", "resume"]
+    if (by := launched()) is not None and not together:
         raise UserError(
             "works in one process", where=verb.name, hint=f"start it without {by.launcher}"
         )

@@ -30,7 +30,7 @@ from ondevice.planning import calibration, data_facts, stage_facts
 from ondevice.planning.calibration import Calibration, Rates, Speeds, Terms
 from ondevice.planning.data_facts import pair_facts
 from ondevice.planning.dimensions import Dimensions
-from ondevice.planning.machine import machine_of
+from ondevice.planning.machine import machine_of, shared_by
 from ondevice.planning.measure import fitted
 from ondevice.planning.memory import decode_bytes, moment_bytes
 from ondevice.planning.model_facts import facts_of
@@ -41,6 +41,7 @@ from ondevice.planning.work import Decode, pass_of
 from ondevice.runs.contents import planned_seconds, recipe_stages
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder
+from ondevice.seam.group import Group
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import available, costs_of
 from ondevice.stages import pipeline
@@ -376,6 +377,18 @@ def test_a_budget_that_is_named_is_of_the_whole_process(backend: Backend) -> Non
     assert machine_of(backend).process == 0, "what is available is so beside this process"
     if backend.device != "cuda":
         assert machine_of(backend, "8GB").process == pytest.approx(process_memory(), rel=0.1)
+
+
+def test_processes_of_one_machine_share_its_memory(backend: Backend) -> None:
+    """But for a GPU's own, and for what a person names; each plans as one of all."""
+    group = Group()
+    group.hosts, group.size = ["a", "b", "a"], 3
+    whole = replace(machine_of(backend), budget=900, device="cpu")
+    assert (shared_by(whole, group).budget, shared_by(whole, group).processes) == (450, 3)
+    assert shared_by(replace(whole, device="cuda"), group).budget == 900
+    assert shared_by(replace(whole, limited=True), group).budget == 900
+    group.rank = 1
+    assert shared_by(whole, group).budget == 900
 
 
 @pytest.mark.slow

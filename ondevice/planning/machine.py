@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ondevice.common.physical_memory import available_memory, physical_memory, process_memory
 from ondevice.config.sizes import parse_memory
 from ondevice.planning.calibration import Calibration, Speeds
 from ondevice.seam.costs import Costs
+from ondevice.seam.group import Group
 from ondevice.seam.protocols import Backend, Memory
 from ondevice.seam.select import choose, costs_of
 
@@ -80,7 +81,7 @@ def machine_of(backend: Backend, memory: str = "", found: Calibration | None = N
     what there is now. A budget that a person names is of the whole process."""
     total = backend.memory().total
     own = _own_memory(backend.device)
-    return Machine(
+    machine = Machine(
         backend.name,
         backend.device,
         backend.dtype,
@@ -90,8 +91,17 @@ def machine_of(backend: Backend, memory: str = "", found: Calibration | None = N
         costs_of(backend.name),
         bool(memory),
         found.speeds if found is not None else None,
-        backend.group.size,
     )
+    return shared_by(machine, backend.group)
+
+
+def shared_by(machine: Machine, group: Group) -> Machine:
+    """The machine as each process of `group` has it: of memory that is the machine's, and of which a
+    person has named no share, those that stand on it have a part each."""
+    budget = machine.budget
+    if budget is not None and not machine.limited and not _own_memory(machine.device):
+        budget //= group.here
+    return replace(machine, processes=group.size, budget=budget)
 
 
 def _own_memory(device: str) -> bool:

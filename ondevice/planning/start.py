@@ -10,12 +10,13 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig, Recipe
 from ondevice.config.stages import StageConfig
 from ondevice.planning import calibration
-from ondevice.planning.machine import Machine, machine_of, planned_machine
+from ondevice.planning.machine import Machine, machine_of, planned_machine, shared_by
 from ondevice.planning.plan import StagePlan, plan_stage
 from ondevice.planning.report import is_planned, line, plan_recipe
 from ondevice.planning.stage_facts import Surroundings
 from ondevice.planning.verdict import Verdict, refuse, verdict
 from ondevice.runs.folder import StageFolder
+from ondevice.seam.group import Group
 from ondevice.seam.protocols import Backend
 
 
@@ -45,11 +46,12 @@ def plan_at_start(
     return plan, line(plan, found_fit)
 
 
-def plan_recipe_at_start(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """{stage: seconds that it is to take}, of a machine that is not measured {}. Raises UserError
-    for a recipe of which a stage does not fit, before its first stage begins, unless `anyway`."""
+def plan_recipe_at_start(recipe: Recipe, folder: Path, group: Group) -> dict[str, float]:
+    """{stage: seconds that it is to take}, of a machine that is not measured {}, where the processes
+    of `group` train together. Raises UserError for a recipe of which a stage does not fit, before
+    its first stage begins, unless `anyway`."""
     first = next(iter(recipe.stages.values()))
-    machine = _machine(first)
+    machine = shared_by(_machine(first), group)
     try:
         report = plan_recipe(recipe, folder, machine)
     except UserError:

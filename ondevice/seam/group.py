@@ -114,6 +114,17 @@ class Group:
     def several(self) -> bool:
         return self.size > 1
 
+    @property
+    def here(self) -> int:
+        """How many processes there are on this one's machine."""
+        return self.hosts.count(self.hosts[self.rank])
+
+    def described(self) -> str:
+        """How many processes there are and where, for people."""
+        machines = dict.fromkeys(self.hosts)
+        where = " and ".join(f"{self.hosts.count(one)} on {one}" for one in machines)
+        return f"{self.size} processes: {where}"
+
     def title(self, rank: int) -> str:
         """A process, for people."""
         return f"process {rank} of {self.size} ({self.hosts[rank]})"

@@ -36,6 +36,7 @@ from ondevice.runs.disk_pause import DiskPause
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.differences import refuse_differences, versions
+from ondevice.seam.group import Group
 from ondevice.seam.select import available, joined
 from ondevice.stages import processes
 from ondevice.stages.continued import finished, start_of
@@ -61,7 +62,9 @@ def run(cfg: RunConfig, sets: Sequence[str] = ()) -> Path:
             refuse_differences(group, _of_this_process(cfg, sets))
         if not group.leader:
             return processes.follow(group)
-        path = _run(cfg, sets, began)
+        if group.several:
+            to_stderr(group.described())
+        path = _run(cfg, sets, began, group)
         processes.end(group, path)
         return path
 
@@ -86,7 +89,7 @@ def _of_this_process(cfg: RunConfig, sets: Sequence[str]) -> dict[str, dict[str,
     }
 
 
-def _run(cfg: RunConfig, sets: Sequence[str], began: float) -> Path:
+def _run(cfg: RunConfig, sets: Sequence[str], began: float, group: Group) -> Path:
     name = recipe_for(cfg.recipe, cfg.arch)
     record = None
     if _goes_on(cfg):
@@ -102,7 +105,7 @@ def _run(cfg: RunConfig, sets: Sequence[str], began: float) -> Path:
         recipe, record = begun(cfg, recipe, folder)
     seconds: dict[str, float] = {}
     if not _goes_on(cfg):
-        seconds = plan_recipe_at_start(recipe, folder.path)
+        seconds = plan_recipe_at_start(recipe, folder.path, group)
     start = _start_model(recipe, name)
     timed = None
     if record is not None:
@@ -205,6 +208,8 @@ def _run_stages(
     Interrupted between two stages where a stop was requested.
     """
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
+    if launched() is not None:
+        resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     given: dict[str, str] = {}
     if start:
         given["policy"] = start
@@ -301,6 +306,8 @@ def run_one(name: str, cfg: StageConfig) -> Path:
             refuse_differences(group, {"versions": versions(), "command": to_mapping(cfg)})
         if not group.leader:
             return processes.follow(group)
+        if group.several:
+            to_stderr(group.described())
         path = _run_one(name, cfg)
         processes.end(group, path)
         return path
