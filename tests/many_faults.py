@@ -3,16 +3,23 @@ something is odd, and something cannot be read. Imported first by a worker of `m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 import ondevice.stages.sft as stage
 from ondevice.common.errors import UserError
-from ondevice_torch.backend import TorchTrainer
 
-_gradient = TorchTrainer.gradient
+if "MLX_RANK" in os.environ:
+    import mlx.core as mx
+
+    from ondevice_mlx.backend import MLXTrainer as Trainer
+else:
+    import torch
+
+    from ondevice_torch.backend import TorchTrainer as Trainer  # type: ignore[assignment]
+
+_gradient = Trainer.gradient
 _run = stage.run
 _stages: list[str] = []
 
@@ -30,7 +37,7 @@ def run(cfg: Any, ctx: Any) -> Any:
 _calls: list[int] = []
 
 
-def gradient(self: TorchTrainer, batches: Sequence[Any]) -> None:
+def gradient(self: Any, batches: Sequence[Any]) -> None:
     if len(_stages) != 2:
         return _gradient(self, batches)
     _calls.append(len(batches))
@@ -38,10 +45,12 @@ def gradient(self: TorchTrainer, batches: Sequence[Any]) -> None:
         raise MemoryError("no room on this machine")
     _gradient(self, batches)
     if len(_calls) == 6:
-        next(iter(self.trainable.values())).grad = torch.full_like(
-            next(iter(self.trainable.values())), float("nan")
-        )
+        name, weight = next(iter(self.trainable.items()))
+        if "MLX_RANK" in os.environ:
+            self._grads[name] = mx.full(weight.shape, float("nan"))
+        else:
+            weight.grad = torch.full_like(weight, float("nan"))
 
 
 stage.run = run
-TorchTrainer.gradient = gradient  # type: ignore[method-assign]
+Trainer.gradient = gradient  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -114,14 +114,27 @@ if os.environ.get("MANY_RECORD"):
     _always.__enter__()
 
 
-def gradients_apart(one: Path, other: Path, updates: int | None) -> dict[str, np.ndarray]:
+def sizes(ranks: Sequence[Path]) -> list[int]:
+    """How many numbers each process updates at once."""
+    return [
+        sum(g.size for g in dict(np.load(folder / "gradient-000.npz")).values()) for folder in ranks
+    ]
+
+
+def gradients_apart(one: Path, *ranks: Path, updates: int | None = None) -> dict[str, np.ndarray]:
     """How far each weight's gradients are apart in the worst of the first `updates` updates (None:
-    all), as a share of that gradient. None is farther apart than rounding makes it."""
+    all), as a share of that gradient: one process's, and those that several have, of which each may
+    have some. None is farther apart than rounding makes it."""
     worst: dict[str, np.ndarray] = {}
     files = sorted(one.glob("gradient-*"))
-    assert files and [f.name for f in files] == [f.name for f in sorted(other.glob("gradient-*"))]
+    for folder in ranks:
+        assert files and [f.name for f in files] == [
+            f.name for f in sorted(folder.glob("gradient-*"))
+        ]
     for n, file in enumerate(files[:updates]):
-        ours, theirs = dict(np.load(file)), dict(np.load(other / file.name))
+        ours, theirs = dict(np.load(file)), {}
+        for folder in ranks:
+            theirs.update(np.load(folder / file.name))
         assert ours.keys() == theirs.keys()
         largest = max(float(np.abs(g).max()) for g in ours.values())
         for name, gradient in ours.items():

@@ -279,9 +279,15 @@ NIGHTLY = (
     ),
     Nightly(
         "test_many.py",
-        r"every stage|mlx.*some|some.*mlx|any_number|launch|others\[(torch|mlx-0)",
-        "the other stages, launchers and deaths of several processes: CI has four stages by two processes, "
-        "a fault of each kind and the death of one",
+        r"every stage|mlx.*some|some.*mlx",
+        "the other stages, three processes, and the state by its owner: CI has four stages by two "
+        "processes, and Muon's state by its owner",
+    ),
+    Nightly(
+        "test_many_runs.py",
+        r"any_number|launch|torchrun|outnumber|others\[(torch|mlx-0)|befalls.*mlx",
+        "launchers, deaths, and runs that go on with other processes: CI has a fault of each kind and the "
+        "death of one",
     ),
     Nightly(
         "test_many_nodes.py",
@@ -296,7 +302,8 @@ NIGHTLY = (
     Nightly(
         "test_many_architectures.py",
         r"other_architectures",
-        "encoders and encoder-decoders by two processes: CI has a decoder's stages",
+        "encoders, encoder-decoders and a library's architectures by two processes: CI has a decoder's "
+        "stages",
     ),
 )
 
