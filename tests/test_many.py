@@ -30,7 +30,7 @@ from ondevice.runs.context import Context, RunSettings
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.seam import connections
-from ondevice.seam.group import ALONE, Group, at_once
+from ondevice.seam.group import ALONE, Group, at_once, deal
 from ondevice.seam.protocols import OptimSettings
 from ondevice.seam.select import load_backend
 
@@ -162,6 +162,10 @@ def same_folders(
     """
     names = {p.name for p in one.iterdir()}
     assert names == {p.name for p in other.iterdir()}
+    assert {p.name for p in one.parent.iterdir()} == {p.name for p in other.parent.iterdir()}
+    for name in names:
+        if name.endswith((".json", ".jinja")):  # config, tokenizer, chat template
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
     for file in one.glob("*.safetensors"):
         ours, theirs = load_file(file), load_file(other / file.name)
         assert list(ours) == list(theirs)
@@ -344,6 +348,41 @@ def test_what_works_in_one_process_is_refused_by_the_first_alone(
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_is_resumed_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that a stop names, in each of them; the first one prints."""
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/recipe.yaml").write_text("stages: {}")
+    monkeypatch.chdir(tmp_path)
+    resumed = []
+
+    def run(recipe: str, *, out: str, resume: bool) -> Path:
+        resumed.append((recipe, resume))
+        return Path(out)
+
+    monkeypatch.setattr(od, "run", run)
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["runs", "resume", "runs/mine"]) == 0
+        assert ("runs/mine" in capsys.readouterr().out) == (rank == "0")
+    assert [resume for _, resume in resumed] == [True, True]
+    assert cli.main(["runs"]) == 2  # looking is one process's
+
+
+def test_long_ones_are_dealt_out_first() -> None:
+    """Each to whom has least; each once, and in order within a process."""
+    for weights in ([3, 3, 3], [9, 1, 1, 1, 1, 1, 1, 1, 1, 1], list(range(17)), [], [5]):
+        for processes in (1, 2, 3, 8):
+            parts = deal(weights, processes)
+            assert sorted(n for part in parts for n in part) == list(range(len(weights)))
+            assert all(part == sorted(part) for part in parts)
+            loads = [sum(weights[n] for n in part) for part in parts]
+            assert max(loads) - min(loads) <= max(weights, default=0)
 
 
 def test_a_launcher_of_another_backend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,17 +20,17 @@ from ondevice import cli
 from ondevice.common import processes, user_cache
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.physical_memory import process_memory
-from ondevice.config.recipe import recipe_names
+from ondevice.config.recipe import Recipe, load_recipe, recipe_names
 from ondevice.config.sizes import parse_memory
 from ondevice.config.stages import PretrainConfig, StageConfig
 from ondevice.data import hub_datasets
 from ondevice.data.rows import AS_IS
 from ondevice.models.shapes import shapes
-from ondevice.planning import calibration, data_facts, stage_facts
+from ondevice.planning import calibration, data_facts, stage_facts, start
 from ondevice.planning.calibration import Calibration, Rates, Speeds, Terms
 from ondevice.planning.data_facts import pair_facts
 from ondevice.planning.dimensions import Dimensions
-from ondevice.planning.machine import machine_of, shared_by
+from ondevice.planning.machine import Machine, machine_of, shared_by
 from ondevice.planning.measure import fitted
 from ondevice.planning.memory import decode_bytes, moment_bytes
 from ondevice.planning.model_facts import facts_of
@@ -377,6 +377,22 @@ def test_a_budget_that_is_named_is_of_the_whole_process(backend: Backend) -> Non
     assert machine_of(backend).process == 0, "what is available is so beside this process"
     if backend.device != "cuda":
         assert machine_of(backend, "8GB").process == pytest.approx(process_memory(), rel=0.1)
+
+
+def test_a_recipe_is_planned_at_its_start_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group()
+    group.hosts, group.size = ["a", "b", "c"], 3
+    planned = []
+
+    def plan(recipe: Recipe, folder: Path, machine: Machine) -> dict[str, Any]:
+        planned.append(machine.processes)
+        return {"stages": []}
+
+    monkeypatch.setattr(start, "plan_recipe", plan)
+    start.plan_recipe_at_start(load_recipe("minute"), tmp_path, group)
+    assert planned == [3]
 
 
 def test_processes_of_one_machine_share_its_memory(backend: Backend) -> None:
