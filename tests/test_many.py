@@ -150,7 +150,7 @@ def same_folders(
     near: float,
     gradients: Mapping[str, np.ndarray] | None = None,
     moved: float = 2 * STEPS * 3e-3,
-    without_effect: str = " ",
+    without_effect: tuple[str, ...] = (),
 ) -> None:
     """The same files in two models' folders, and weights that are as near as that: but for one in a
     thousand, whose gradient is little more than rounding. AdamW divides by its size, so that it moves

@@ -119,7 +119,12 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path, backend_name
         np.testing.assert_allclose(ours, theirs, rtol=NEAR, atol=NEAR, err_msg=name)
         same_folders(*(of / "model" for of in folders), 2e-5)
         if name in ROLLOUTS:
-            same_completions(*(completions(of.parent, function) for of in folders), steps=4)
+            # each part of the run has measured at its end
+            drawn = [
+                [one for one in completions(of.parent, function) if not one.get("held_out")]
+                for of in folders
+            ]
+            same_completions(*drawn, steps=4)
 
 
 REWARD = """
@@ -136,13 +141,13 @@ def test_processes_that_outnumber_the_work(tmp_path: Path, backend_name: str) ->
     size, shard = (3, "state") if backend_name == "torch" else (2, "none")
     few = {"steps": 3, "eval_every": 0, "eval_batches": 1, "save_every": 0, "shard": shard}
     jobs = {name: (fn, {**f, **few}) for name, (fn, f) in jobs_of(files, backend_name).items()}
-    one_row = {"batch_size": 1, "micro_batch": None}
+    one_row = {"batch_size": 1, "micro_batch": "auto"}
     for name in ("pretrain", "sft", "reward", "dpo"):
         jobs[name][1].update(one_row)
     # two tensors are trained
     jobs["lora"][1].update(one_row, lora_targets=["model.layers.0.self_attn.q_proj"])
     for name in ROLLOUTS:
-        jobs[name][1].update(prompts=1, micro_batch=None)
+        jobs[name][1].update(prompts=1, micro_batch="auto")
     jobs["ppo"][1].update(minibatches=1)
     jobs["grpo"][1].update(rewards=[], reward_file=str(tmp_path / "reward.py"))
     for name in ("classify", "kto"):
