@@ -25,6 +25,7 @@ DTYPES = {
     "bool": mx.bool_,
 }
 Params = dict[str, mx.array]
+KEPT_SCORES = 2**24  # of a layer, from which on the backward pass computes them again
 _BLOCK, _BLOCKS = (
     64,
     8,
@@ -175,7 +176,9 @@ class MLXOps:
     def logsumexp(self, x: mx.array, axis: int) -> mx.array:
         return mx.logsumexp(x, axis)
 
-    def log_likelihood(self, x: mx.array, targets: mx.array) -> mx.array:
+    def log_likelihood(
+        self, x: mx.array, targets: mx.array, *, spent: bool = False
+    ) -> mx.array:  # MLX sees by itself what is spent
         at = targets[:, None]
 
         @mx.custom_function
@@ -376,14 +379,17 @@ def causal_by_blocks(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
     that skips them."""
     places = q.shape[2]
     size = max(_BLOCK, -(-places // _BLOCKS))
+
+    def block(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+
+    heads = q.shape[0] * q.shape[1]
+    # what a CPU keeps for the gradient is all scores, of long rows more than all else together
+    attend = mx.checkpoint(block) if heads * places * places >= KEPT_SCORES else block
     parts = []
     for start in range(0, places, size):
         end = min(start + size, places)
-        parts.append(
-            mx.fast.scaled_dot_product_attention(
-                q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=scale, mask="causal"
-            )
-        )
+        parts.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end]))
     return mx.concatenate(parts, 2)
 
 

@@ -21,6 +21,9 @@ from . import packed_moments
 from .ops import MLXOps
 
 GROUP_BYTES = 64 << 20  # of parameters that are updated together
+# Stands in the place of an array while it is updated: nobody else may have it then, for MLX to
+# write the new one into its memory.
+_GONE = mx.array(0.0)
 
 
 class Optimizer:
@@ -92,15 +95,19 @@ class Optimizer:
         decays = {decay: mx.array(decay) for decay in (self.settings.weight_decay, 0.0)}
         for names in _groups(self.rest, params):
             for n in names:
-                flat = params[n].ndim == 1
-                held = (params[n], grads.pop(n), *(self.state[key] for key in _moments(n)))
+                ndim = params[n].ndim
+                flat = ndim == 1
+                held = [params[n], grads.pop(n), *(self.state[key] for key in _moments(n))]
+                params[n] = _GONE
+                self.state |= dict.fromkeys(_moments(n), _GONE)
                 new = self._adamw(
                     *(x[None] if flat else x for x in held),
                     scale,
                     step,
                     rate,
-                    decays[self.settings.decay(n, params[n].ndim)],
+                    decays[self.settings.decay(n, ndim)],
                 )
+                del held
                 found = [x.squeeze(0) if flat else x for x in new]
                 params[n], *moments = found
                 self.state |= zip(_moments(n), moments, strict=True)

@@ -290,6 +290,7 @@ class TorchTrainer:
             for batch in batches:
                 value, metrics = self._loss(self.backend._place(batch))
                 value.backward()
+                self._fill_gradients()
                 for name, (total, count) in metrics.items():
                     pair = torch.stack((total.detach().float(), count.detach().float()))
                     self._totals.setdefault(name, []).append(pair)
@@ -297,6 +298,12 @@ class TorchTrainer:
         except BaseException:
             self._forget_gradient()
             raise
+
+    def _fill_gradients(self) -> None:
+        """Gives those of tables of which only rows were read (`TorchOps.embed`) all their rows."""
+        for p in self.trainable.values():
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
 
     def _forget_gradient(self) -> None:
         self._totals = {}

@@ -19,9 +19,10 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def log_likelihood(x: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(x) at `targets` (N,), of x (N, V) float32."""
-    out: Tensor = _LogLikelihood.apply(x, targets)  # type: ignore[no-untyped-call]
+def log_likelihood(x: Tensor, targets: Tensor, *, spent: bool = False) -> Tensor:
+    """log softmax(x) at `targets` (N,), of x (N, V) float32, which is overwritten where it is
+    `spent`."""
+    out: Tensor = _LogLikelihood.apply(x, targets, spent)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -57,20 +58,21 @@ class _LogLikelihood(torch.autograd.Function):
     """exp is taken once: what the forward pass has of it becomes the gradient, in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, targets: Tensor, spent: bool) -> Tensor:
         largest = x.amax(-1, keepdim=True)
-        powers = (x - largest).exp_()
-        total = powers.sum(-1, keepdim=True)
+        asked = x.gather(-1, targets[:, None]) - largest
+        powers = x.detach().sub_(largest) if spent else x - largest
+        total = powers.exp_().sum(-1, keepdim=True)
         ctx.save_for_backward(powers, total, targets)
-        return (x.gather(-1, targets[:, None]) - largest - total.log()).squeeze(-1)
+        return (asked - total.log()).squeeze(-1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # changed in place: torch refuses to go back a second time
         powers, total, targets = ctx.saved_tensors
         powers.mul_(-(grads[0][:, None] / total))
         powers[torch.arange(len(targets), device=targets.device), targets] += grads[0]
-        return powers, None
+        return powers, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

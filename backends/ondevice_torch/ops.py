@@ -15,7 +15,7 @@ from ondevice.common.kept import Kept
 from ondevice.models.lora import add_adapters
 from ondevice.seam.ops import CONSTANTS
 
-from . import few_passes
+from . import chunks, few_passes
 from .quant import QuantizedLinear, dequantize
 from .recompute import product, recomputed, with_recipe
 
@@ -28,6 +28,7 @@ DTYPES = {
     "bool": torch.bool,
 }
 Params = dict[str, Tensor]
+LARGE_TABLE = 1 << 26  # bytes
 
 
 class TorchOps:
@@ -61,7 +62,19 @@ class TorchOps:
             return dequantize(table.view(torch.int32)[ids], scales, biases, width)
         # the gather comes before the cast: the gradient of a cast table would be a second dense
         # table
-        return F.embedding(ids, table).to(self.compute)
+        return F.embedding(ids, table, sparse=self._has_few_rows_read(table)).to(self.compute)
+
+    def _has_few_rows_read(self, table: Tensor) -> bool:
+        """Whether the gradient of a look-up is to be of the rows that were read alone, for the
+        trainer to add: that of a whole table would stand beside the one that the head gives it."""
+        return (
+            table.is_leaf
+            and table.requires_grad
+            and torch.is_grad_enabled()
+            and table.nbytes >= LARGE_TABLE
+            and self.device.type in ("cpu", "cuda")
+            and not _is_compiled()
+        )
 
     def rms_norm(
         self, params: Params, name: str, x: Tensor, eps: float, shift: float = 0.0
@@ -182,10 +195,10 @@ class TorchOps:
     def logsumexp(self, x: Tensor, axis: int) -> Tensor:
         return torch.logsumexp(x, axis)
 
-    def log_likelihood(self, x: Tensor, targets: Tensor) -> Tensor:
+    def log_likelihood(self, x: Tensor, targets: Tensor, *, spent: bool = False) -> Tensor:
         if _is_compiled() or x.dtype != torch.float32:
             return -F.cross_entropy(x, targets.long(), reduction="none")
-        return few_passes.log_likelihood(x, targets.long())
+        return few_passes.log_likelihood(x, targets.long(), spent=spent)
 
     def exp(self, x: Tensor) -> Tensor:
         return torch.exp(x)
@@ -283,6 +296,8 @@ class TorchOps:
         self, fn: Callable[..., tuple[Tensor, ...]], rows: int, *, keep: bool = False
     ) -> Callable[..., tuple[Tensor, ...]]:
         def run(params: Params, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            if torch.is_grad_enabled() and not keep and not _is_compiled():
+                return chunks.in_chunks(fn, rows, params, x, others)
             body = self.checkpoint(fn) if torch.is_grad_enabled() and not keep else fn
             # by the number of chunks, not by that of rows: a compiler then traces anew for each
             # number of chunks alone, and the last chunk is of any length

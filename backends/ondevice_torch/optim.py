@@ -1,4 +1,8 @@
-"""One update of parameters in torch: clip, AdamW from the library, Muon from the shared code."""
+"""One update of parameters in torch: clip, AdamW by the library's kernel, Muon from the shared code.
+
+Why not `torch.optim.AdamW`, which calls this kernel: its first step imports torch's compiler, 79 MB
+and a second of a process that compiles nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import TorchOps
 from .packed_moments import LEAST, PackedMoments
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
@@ -23,19 +29,8 @@ class Optimizer:
         self.momentum = {n: torch.zeros_like(params[n]) for n in self.muon}
         self.packed = {n: PackedMoments(params[n]) for n in params if self._is_packed(n)}
         rest = [n for n in params if n not in settings.muon_names and n not in self.packed]
-        decays = {n: settings.decay(n, params[n].ndim) for n in rest}
-        groups = [
-            {"params": [params[n] for n in rest if decays[n] == rate], "weight_decay": rate}
-            for rate in sorted({*decays.values()}, reverse=True)
-        ]
-        self.adamw = (
-            torch.optim.AdamW(
-                groups, lr=1.0, fused=True, eps=settings.eps, betas=(settings.beta1, settings.beta2)
-            )
-            if rest
-            else None
-        )
         self.rest = rest
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}  # made at the first step
         self.steps = 0
 
     def _is_packed(self, name: str) -> bool:
@@ -57,16 +52,40 @@ class Optimizer:
         if grads and 0 < self.settings.clip_norm < value:
             torch._foreach_mul_(grads, self.settings.clip_norm / (value + 1e-6))
         self.steps += 1
-        if self.adamw is not None:
-            for group in self.adamw.param_groups:
-                group["lr"] = lr
-            self.adamw.step()
+        self._adamw(lr)
         for n, moments in self.packed.items():
             p = self.params[n]
             moments.update(p, self.settings, lr, self.settings.decay(n, p.ndim), self.steps)
         if self.muon:
             self._muon(lr * self.settings.muon_ratio)
         return value, True
+
+    def _adamw(self, lr: float) -> None:
+        s = self.settings
+        together: dict[tuple[float, torch.dtype], list[str]] = {}
+        for n in self.rest:
+            p = self.params[n]
+            if n not in self.moments:
+                self.moments[n] = torch.zeros_like(p), torch.zeros_like(p)
+            together.setdefault((s.decay(n, p.ndim), p.dtype), []).append(n)
+        for (decay, _), names in together.items():
+            params = [self.params[n] for n in names]
+            step = torch.tensor(float(self.steps), device=params[0].device)
+            torch._fused_adamw_(
+                params,
+                [p.grad for p in params],
+                [self.moments[n][0] for n in names],
+                [self.moments[n][1] for n in names],
+                [],
+                [step] * len(names),
+                lr=lr,
+                beta1=s.beta1,
+                beta2=s.beta2,
+                weight_decay=decay,
+                eps=s.eps,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def _muon(self, lr: float) -> None:
         buffers = [self.momentum[n].lerp_(self.params[n].grad, 1 - MOMENTUM) for n in self.muon]
@@ -81,13 +100,12 @@ class Optimizer:
         out = {f"{n}.momentum": b for n, b in self.momentum.items()}
         for n, moments in self.packed.items():
             out |= moments.state(n)
-        if self.adamw is not None:
-            for n in self.rest:
-                held = self.adamw.state.get(self.params[n], {})
-                for key in ("exp_avg", "exp_avg_sq"):
-                    out[f"{n}.{key}"] = (
-                        held[key] if key in held else torch.zeros_like(self.params[n])
-                    )
+        for n in self.rest:
+            for k, key in enumerate(_MOMENTS):
+                empty = n not in self.moments
+                out[f"{n}.{key}"] = (
+                    torch.zeros_like(self.params[n]) if empty else self.moments[n][k]
+                )
         return out
 
     def restore(self, state: dict[str, Tensor], steps: int) -> None:
@@ -96,12 +114,8 @@ class Optimizer:
             self.momentum[n].copy_(state[f"{n}.momentum"])
         for n, moments in self.packed.items():
             moments.restore(n, state)
-        if self.adamw is not None:
-            for n in self.rest:
-                p = self.params[n]
-                self.adamw.state[p] = {
-                    "step": torch.tensor(float(steps), device=p.device),
-                    **{
-                        k: state[f"{n}.{k}"].to(p.device).clone() for k in ("exp_avg", "exp_avg_sq")
-                    },
-                }
+        for n in self.rest:
+            first, second = (
+                state[f"{n}.{key}"].to(self.params[n].device).clone() for key in _MOMENTS
+            )
+            self.moments[n] = first, second

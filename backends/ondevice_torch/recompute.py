@@ -19,6 +19,21 @@ LEAST_BYTES = 1 << 19
 """Below this, what is spared is not worth the calls."""
 
 
+class GradientSum:
+    """The gradient of a matrix that is used several times: what each use adds to it in place.
+
+    It stands at the matrix as `gradient_sum`, for `product` alone."""
+
+    total: Tensor | None = None
+
+    def add(self, grad: Tensor, x: Tensor) -> None:
+        """gradᵀ (outputs, N) · x (N, inputs)"""
+        if self.total is None:
+            self.total = grad.t() @ x
+        else:
+            self.total.addmm_(grad.t(), x)
+
+
 class Recipe(NamedTuple):
     """How a tensor is made: `make(*inputs)`."""
 
@@ -52,7 +67,11 @@ def _worth_it(inputs: tuple[Tensor, ...]) -> bool:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x · weightᵀ. Where x has a recipe, that is kept for the gradient of the weight."""
+    """x · weightᵀ. Where x has a recipe, that is kept for the gradient of the weight; where the
+    weight has a sum for its gradient, that gets it."""
+    if hasattr(weight, "gradient_sum"):
+        added: Tensor = _AddingProduct.apply(x, weight)  # type: ignore[no-untyped-call]
+        return added
     recipe: Recipe | None = getattr(x, "recipe", None)
     if recipe is None or not weight.requires_grad or not torch.is_grad_enabled():
         return F.linear(x, weight)
@@ -96,3 +115,20 @@ class _Product(torch.autograd.Function):
             x_grad = (grad @ weight).reshape(*grads[0].shape[:-1], weight.shape[1])
         x = ctx.make(*(one.detach() for one in inputs))
         return x_grad, grad.t() @ x.reshape(-1, weight.shape[1]), None
+
+
+class _AddingProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.gradient_sum = weight.gradient_sum  # type: ignore[attr-defined]
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].reshape(-1, weight.shape[0])
+        ctx.gradient_sum.add(grad, x.reshape(-1, weight.shape[1]))
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return (grad @ weight).reshape(x.shape), None

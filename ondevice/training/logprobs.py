@@ -45,7 +45,7 @@ def token_logprobs(
         z = head.logits(ops, weight, x)
         if temperature != 1.0:
             z = z / temperature
-        logp = ops.log_likelihood(z, targets)
+        logp = ops.log_likelihood(z, targets, spent=not entropy)
         if not entropy:
             return (logp,)
         z = ops.stop_gradient(z)
