@@ -130,18 +130,25 @@ class YesNo(Checkbox):
         return len("[x] yes")
 
 
+async def _in_turn(field: Input | TextArea, event: Key) -> None:
+    """Does at once what a key that is no text does in a field. Textual does it when the key has come
+    up to the app: behind the characters that were typed after it, where the machine is busy."""
+    if event.is_printable:
+        return
+    for binding in field._bindings.key_to_bindings.get(event.key, ()):
+        if not binding.priority and await field.app.run_action(binding.action, field):
+            event.stop()
+            event.prevent_default()
+            return
+
+
 class SafeInput(Input):
     """An input whose value, which may be a folder's name or pasted, is drawn harmless. The value
     itself stays as it is; each character is drawn as one, so that the cursor stays where it is.
     Lines that are pasted become one, and that is said."""
 
     async def _on_key(self, event: Key) -> None:
-        """Enter takes its turn among the characters: Textual's comes behind those that were typed
-        after it, where the machine is busy."""
-        if event.key == "enter":
-            event.prevent_default()
-            event.stop()
-            await self.action_submit()
+        await _in_turn(self, event)
 
     def _on_paste(self, event: Paste) -> None:
         """In place of Textual's, which keeps the first line and drops the others without a word."""
@@ -219,7 +226,7 @@ class SafeArea(TextArea):
             event.stop()
             self.post_message(self.Sent(self, self.text))
         else:
-            await super()._on_key(event)
+            await _in_turn(self, event)
 
     def action_line(self) -> None:
         self.insert("\n")
