@@ -200,7 +200,7 @@ def test_links_and_pipes_are_named(tmp_path: Path) -> None:
     found = listing(tmp_path)
     assert [file.name for file in found.files] == ["a.md", "link.md"]
     assert found.notes == [
-        "files not read: 3 links to folders, or no files (again, gone.md, pipe.pdf)"
+        "files not read: 3 links to folders, closed folders, or no files (again, gone.md, pipe.pdf)"
     ]
 
 

@@ -154,6 +154,39 @@ def test_files_that_cannot_be_read_are_named_each_with_one_reason(tmp_path: Path
         list(read(folder))
 
 
+def test_what_may_not_be_opened_is_named_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system refuses it to anybody but root, whom tests may be run by."""
+    (tmp_path / "closed").mkdir()
+    for name in ("a.txt", "b.txt", "c.html", "closed/d.txt"):
+        (tmp_path / name).write_text(f"good {name}")
+    sums, encoding, access = survey.sha256_once, store.encoding_of, os.access
+
+    def refused(file: Path) -> None:
+        if file.name in ("b.txt", "c.html"):
+            raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(survey, "sha256_once", lambda file: refused(file) or sums(file))
+    monkeypatch.setattr(store, "sha256_once", lambda file: refused(file) or sums(file))
+    monkeypatch.setattr(store, "encoding_of", lambda file: refused(file) or encoding(file))
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).name != "closed" and access(p, mode))
+    glob = Path.rglob
+    monkeypatch.setattr(
+        Path, "rglob", lambda self, _: (p for p in glob(self, "*") if p.parent.name != "closed")
+    )
+    rows = read(tmp_path)
+    assert [row["text"] for row, _ in rows] == ["good a.txt"]
+    assert {Path(bad.where).name: bad.reason for bad in rows.left_out} == dict.fromkeys(
+        ("b.txt", "c.html"), "cannot be read: Permission denied"
+    )
+    assert "1 links to folders, closed folders, or no files (closed)" in rows.telling()
+    with pytest.raises(UserError, match="may not be opened by you"):
+        read(tmp_path / "closed")
+    with pytest.raises(UserError, match="not there|cannot be read: No such file"):
+        survey.survey([tmp_path / "gone.txt"])
+
+
 def test_a_file_that_hangs_its_reader_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,8 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     """The files of `split` in a folder that has splits; `test` is `validation` where there is none,
     and all files where it has neither. Raises UserError for a folder without data, or without any
     to learn from."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError("may not be opened by you", where=str(folder), hint="chmod u+rx opens it")
     odd: list[Path] = []
     inside = _files_in(folder, odd)
     data = _data_among(inside)
@@ -100,7 +102,9 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     beside += _other_kinds(folder, inside, set(data))
     others = _not_chosen(inside, data)
     if odd:
-        beside.append(f"{len(odd)} links to folders, or no files ({_few(folder, odd)})")
+        beside.append(
+            f"{len(odd)} links to folders, closed folders, or no files ({_few(folder, odd)})"
+        )
     notes = []
     if beside:
         notes.append("files not read: " + ", ".join(beside) + others)
@@ -110,18 +114,24 @@ def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
 
 def _files_in(folder: Path, odd: list[Path] | None = None) -> list[Path]:
     """All files in a folder and in folders of it, in order, without hidden ones. `odd` gets what is
-    neither: links to folders, which may go round in circles, links to nothing, pipes."""
+    neither: links to folders, which may go round in circles, links to nothing, pipes, and folders that
+    may not be opened."""
     files: list[Path] = []
     others: list[Path] = []
     for path in folder.rglob("*"):
         is_file = path.is_file()
-        if not is_file and path.is_dir() and not path.is_symlink():
+        if not is_file and _is_open(path):
             continue
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             (files if is_file else others).append(path)
     if odd is not None:
         odd += sorted(others)
     return sorted(files)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether it is a folder whose files are among those that were found."""
+    return path.is_dir() and not path.is_symlink() and os.access(path, os.R_OK | os.X_OK)
 
 
 def _data_among(files: Sequence[Path]) -> list[Path]:

@@ -154,13 +154,20 @@ def survey(files: Sequence[Path]) -> Survey:
 
 def _key(files: Sequence[Path]) -> str:
     """Names all that the survey follows from."""
-    try:
-        sums = [(str(file.absolute()), kind_of(file), sha256_once(file)) for file in files]
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(error.filename)) from error
+    sums = [(str(file.absolute()), kind_of(file), _sum_of(file)) for file in files]
     kinds = sorted({kind_of(file) for file in files} & RICH)
     versions = {kind: store.versions_of(kind) for kind in ("", *kinds)}
     return digest([store.VERSION, sums, versions])
+
+
+def _sum_of(file: Path) -> str:
+    """Of its bytes; empty where they may not be read: it is left out then, and others are read."""
+    try:
+        return sha256_once(file)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
+    except OSError:
+        return ""
 
 
 def _survey(files: Sequence[Path]) -> Survey:
