@@ -30,7 +30,7 @@ from ondevice.data.extraction.asking import Askers
 from ondevice.data.folders import RICH, kind_of
 from ondevice.data.plain_text import PACKED, UTF_8, NoText, encoding_of
 
-VERSION = 3
+VERSION = 4
 """Of our own part of the reading: texts of another one are made anew."""
 PACKAGES = {
     ".pdf": ("pypdf",),
