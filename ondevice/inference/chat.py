@@ -31,7 +31,7 @@ from ondevice.models.model import Model
 from ondevice.runs.events import first_event
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from ondevice.seam.use_type import load_backend_for_use
 
 
 def _on_stderr(who: str) -> Callable[[str], None]:
@@ -50,7 +50,7 @@ def silent(said: str) -> None:
 
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    backend = load_backend_for_use(cfg.backend, cfg.device, cfg.dtype)
     model = load_generative(find_model(cfg.model), backend)
     if not isinstance(cfg, SamplingConfig) or (isinstance(cfg, GenerateConfig) and not cfg.chat):
         return model, backend

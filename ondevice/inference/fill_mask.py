@@ -22,7 +22,7 @@ from ondevice.models.network import is_masked_lm, objective
 from ondevice.runs.resolve import find_model
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from ondevice.seam.use_type import load_backend_for_use
 
 
 def fill(cfg: FillConfig) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def fill(cfg: FillConfig) -> dict[str, Any]:
     without one, or one that is too long."""
     cfg.check()
     text = read_input(lambda: cfg.text or sys.stdin.read())
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    backend = load_backend_for_use(cfg.backend, cfg.device, cfg.dtype)
     model = load_for_use(find_model(cfg.model), backend)
     if not is_masked_lm(model.cfg) and objective(model.cfg) not in ("spans", "infilling"):
         raise UserError(

@@ -35,7 +35,7 @@ from ondevice.models.score_head import class_scores, names_of
 from ondevice.runs.resolve import find_classifier
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from ondevice.seam.use_type import load_backend_for_use
 
 ROWS = 32
 
@@ -51,7 +51,7 @@ def label(cfg: LabelConfig) -> dict[str, Any]:
         raise UserError(
             "is empty", where="text", hint="write something after the model, or send it to stdin"
         )
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    backend = load_backend_for_use(cfg.backend, cfg.device, cfg.dtype)
     model = need_classes(load_for_use(find_classifier(cfg.model), backend))
     pair = read_input(lambda: cfg.pair) or None
     [found] = probabilities(model, backend, [LabelledText(text, "", pair)])

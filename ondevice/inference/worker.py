@@ -60,7 +60,7 @@ from ondevice.models.load import load_for_use
 from ondevice.models.model import Model, require_generative
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import load_backend
+from ondevice.seam.use_type import load_backend_for_use
 from ondevice.training.sequence_logprobs import Scorer
 
 PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
@@ -119,7 +119,7 @@ def serve(cfg: WorkerConfig, source: BinaryIO | None = None, sink: BinaryIO | No
 class _Worker:
     def __init__(self, cfg: WorkerConfig, requests: Requests, sink: BinaryIO) -> None:
         self.cfg, self.requests, self.sink = cfg, requests, sink
-        self.backend: Backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+        self.backend: Backend = load_backend_for_use(cfg.backend, cfg.device, cfg.dtype)
         self.model: Model = load_for_use(find_model(cfg.model), self.backend)
         self._made: tuple[Sampling, Generator] | None = None
         self._scorer: Any = None

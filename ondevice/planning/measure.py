@@ -42,12 +42,14 @@ from ondevice.planning.work import Decode, pass_of
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
+from ondevice.seam.use_type import TYPES, keep
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.optimizer_settings import optim_settings
 
 WIDTHS = (64, 128, 256, 512, 1024)
 ROWS = 512  # of a product
 _MOVED = 1 << 22  # numbers
+USED = (4, 2048)  # matrices of a text's next token, and their width: more than caches hold
 _RUNS = 5
 SHAPES: tuple[dict[str, int], ...] = (
     {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": 4},
@@ -71,6 +73,7 @@ def main() -> None:
         "speeds": asdict(measure(backend)),
     }
     print(json.dumps(found), flush=True)
+    keep(backend, {name: _used(name) for name in TYPES})
 
 
 def measure(backend: Backend) -> Speeds:
@@ -162,6 +165,24 @@ def _moved(backend: Backend) -> float:
         backend.numpy((x + y + x + y)[:1])
 
     return 3 * 3.0 * 4 * _MOVED / _best(work)
+
+
+def _used(dtype: str) -> float:
+    """Seconds that one row takes through some large matrices in this compute type, as the next
+    token of a text does."""
+    backend = load_backend(sys.argv[1], sys.argv[2], dtype)
+    count, width = USED
+    host = np.full((width, width), 1 / width, np.float32)
+    weights = [{"w.weight": backend.ops.cast(backend.array(host), dtype)} for _ in range(count)]
+    first = backend.ops.cast(backend.array(np.ones((1, 1, width), np.float32)), dtype)
+
+    def work() -> None:
+        x = first
+        for weight in weights:
+            x = backend.ops.linear(weight, "w", x)
+        backend.numpy(x)
+
+    return _best(work)
 
 
 def _tokenizer() -> float:
