@@ -280,7 +280,9 @@ class Soak:
             if FAULTS[fault](self, met, process, words):
                 self.met[fault] += 1
             print(f"  step {last_step(met):>7,}: {fault.replace('_', ' ')}", flush=True)
-        self.done(process)
+        # a kill that comes between the end of the work and that of its process takes nothing
+        if process.wait() != -signal.SIGKILL:
+            self.done(process)
 
     def order(self) -> Iterator[str]:
         while True:
