@@ -106,7 +106,8 @@ def _changed(draw: random.Random, value: Any) -> Any:
             return value[:at] + [value[at]] * draw.choice((2, 30)) + value[at + 1 :]
         return value[:at] + [_changed(draw, value[at])] + value[at + 1 :]
     if isinstance(value, (int, float)) and draw.random() < 0.4:
-        return draw.choice((-value, value + 1, value * 1000, float(value), str(value)))
+        near = float(value) if abs(value) < 1e300 else 0.0
+        return draw.choice((-value, value + 1, value * 1000, near, str(value)))
     return draw.choice(_ODD)
 
 

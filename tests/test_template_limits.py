@@ -111,6 +111,12 @@ def test_what_is_not_given_cannot_be_called(name: str) -> None:
         run_template("{{ " + name + "() }}", NAMES)
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "messages - 1e999"])
+def test_a_number_that_python_has_no_word_for_is_refused(number: str) -> None:
+    with pytest.raises(UserError, match="a number beyond every float"):
+        run_template("{% if " + number + " %}x{% endif %}", NAMES)
+
+
 def test_a_binary_operator_that_makes_something_is_looked_at() -> None:
     """Of those that jinja2 lets one look at, the others make numbers only."""
     signs = set(jinja2.sandbox.SandboxedEnvironment.default_binop_table)

@@ -164,6 +164,11 @@ def test_the_rule_finds_a_new_door() -> None:
     assert found == ["json.loads", "json.loads"]
 
 
+def test_what_is_wrong_is_said_in_a_line_of_bounded_length() -> None:
+    """Libraries quote whole lines of a file."""
+    assert str(UserError("x" * 9000, where="a.json")) == "a.json: " + "x" * 2000 + " …"
+
+
 DEEP = "[" * 5000 + "]" * 5000
 BAD_JSON = {
     "bytes": b"\xff\xfe",

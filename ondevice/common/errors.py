@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 2000  # characters of what is wrong: a library quotes whole lines of a file
+
 
 class UserError(Exception):
     """The user's input is at fault: shown as one line on stderr, exit code 2, no traceback.
@@ -13,6 +15,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        if len(message) > _LONGEST:
+            message = message[:_LONGEST] + " …"
         self.message, self.where, self.hint = message, where, hint
         super().__init__(message)
 

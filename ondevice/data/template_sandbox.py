@@ -11,6 +11,7 @@ thread nor a process, and so holds wherever a template is rendered.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -124,6 +125,12 @@ class _Charges(NodeTransformer):
     """Puts `_part` around what is written or joined by `~`, `_made` around lists that are made, `_sought`
     around what something is sought in, `_compared` around one side of a comparison.
     """
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:
+        # jinja2 would write it into Python as the name `inf`
+        if isinstance(node.value, float) and not math.isfinite(node.value):
+            raise jinja2.TemplateSyntaxError("a number beyond every float", node.lineno)
+        return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
