@@ -38,6 +38,8 @@ from ondevice.planning.report import render
 from ondevice.planning.row_sample import MOST_BYTES, sample_rows
 from ondevice.planning.trained import Trained, trained_by
 from ondevice.planning.work import Decode, pass_of
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs.contents import planned_seconds, recipe_stages
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder
@@ -371,6 +373,20 @@ def test_a_remedy_is_found_without_reading_anything_again(
     report = plan_of("dpo", files / "policy", files / "pairs.jsonl", memory="1MB")
     assert report["fits"] == "no" and "take a smaller model" in render(report)
     assert len(read_models) == len(read_data) == 1, "though more than ten changes were tried"
+
+
+def test_the_pairs_of_a_few_votes_are_counted(
+    tmp_path: Path, backend: Backend, cache: Path
+) -> None:
+    """Fewer than are looked at of many: the form said 8 of 48, and 40 times through them."""
+    files = small_stages.make(tmp_path / "files", backend)
+    with Ratings.open(tmp_path / "ratings.db", create=True) as ratings:
+        for n in range(20):
+            answers = [Response("a few words"), Response("other words")]
+            item = ratings.add("b", f"question {n}", answers, seed=0)
+            ratings.vote(item, "Ada", "s", ranking=[0])
+    report = plan_of("dpo", files / "policy", tmp_path / "ratings.db", held_share=0.0, steps=20)
+    assert " 20 pairs" in render(report) and "≈ 20 pairs" not in render(report)
 
 
 def test_a_budget_that_is_named_is_of_the_whole_process(backend: Backend) -> None:

@@ -142,9 +142,11 @@ def test_a_wrong_form_has_no_command_and_leads_to_the_field_at_fault(tmp_path: P
         await until(pilot, lambda: app.focused is fields["steps"].control)
         assert fields["steps"].display
         # all at once, as on a machine that was busy: Enter came behind what was typed after it
-        for key in ("ctrl+f", *"se", "ctrl+u", *"seed", "enter", *"12"):
+        for key in ("ctrl+f", *"se", "ctrl+u", *"seed", "enter", *"12", "enter"):
             app.post_message(Key(key, key if len(key) == 1 else None))
         await until(pilot, lambda: entries(app)["seed"] == "12")
+        await pilot.pause()
+        assert not any("no setting" in note.message for note in app._notifications)
         fields["model"].put("")
         await until_shown(pilot, "✗", "no command while")
 

@@ -222,8 +222,9 @@ def pair_facts(
     data = cfg.data or str(run / FILE)
     if _votes(data):
         rated = list(read_pairs(data))
-        part = encoded_rows(encoded(rated[:MOST_ROWS]), MOST_ROWS, RowSample(count=len(rated)), 0)
-        part.characters = _pair_text(rated[:MOST_ROWS])
+        looked = rated[:MOST_ROWS]
+        part = encoded_rows(encoded(looked), len(looked), RowSample(count=len(rated)), 0)
+        part.characters = _pair_text(looked)
         parts = [part]
     else:
         parts = encoded_sources(cfg, corpus, own, builtin)

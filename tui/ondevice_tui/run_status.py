@@ -224,7 +224,7 @@ def _to_rate(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[st
     if pending or trouble:
         state = "next"
         if _passed(name, states):
-            state = "skipped"
+            state = "done" if votes else "skipped"  # a later stage has learned from them
     elif votes:
         state = "done"
     return Row(name, state, None, told, None, None, "rate", "")

@@ -61,7 +61,10 @@ class Details(Card[None]):
     """Text to read, in a card."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,L,d,enter", "dismiss(None)", "close", key_display="esc")
+        Binding("escape,q,L,d,enter", "dismiss(None)", "close", key_display="esc"),
+        Binding("j", "scroll(2)", "down", show=False),
+        Binding("k", "scroll(-2)", "up", show=False),
+        Binding("space", "page(1)", "page down", show=False),
     ]
 
     def __init__(self, title: str, text: Content) -> None:
@@ -70,8 +73,15 @@ class Details(Card[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card") as card:
-            titled(card, self._title, "esc closes")
+            titled(card, self._title, "j k, space a page   esc closes")
             yield SafeText(self._text)
+
+    def action_scroll(self, by: int) -> None:
+        self.query_one("#card").scroll_relative(y=by, animate=False)
+
+    def action_page(self, by: int) -> None:
+        card = self.query_one("#card")
+        card.scroll_relative(y=by * max(card.size.height - 1, 1), animate=False)
 
 
 def ask(

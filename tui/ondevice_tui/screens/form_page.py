@@ -226,7 +226,9 @@ class FormPage(Page):
         behind = ""  # what was typed after Enter, and came first: it is for the next field
         if box.value != event.value and box.value.startswith(event.value):
             behind = box.value.removeprefix(event.value)
-        if box.id != "find":
+        if box.id == "find" and not box.display:
+            self._enter()  # it was on its way to the search box, for the field that was found
+        elif box.id != "find":
             self._enter()
             if behind and isinstance(self.focused, Input) and self.focused is not box:
                 box.value = event.value
