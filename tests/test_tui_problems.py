@@ -346,6 +346,9 @@ def test_problems_searches_and_comparisons_by_their_keys(tmp_path: Path) -> None
         await until_shown(pilot, "step 22 · group 1 of 1")
         await pilot.press("percent_sign")
         text = await until_shown(pilot, "where a step's time goes", "of an earlier version")
-        assert "% rewards" in text and "q quit" in shown(app)
+        assert "% spread" in text and "q quit" in shown(app)
+        await pilot.press("percent_sign")
+        text = await until_shown(pilot, "step 22:", "completions, 1 groups", "length")
+        assert "% rewards" in text
 
     play(tmp_path, script, (100, 30))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ondevice.runs.events import EventWriter, read
 from ondevice_tui.event_reader import FIELDS, Follower
-from ondevice_tui.series import Series, smooth, spark
+from ondevice_tui.series import Series, histogram, smooth, spark
 
 values = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(math.nan)), max_size=300)
 
@@ -178,3 +178,12 @@ def test_one_very_long_line_is_one_line(tmp_path: Path) -> None:
     long = json.dumps({"event": "warning", "message": "x" * 3_000_000})
     path.write_text(long + '\n{"event": "step", "step": 1, "loss": 1}\n')
     assert means(follow(path)) == {1.0: 1.0}
+
+
+def test_a_histogram_counts_every_value() -> None:
+    assert histogram([0, 0, 0, 0, 1, 2], 3) == (0, 2, "█▃▃")
+    assert histogram([0.0, 10.0, float("nan")], 4) == (0, 10, "█  █")
+    assert histogram([5, 5], 4) == (5, 5, "█")
+    assert histogram([], 4) == (0, 0, "")
+    low, high, blocks = histogram([0.0] * 1000 + [1.0], 5)
+    assert (low, high, blocks) == (0, 1, "█   ▁"), "one of a thousand is seen"

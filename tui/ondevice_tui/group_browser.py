@@ -49,11 +49,15 @@ class Browser:
         if found is None:
             return None, 0, 0
         step, number = found
-        place = self._until(step)
-        groups = self._groups(place) if place is not None and place[0] == step else []
+        groups = self.of_step(step)
         if number < len(groups):
             return groups[number], number, len(groups)
         return None, 0, 0
+
+    def of_step(self, step: int) -> list[Group]:
+        """All groups of a step, whatever passes."""
+        place = self._until(step)
+        return self._groups(place) if place is not None and place[0] == step else []
 
     def answers(self, group: Group) -> list[tuple[int, Answer]]:
         """(number, completion) of a group in the order that was chosen."""

@@ -162,6 +162,25 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
     return out
 
 
+def histogram(values: Sequence[float], width: int) -> tuple[float, float, str]:
+    """(least, most, how many lie in each of `width` equal parts between: a space for none, ▁ for a
+    few, █ for the most). Values that are no numbers are left out; all zero and empty without one."""
+    values = [v for v in values if math.isfinite(v)]
+    if not values or width < 1:
+        return 0.0, 0.0, ""
+    low, high = min(values), max(values)
+    if high == low:
+        return low, high, BLOCKS[-1]
+    counts = [0] * width
+    for value in values:
+        counts[min(int((value - low) / (high - low) * width), width - 1)] += 1
+    blocks = ""
+    for count in counts:
+        height = round(count / max(counts) * (len(BLOCKS) - 1))
+        blocks += BLOCKS[height] if count else " "
+    return low, high, blocks
+
+
 def spark(values: Sequence[float], width: int) -> str:
     """A curve of one line of blocks, each the mean over its share of the values."""
     values = [v for v in values if math.isfinite(v)]

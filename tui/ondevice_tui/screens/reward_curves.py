@@ -1,9 +1,11 @@
-"""The upper part of the rewards screen: a curve, each reward by itself, where a step's time goes."""
+"""The upper part of the rewards screen: a curve, each reward by itself, where a step's time goes,
+how its completions are spread.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
@@ -11,8 +13,9 @@ from textual.content import Content
 
 from ondevice.common.progress import number
 from ondevice_tui.event_reader import History
+from ondevice_tui.rollout_groups import Group
 from ondevice_tui.screens.stage_page import SHORT
-from ondevice_tui.series import Columns, spark
+from ondevice_tui.series import Columns, histogram, spark
 from ondevice_tui.widgets.curve import SCALES, Curve, Trace
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
@@ -36,6 +39,7 @@ RECENT = 20  # steps of which the time is told
 NARROW = 36  # cells of a curve whose title has no room for words
 WIDE = 44  # cells of a curve whose title has room for the spread
 BAR = 12  # cells of a whole step's time
+PANELS = ("rewards", "times", "spread")  # beside the curve, in turn
 
 
 class RewardCurves(Horizontal):
@@ -44,7 +48,7 @@ class RewardCurves(Horizontal):
     def __init__(self) -> None:
         super().__init__(id="reason-top")
         self._chosen = "reward"
-        self._times = False
+        self._panel = PANELS[0]
 
     def compose(self) -> ComposeResult:
         yield Curve("no step yet", id="reward-curve", classes="box")
@@ -64,16 +68,29 @@ class RewardCurves(Horizontal):
     def next_scale(self) -> None:
         self.curve.scale = SCALES[(SCALES.index(self.curve.scale) + 1) % len(SCALES)]
 
-    def switch_times(self) -> None:
-        self._times = not self._times
+    def next_panel(self) -> None:
+        """What stands beside the curve."""
+        self._panel = PANELS[(PANELS.index(self._panel) + 1) % len(PANELS)]
+
+    def show_spread(self, groups: Sequence[Group]) -> None:
+        """How the completions of one step are spread, where that is what stands beside the curve."""
+        if self._panel != "spread":
+            return
+        box = self.query_one("#per-reward")
+        rows = list(_spread_rows(groups, max(box.size.width - 2, 16)))
+        text = lines(rows) if rows else content("no completions of this step", "$muted")
+        self.query_one("#per-reward-text", SafeText).show(text)
 
     def show(self, history: History, empty: str) -> None:
         """`empty`: what stands in place of a curve that has no point."""
         self._show_curve(history, empty)
         box = self.query_one("#per-reward")
         width = max(box.size.width - 2, 16)
-        if self._times:
-            titled(box, "where a step's time goes", "% rewards")
+        if self._panel == "spread":
+            titled(box, "how completions are spread", "% rewards")
+            return
+        if self._panel == "times":
+            titled(box, "where a step's time goes", "% spread")
             rows = list(_time_rows(history))
             nothing = "The steps of this run do not tell: they are of an earlier version."
         else:
@@ -156,6 +173,39 @@ def _course(history: History, name: str, style: str, width: int) -> Content:
     last = cell(number(series.last), 8, right=True)
     name_width = min(max(width - 14, 6), 14)
     return line((cell(shown, name_width), style), last, "  ", (course, "$primary"))
+
+
+def _spread_rows(groups: Sequence[Group], width: int) -> Iterable[Content]:
+    """`reward   0.00 ▂  █ 1.10`: of all completions of a step their reward, its parts, their length."""
+    answers = [answer for group in groups for answer in group.answers]
+    if not answers:
+        return
+    yield line(
+        (f"step {groups[0].step:,}: {len(answers)} completions, {len(groups)} groups", "$muted")
+    )
+    names = dict.fromkeys(name for answer in answers for name in answer.rewards)
+    yield _spread_row("reward", [answer.reward for answer in answers], "bold", width)
+    yield _spread_row("length", [answer.tokens for answer in answers], "bold", width)
+    for name in names:
+        shown = name.replace("_", " ")
+        values = [answer.rewards.get(name) for answer in answers]
+        yield _spread_row(shown, values, "$muted", width)
+
+
+def _spread_row(name: str, values: Sequence[float | None], style: str, width: int) -> Content:
+    bins = max(min(width - 26, 16), 4)
+    found = [value for value in values if value is not None]
+    low, high, blocks = histogram(found, bins)
+    if not blocks:
+        return line((cell(name, 9), style), ("none", "$muted"))
+    if low == high:
+        return line((cell(name, 9), style), f"all {number(low)}")
+    return line(
+        (cell(name, 9), style),
+        f"{cell(number(low), 7, right=True)} ",
+        (blocks, "$primary"),
+        f" {number(high)}",
+    )
 
 
 def _time_rows(history: History) -> Iterable[Content]:

@@ -136,7 +136,14 @@ class RewardPage(StagePage):
             self._show_problems()
         else:
             self._show_group()
+        self._show_spread()
         self._show_completion()
+
+    def _show_spread(self) -> None:
+        groups: list[Group] = []
+        if self.browser is not None and self._group is not None:
+            groups = self.browser.of_step(self._group.step)
+        self.query_one(RewardCurves).show_spread(groups)
 
     def _show_nothing(self, title: str, why: str) -> None:
         self._shown = []

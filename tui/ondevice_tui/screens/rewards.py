@@ -22,7 +22,8 @@ from ondevice_tui.widgets.rows import Rows
 class ReasonScreen(RewardPage):
     ABOUT = """\
 Stages that learn from rewards (PPO, GRPO). Above: the mean reward with its spread, or another curve (tab), held-out \
-measurements as o from before the first step on, and each reward by itself, or where a step's time goes (%). Below: \
+measurements as o from before the first step on, and each reward by itself, \
+where a step's time goes, or how its completions are spread (%). Below: \
 a prompt with its completions, their rewards and advantages; ✓ right, ✗ wrong, … cut at the length limit. █ is an \
 advantage above the group's mean, ▒ one below: what has █ becomes likelier. Without [ or ] the newest group is shown \
 as training goes on. l lists the problems with a strip each: how many completions were right over training (where \
@@ -92,10 +93,10 @@ which nothing is learned. d sets the problem as it was answered first against no
         Binding("y", "scale", "scale", tooltip="y axis: fit, full, logarithmic"),
         Binding(
             "percent_sign",
-            "times",
-            "time",
+            "panel",
+            "panel",
             key_display="%",
-            tooltip="Where a step's time goes, or each reward",
+            tooltip="Beside the curve: each reward, a step's time, how completions are spread",
         ),
         Binding("Z", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
         Binding("L", "details", "log", tooltip="The end of the log, messages"),
@@ -331,6 +332,6 @@ which nothing is learned. d sets the problem as it was answered first against no
         self.query_one(RewardCurves).next_scale()
         self.show_history()
 
-    def action_times(self) -> None:
-        self.query_one(RewardCurves).switch_times()
+    def action_panel(self) -> None:
+        self.query_one(RewardCurves).next_panel()
         self.show_history()
