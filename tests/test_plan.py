@@ -385,8 +385,8 @@ def test_the_pairs_of_a_few_votes_are_counted(
             answers = [Response("a few words"), Response("other words")]
             item = ratings.add("b", f"question {n}", answers, seed=0)
             ratings.vote(item, "Ada", "s", ranking=[0])
-    report = plan_of("dpo", files / "policy", tmp_path / "ratings.db", held_share=0.0, steps=20)
-    assert " 20 pairs" in render(report) and "≈ 20 pairs" not in render(report)
+    report = plan_of("dpo", files / "policy", tmp_path / "ratings.db", held_share=0.5, steps=20)
+    assert " 10 pairs" in render(report) and "≈ 10 pairs" not in render(report)
 
 
 def test_a_budget_that_is_named_is_of_the_whole_process(backend: Backend) -> None:
