@@ -94,7 +94,7 @@ which nothing is learned. d sets the problem as it was answered first against no
         Binding(
             "percent_sign",
             "panel",
-            "panel",
+            "time",
             key_display="%",
             tooltip="Beside the curve: each reward, a step's time, how completions are spread",
         ),
