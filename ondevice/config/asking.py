@@ -16,8 +16,8 @@ MOST_QUESTIONS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class AskConfig(SamplingConfig, RowsConfig):
-    """A model writes questions about documents and answers them; what passes the checks is rows that
-    sft takes."""
+    """A model writes questions about documents, for answers that stand there, and finds them again;
+    what passes the checks is rows that sft takes. In English alone."""
 
     action: Literal["ask"]
     """ask: questions about each passage, and their answers."""
@@ -27,7 +27,8 @@ class AskConfig(SamplingConfig, RowsConfig):
     """File of rows to write. Beside it a file of the same name with .asked.jsonl keeps what was asked:
     the same command, or one that asks for more, goes on from there."""
     questions: int = 2
-    """Questions about each passage. More of them later are asked beside those that are there."""
+    """Questions about each passage, as far as it has so many answers: names, numbers, places, reasons.
+    More of them later are asked beside those that are there."""
     passage_tokens: int = 256
     """Tokens of a passage at most."""
     limit: int = 0
@@ -36,9 +37,9 @@ class AskConfig(SamplingConfig, RowsConfig):
     batch_size: int = 8
     """Questions that are written at once: more is faster, and takes memory."""
     max_new_tokens: int = 64
-    """Longest question, and longest answer, in tokens."""
-    temperature: float = 0.7
-    """Of the questions. Answers always take the likeliest token: they are to say what stands there."""
+    """Longest question, in tokens."""
+    temperature: float = 0.0
+    """Of the questions; 0: the likeliest, which says best what stands there."""
     again: bool = False
     """Begin anew, and lose what was asked before."""
 

@@ -439,7 +439,7 @@ def render(found: Mapping[str, Any]) -> str:
     out = sanitize(found["out"], newlines=False)
     if not found["kept"]:
         lines.append(
-            f"{out} is empty: a larger model, or a lower --temperature, writes better ones"
+            f"{out} is empty: a larger model writes better ones (documents in English alone)"
         )
         return "\n".join(lines)
     lines.append(
