@@ -59,7 +59,8 @@ def test_what_can_be_asked_for_stands_in_sentences_that_say_it_by_themselves() -
     }
     assert all(span.answer in span.sentence for span in spans(PASSAGE))
     every = (
-        "Anna keeps 12 hens and 3 goats. Near the mill lives Bert with 4 cats. Many know Anna well."
+        "Anna keeps 12 hens and 3 goats. Near the mill lives Bert with 4 cats. "
+        "Many know Anna well. In Hull the Line 7 trams are few."
     )
     assert [span.answer for span in spans(every)] == ["Anna", "4", "12", "3"]
 
@@ -74,6 +75,7 @@ SENTENCE = "Clara Voss built the stone bridge over the Ull for 40 families in 18
         ("Who built the stone bridge for 40 families of her town in 1873?", ""),
         ("Who built the bridge?", "says too little"),
         ("Who had Clara Voss build the stone bridge for 40 families?", "says its answer"),
+        ("Who built Clara Voss's stone bridge over the Ull in 1873?", "says its answer"),
         ("What does the author say of the stone bridge?", "asks about the text"),
         ("According to the text, who built the stone bridge?", "asks about the text"),
         ("Who built the stone bridge over the Ull for Napoleon?", "asks what its sentence"),

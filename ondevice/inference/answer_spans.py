@@ -103,6 +103,8 @@ def _of_sentence(sentence: str, names: set[str]) -> Iterator[Span]:
     for found in _COUNT.finditer(sentence):
         if set(found[2].split()) & (SMALL_WORDS | _MEASURES):
             continue
+        if re.search(r"\b[A-Z]\w*\s+$", sentence[: found.start()]):
+            continue  # a name's number: "Grade 5 students"
         yield Span(HOW_MANY, found[1], sentence, "How many" + found[2])
     for found in _PRICE.finditer(sentence):
         yield Span(HOW_MANY, found[1], sentence, "How much")

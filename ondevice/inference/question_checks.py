@@ -88,7 +88,7 @@ def content(text: str) -> set[str]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return [_POSSESSIVE.sub("", word) for word in _WORD.findall(text.casefold())]
 
 
 def says(question: str, answer: str) -> bool:
