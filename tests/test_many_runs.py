@@ -139,7 +139,7 @@ def test_processes_that_outnumber_the_work(tmp_path: Path, backend_name: str) ->
     files = files_of(tmp_path, backend_name)
     (tmp_path / "reward.py").write_text(REWARD)
     size, shard = (3, "state") if backend_name == "torch" else (2, "none")
-    few = {"steps": 3, "eval_every": 0, "eval_batches": 1, "save_every": 0, "shard": shard}
+    few = {"steps": 3, "eval_every": 0, "save_every": 0, "shard": shard}
     jobs = {name: (fn, {**f, **few}) for name, (fn, f) in jobs_of(files, backend_name).items()}
     one_row = {"batch_size": 1, "micro_batch": "auto"}
     for name in ("pretrain", "sft", "reward", "dpo"):
