@@ -129,7 +129,8 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path, backend_name
 
 REWARD = """
 def long(completions, **columns):
-    return [len(text) / max(map(len, completions)) for text in completions]
+    most = max(map(len, completions))  # fails without any
+    return [len(text) / 60 + 0 * most for text in completions]
 """
 
 
