@@ -142,10 +142,13 @@ class MLXBackend:
         take: bool = False,
     ) -> MLXTrainer:
         # no array is ever changed in place: there is no copy to spare
-        return MLXTrainer(self, loss, trainable, frozen, optim, compile != "never")
+        return MLXTrainer(self, loss, trainable, frozen, optim, self.compiles(compile))
+
+    def compiles(self, compile: str) -> bool:
+        return compile != "never"
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
-        body = mx.compile(fn) if compile != "never" else fn
+        body = mx.compile(fn) if self.compiles(compile) else fn
 
         def run(*args: Any) -> Any:
             return body(*(self._place(a) for a in args))

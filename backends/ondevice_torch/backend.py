@@ -164,10 +164,10 @@ class TorchBackend:
         # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
         # resume
         own = _owned(dict(sorted(trainable.items())), take)
-        return TorchTrainer(self, loss, own, frozen, optim, self._compiled(compile))
+        return TorchTrainer(self, loss, own, frozen, optim, self.compiles(compile))
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
-        body = Compiled(fn) if self._compiled(compile) else fn
+        body = Compiled(fn) if self.compiles(compile) else fn
 
         def run(*args: Any) -> Any:
             with torch.no_grad():
@@ -175,7 +175,7 @@ class TorchBackend:
 
         return run
 
-    def _compiled(self, compile: str) -> bool:
+    def compiles(self, compile: str) -> bool:
         return compile == "always" or (compile == "auto" and self.device == "cuda")
 
     def _place(self, x: Any) -> Any:

@@ -60,6 +60,7 @@ class Generator:
         self.room = 0
         self._words = np.arange(self.known, dtype=np.int32)[None]
         self._forced_first, self._forced_last = self._forced(model)
+        self.traced = backend.compiles(compile)
         self._prefill = backend.inference_fn(self._prefill_fn, compile=compile)
         self._first = backend.inference_fn(self._first_fn, compile=compile)
         self._step = backend.inference_fn(self._step_fn, compile=compile)

@@ -2,11 +2,10 @@
 
 The host looks every few tokens; between looks the device is never waited for. Rows that are done
 are seen at a look. While others wait, a slot is filled again by reading the next prompt into it;
-when none waits any more, the rows are halved as they end, so that the longest answer is not paid
-for by all.
+when none waits any more, rows leave as they end, so that the longest answer is not paid for by all.
 
-Chosen: slots are filled some at a time, and rows are halved, because every new number of rows is a
-new trace for a compiler.
+Chosen: slots are filled some at a time, and for a compiler rows leave by halves, because every new
+number of rows is a new trace. Where nothing is traced they leave at each look.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ yet, and each size is a trace for a compiler."""
 BLOCKS = (64, 256)
 """By how many places a small cache grows, and a larger one."""
 AGAIN = 8  # a slot waits until there are an eighth of all to be filled
+LEAST = 8  # rows leave, where nothing is traced, when they are an eighth of all
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Slots:
                 return
             self._fill_again()
             if not self._fresh:  # no slot was just filled
-                self._halve()
+                self._leave()
 
     # ---- what the rows have written --------------------------------------------------------------
 
@@ -230,15 +230,20 @@ class Slots:
         more = self._ops.zeros((b, h, width - held, c), self._g.backend.dtype)
         return self._ops.concat([x, more], 2)
 
-    def _halve(self) -> None:
-        """Leaves done rows out, where half of the rows and no others are left."""
+    def _leave(self) -> None:
+        """Leaves done rows out: half of the rows where no others are left, or, where nothing is
+        traced, all of them that are done."""
         alive = [slot for slot, row in enumerate(self._rows) if not row.done]
-        if self._waiting or len(alive) * 2 > len(self._rows) or len(self._rows) < 2:
+        if self._waiting:
             return
-        half = len(self._rows) // 2
+        count = len(self._rows)
+        left = count // 2 if self._g.traced else len(alive)
+        few = len(alive) * 2 > count if self._g.traced else (count - len(alive)) * LEAST < count
+        if few or count < 2:
+            return
         # a done row stands in the rest of the slots
         done = [slot for slot, row in enumerate(self._rows) if row.done]
-        kept = np.array([*alive, *done][:half], np.int32)
+        kept = np.array([*alive, *done][:left], np.int32)
         self._cache, self._token = self._g._select(self._cache, self._token, kept)
         index = self._g.backend.array(kept)
         self._seen = [x[index] for x in self._seen]

@@ -145,6 +145,11 @@ class Backend(Protocol):
         copied."""
         ...
 
+    def compiles(self, compile: str) -> bool:
+        """Whether a compiler traces what is made with this setting of `compile`: for it, each new
+        shape is a new trace."""
+        ...
+
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         """`fn` without gradients, compiled where that gains; numpy arguments are put on the device."""
         ...
