@@ -83,7 +83,7 @@ def _watch_torch() -> Callable[[], dict[str, Any]]:
     from ondevice_torch.backend import TorchBackend
 
     compiled.LOWER = "eager"
-    TorchBackend._compiled = lambda self, compile: compile != "never"  # type: ignore[method-assign]
+    TorchBackend.compiles = lambda self, compile: compile != "never"  # type: ignore[method-assign]
     logging.getLogger("torch._dynamo").addHandler(LimitHandler())
 
     def found() -> dict[str, Any]:
