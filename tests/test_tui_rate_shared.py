@@ -320,6 +320,12 @@ def test_disagreements_are_settled_by_keys(tmp_path: Path) -> None:
         await settled(app, pilot)
         await pilot.press("left")
         await until_shown(pilot, "(1 to settle)", "last: 1 ›")
+        await settled(app, pilot)
+        await pilot.press("u")
+        await until_shown(pilot, "taken back (1)", "your vote settles it (", "Ada:")
+        await settled(app, pilot)
+        await pilot.press("left")
+        await until_shown(pilot, "(1 to settle)", "last: 1 ›")
 
     play(tmp_path, script)
     with Ratings.open(run.path) as ratings:

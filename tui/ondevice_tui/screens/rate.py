@@ -10,7 +10,7 @@ opens beside them (`rate_sharing`), further pairs and the reward model's doubts 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -109,20 +109,21 @@ disagree on, to be settled."""
         self._begin_vote()
         if earlier.settle:
             self._voter = history.settler(self.rater)
-            told = ", ".join(f"{other.rater}: {said(other)}" for other in earlier.others)
-            self._jumped = f"your vote settles it ({told})"
+            self._jumped = _settles(earlier.others)
         elif vote is not None:
             self._jumped = f"you said {ago(vote.at)}: {said(vote)}. A vote replaces it"
         if vote is not None:
             self._known = vote.id
         self.show()
 
-    def show_earlier(self, item: Item, was: Vote, still: Vote | None) -> None:
+    def show_earlier(
+        self, item: Item, was: Vote, still: Vote | None, others: Sequence[Vote]
+    ) -> None:
         self.item = item
         self._begin_vote()
         if is_settled(was.rater):
             self._voter = was.rater
-            self._jumped = "your vote settles it"
+            self._jumped = _settles(others)
         if still is not None:
             self._known = still.id
             self._jumped = self._jumped or f"{said(still)} counts again. A vote replaces it"
@@ -393,3 +394,9 @@ disagree on, to be settled."""
                 "a b g n p do nothing here: ← → or 1 2 say which is better, x that all are bad, m gives "
                 "more pairs, N is a note, Y says why this pair"
             )
+
+
+def _settles(others: Sequence[Vote]) -> str:
+    """What a vote decides, with what each rater says."""
+    told = ", ".join(f"{other.rater}: {said(other)}" for other in others)
+    return f"your vote settles it ({told})"

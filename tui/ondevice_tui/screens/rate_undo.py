@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ondevice.preferences.database import Ratings
-from ondevice.preferences.history import newest_of
+from ondevice.preferences.history import newest_of, votes_on
 from ondevice.preferences.undo import Restored, Undone, store_again, undo_newest
-from ondevice.preferences.votes import Item, Vote, said
+from ondevice.preferences.votes import Item, Vote, is_settled, said
 from ondevice_tui.run_status import ago
 from ondevice_tui.screens.confirm import ask
 from ondevice_tui.screens.rate_queue import QueuePage
@@ -38,9 +40,11 @@ class UndoPage(QueuePage):
         """So many votes more, or fewer, in this session."""
         raise NotImplementedError
 
-    def show_earlier(self, item: Item, was: Vote, still: Vote | None) -> None:
+    def show_earlier(
+        self, item: Item, was: Vote, still: Vote | None, others: Sequence[Vote]
+    ) -> None:
         """An item that has been rated before, to be rated anew by the name that `was` is of;
-        `still`: the vote that counts until then."""
+        `still`: the vote that counts until then; `others`: what `was` has settled."""
         raise NotImplementedError
 
     def _undo(self, confirmed: int) -> None:
@@ -49,16 +53,20 @@ class UndoPage(QueuePage):
         """
         rater = self.rater
 
-        def work(ratings: Ratings) -> tuple[Undone | None, Vote | None]:
-            return undo_newest(ratings, rater, self.session, confirmed), newest_of(ratings, rater)
+        def work(ratings: Ratings) -> tuple[Undone | None, Vote | None, list[Vote]]:
+            undone = undo_newest(ratings, rater, self.session, confirmed)
+            others = []
+            if undone is not None and is_settled(undone.was.rater):
+                others = votes_on(ratings, undone.was.item)
+            return undone, newest_of(ratings, rater), others
 
-        def then(found: tuple[Undone | None, Vote | None]) -> None:
-            undone, self.newest = found
-            self._taken_back(undone)
+        def then(found: tuple[Undone | None, Vote | None, list[Vote]]) -> None:
+            undone, self.newest, others = found
+            self._taken_back(undone, others)
 
         self._do(work, then)
 
-    def _taken_back(self, found: Undone | None) -> None:
+    def _taken_back(self, found: Undone | None, others: Sequence[Vote]) -> None:
         if found is None:
             self._show_told("nothing to undo")
             return
@@ -68,7 +76,7 @@ class UndoPage(QueuePage):
         self._skipped.discard(found.item.id)
         self._undone.votes.append(found.was)
         self.counted(-1)
-        self.show_earlier(found.item, found.was, found.still)
+        self.show_earlier(found.item, found.was, found.still, others)
         count = len(self._undone.votes)
         self._show_told(f"taken back ({count}): it was {said(found.was)}   U stores it again")
         self._news()
