@@ -126,6 +126,7 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
         "simulated": (False, IMPORT, STATS),
         "with_raters": (True, {"form": "votes"}, HERE),
         "reasons": (["rude"], HERE, PROJECT),
+        "rubric": (["tone"], HERE, PROJECT),
         "overlap": (2, HERE, PROJECT),
         "feedback": ("yes", HERE, PROJECT),
         "reveal": ("yes", HERE, PROJECT),
