@@ -339,12 +339,17 @@ def test_attention_within_a_window_by_blocks(backend: Backend, places: int) -> N
         np.testing.assert_allclose(found[name], slope, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("places", [129, 192, 530])
-def test_mlx_computes_causal_attention_by_blocks_on_a_cpu(places: int) -> None:
-    """Whole blocks and a rest of one, as the operation of MLX has it; gradients too."""
+@pytest.mark.parametrize(("places", "again"), [(129, False), (192, True), (530, False)])
+def test_mlx_computes_causal_attention_by_blocks_on_a_cpu(
+    places: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole blocks and a rest of one, as the operation of MLX has it; gradients too, of scores that
+    are kept or computed again."""
     mx = pytest.importorskip("mlx.core")
-    from ondevice_mlx.ops import causal_by_blocks
+    from ondevice_mlx import ops as mlx_ops
 
+    causal_by_blocks = mlx_ops.causal_by_blocks
+    monkeypatch.setattr(mlx_ops, "KEPT_SCORES", 0 if again else 2**62)
     rng = np.random.default_rng(8)
     shapes = {"q": 4, "k": 2, "v": 2}
     arrays = [mx.array(rng.standard_normal((2, h, places, 8))) for h in shapes.values()]

@@ -25,7 +25,7 @@ DTYPES = {
     "bool": mx.bool_,
 }
 Params = dict[str, mx.array]
-KEPT_SCORES = 2**24  # of a layer, from which on the backward pass computes them again
+KEPT_SCORES = 2**26  # of a layer (268 MB), from which on the backward pass computes them again
 _BLOCK, _BLOCKS = (
     64,
     8,

@@ -33,8 +33,8 @@ speed we are faster, below 1 in those of memory smaller. Tokens are targets that
 or tokens written. The utilisation is 6 FLOPs per parameter and trained token (2 per decoded one)
 over what a large matrix product of the same type reaches on the same threads; a rollout's step, which
 decodes, scores and learns, has none. Only the small model of 5.4 million parameters and SmolLM2-135M
-(or random weights of its shape) are used; the text is of an invented language. An earlier comparison,
-and where we were not ahead in it: [bench.md](bench.md).
+(or random weights of its shape) are used; the text is of an invented language. Which rows are not
+what we wanted, with a profile and a bound for each: [bench.md](bench.md).
 """
 
 Table = list[list[str]]
