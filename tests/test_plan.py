@@ -545,6 +545,8 @@ def test_a_machine_is_measured_once(
     found = calibration.calibrated(backend_name, "cpu", "float32", told.append)
     assert len(told) == 1 and "measuring how fast" in told[0]
     assert found.process > 10 << 20 and found.speeds.bytes_per_second > 1e7
+    [used] = cache.glob("use-type-*.json")
+    assert min(json.loads(used.read_text())["seconds"].values()) > 0
     assert calibration.calibrated(backend_name, "cpu", "float32", told.append) == found
     assert len(told) == 1
     report = od.plan("minute", backend=backend_name, device="cpu", dtype="float32")
