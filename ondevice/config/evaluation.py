@@ -43,6 +43,9 @@ def _draws_problems(cfg: Any) -> bool:
 class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
     """Measure a model on held-out data."""
 
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type. auto: bfloat16 on a GPU, float32 on a CPU, whatever is faster here: a figure does
+    not change because a machine was measured."""
     data: str = "builtin"
     """Held-out text, chats, problems, pairs or prompts: a file, a folder,
     hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT], builtin[:RECIPE], for problems gym:NAME too."""

@@ -43,8 +43,7 @@ from ondevice.runs.folder import StageFolder, holds_model
 from ondevice.runs.resolve import find_classifier, find_model, find_reward_model
 from ondevice.seam.differences import refuse_differences, versions
 from ondevice.seam.protocols import Backend
-from ondevice.seam.select import joined
-from ondevice.seam.use_type import load_backend_for_use
+from ondevice.seam.select import joined, load_backend
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def measured(cfg: EvalConfig) -> dict[str, Any]:
     tasks: Any = cfg.tasks or ((alone,) if alone else TOGETHER)
     refuse_idle(replace(cfg, tasks=tasks))  # now that they are known
     if alone:
-        backend = load_backend_for_use(cfg.backend, cfg.device, cfg.dtype)
+        backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         task = {
             "problems": problems.solve_rate,
             "preference": preference.preference_accuracy,
@@ -145,7 +144,7 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
 def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     """A model that writes or fills masks. Raises UserError for any other."""
     folder = find_model(cfg.model)
-    backend = load_backend_for_use(cfg.backend, cfg.device, cfg.dtype)
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = _told(load_for_use(folder, backend), cfg)
     if is_masked_lm(model.cfg):
         refuse_idle(replace(cfg, tasks=("text",)))  # nothing else of it is measured
