@@ -14,6 +14,7 @@ import pytest
 
 import ondevice as od
 import small_stages
+from hub_sets import read_in_this_process
 from ondevice.cli import main
 from ondevice.common.errors import UserError
 from ondevice.config.data import DataConfig
@@ -162,6 +163,7 @@ def test_a_set_of_the_hub_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> No
     )
     builder = SimpleNamespace(hash="", as_streaming_dataset=lambda split: made)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: builder)
+    read_in_this_process(monkeypatch)
     assert [row["label"] for row, _ in read("hub:me/moods")] == ["glad", -1]
 
 
@@ -239,6 +241,7 @@ def test_a_stage_keeps_the_commit_that_it_has_read(
     made = datasets.IterableDataset.from_generator(
         lambda: iter([{"text": f"Anna likes {n}", "label": n % 2} for n in range(40)])
     )
+    read_in_this_process(monkeypatch)
     for commit in ("ab" * 20, "cd" * 20):
         out = tmp_path / commit[:2]
         builder = SimpleNamespace(hash=commit, as_streaming_dataset=lambda split: made)

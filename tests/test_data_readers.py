@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_samples import real_data
+from hub_sets import read_in_this_process
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.formats import chats, texts
@@ -297,7 +298,8 @@ def test_a_tables_nulls_are_keys_that_are_not_there(
     builder = types.SimpleNamespace(
         hash="", as_streaming_dataset=lambda split: Stream(table.to_pylist())
     )
-    module = types.SimpleNamespace(load_dataset_builder=lambda *_, **__: builder)
+    module = types.SimpleNamespace(__spec__="here", load_dataset_builder=lambda *_, **__: builder)
+    read_in_this_process(monkeypatch)
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert [row for row, _ in read("hub:someone/something")] == wanted
 

@@ -121,6 +121,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "ondevice/publishing/usage.py": HANDED + "adapter_config.json",
     "ondevice/reports/html_report.py": HANDED + "a text, taken as it is",
     "ondevice/reports/report.py": HANDED + "a text, taken as it is",
+    "ondevice/seam/use_type.py": OWN + "; what is no such file is not believed (test_use_type)",
     "ondevice/rewards/gym.py": "a setting that a person types",
     "ondevice/rewards/host.py": ASKED,
     "ondevice/rewards/isolate.py": ("isolated values",),

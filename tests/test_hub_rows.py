@@ -217,8 +217,12 @@ def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -
         yield {"text": "a", "on": datetime(2026, 1, 2), "picture": Picture()}
         raise OSError("the server\nhas gone")
 
-    commit, row, ended = streamed(monkeypatch, rows)
-    assert commit == (b"c", b"ab" * 20) and row[0] == b"r"
+    head, row, ended = streamed(monkeypatch, rows)
+    assert (
+        json.loads(head[1]) == {"commit": "ab" * 20, "features": {}}
+        and head[0] == b"h"
+        and row[0] == b"r"
+    )
     assert json.loads(row[1]) == {
         "text": "a",
         "on": "2026-01-02 00:00:00",
@@ -232,7 +236,7 @@ def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -
 def test_a_row_that_is_too_large_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "LARGEST", 3 << 20)
     parts = streamed(monkeypatch, lambda: [{"text": "a" * (4 << 20)}, {"text": "b"}])
-    assert [kind for kind, _ in parts] == [b"c", b"x", b"r", b"."]
+    assert [kind for kind, _ in parts] == [b"h", b"x", b"r", b"."]
     monkeypatch.setattr(hub_data, "answers", lambda *given: (part for part in parts))
     found = read("hub:me/one", reading=Reading(bad=0.9))
     assert [row["text"] for row, _ in found] == ["b"] and found.commit == "ab" * 20
@@ -268,7 +272,7 @@ def test_a_hub_that_is_not_reached_is_no_wrong_name(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", fails)
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        next(hub_stream.stream("hub:a/b", lambda commit: None))
+        hub_stream.opened("hub:a/b")
     assert hint in str(error.value.hint)
 
 

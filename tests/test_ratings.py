@@ -320,7 +320,7 @@ def test_settings_of_the_file(ratings: Ratings) -> None:
     assert raw(ratings).execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert raw(ratings).execute(
         "SELECT count(*) FROM pragma_table_list WHERE strict"
-    ).fetchone() == (5,)
+    ).fetchone() == (6,)
 
 
 def test_open_refuses_what_is_no_ratings_database(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_slots_of_done_rows_are_filled_again(backend: Backend) -> None:
     tokens = sum(len(c.ids) for c in written)
     assert [len(c.ids) for c in written] == generator.limits[1:]
     assert sum(generator.steps) < 1.45 * tokens
-    assert len(set(generator.steps)) <= 5
+    if generator.traced:  # each number of rows is a trace; elsewhere they leave at each look
+        assert len(set(generator.steps)) <= 5
     for at in (0, 40, 95):
         alone = generator.run(model.params, prompts[at : at + 1], first=at)
         assert alone == written[at : at + 1]

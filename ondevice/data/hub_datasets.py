@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ondevice.common.disk import DiskFull
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json
+from ondevice.data.class_labels import class_columns, with_names
 from ondevice.data.readers import BadRecord
 from ondevice.data.row_process import Ended, answers
 
@@ -83,6 +84,7 @@ def hub_rows(
             where=spec,
             hint=install_hint("data"),
         )
+    classes: dict[str, tuple[str, ...]] = {}
     number = HubSpec.parse(spec).cut()[1]
     parts = answers(
         json.dumps(spec).encode(),
@@ -95,11 +97,13 @@ def hub_rows(
         for kind, content in parts:
             if kind == b"e":
                 raise _told(parse_json(content))
-            if kind == b"c":
-                read_at(content.decode())
+            if kind == b"h":
+                head = parse_json(content)
+                read_at(head["commit"])
+                classes = class_columns(head["features"])
             elif kind != b".":
                 number += 1
-                yield _row(kind, content), f"{spec}:row {number}"
+                yield _row(kind, content, classes), f"{spec}:row {number}"
     except Ended as error:
         raise UserError(
             f"cannot be read after row {number}: {error}", where=spec, hint=TRY_AGAIN
@@ -108,14 +112,16 @@ def hub_rows(
         parts.close()
 
 
-def _row(kind: bytes, content: bytes) -> dict[str, Any] | BadRecord:
+def _row(
+    kind: bytes, content: bytes, classes: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any] | BadRecord:
     if kind == b"x":
         return BadRecord(f"has {int(content) >> 20} MB (at most {bounded.LARGEST >> 20})", None)
     try:
         row: dict[str, Any] = parse_json(content)
     except ValueError as error:
         return BadRecord(str(error), None)
-    return row
+    return with_names(row, classes)
 
 
 def _told(said: Any) -> UserError:

@@ -3,7 +3,8 @@ files are somebody else's, and what unpacks them is C++ of several libraries.
 
 A line on stdin is a set's name, as JSON. The answer is a series of parts (row_process.py):
 
-    c  the commit that is read; nothing where the library does not say it
+    h  JSON {"commit", "features"}: what is read, nothing where the library does not say it, and what it
+       says of the columns
     r  a row, as JSON: dates and decimals as texts, {"not read": "Image"} for what JSON has no word for
     x  how many bytes a row has, which are more than are read
     e  JSON: the set cannot be found, or not be read to the end; the last part
@@ -18,7 +19,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -30,7 +31,6 @@ from ondevice.common.disk import DiskFull, as_full
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json
-from ondevice.data.class_labels import class_columns, with_names
 from ondevice.data.hub_datasets import FORM, TRY_AGAIN, HubSpec
 from ondevice.data.row_process import lines, part
 
@@ -55,17 +55,14 @@ def main() -> None:
 def parts_of(spec: str) -> Iterator[tuple[bytes, bytes]]:
     """The parts of the answer."""
     try:
-        commits: list[str] = []
-        for row in stream(spec, commits.append):
-            while commits:
-                yield b"c", commits.pop().encode()
+        commit, features, rows = opened(spec)
+        yield b"h", _json({"commit": commit, "features": features})
+        for row in rows:
             content = _json(row)
             if len(content) > bounded.LARGEST:
                 yield b"x", str(len(content)).encode()
             else:
                 yield b"r", content
-        while commits:
-            yield b"c", commits.pop().encode()
     except UserError as error:
         yield b"e", _json(_said(error))
     else:
@@ -94,10 +91,9 @@ def _plain(value: Any) -> Any:
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def stream(spec: str, read_at: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The rows of the split, in this process. `read_at` is told the commit that is read, empty where
-    the library does not say it. Raises UserError, one line, for a set that cannot be found or read
-    to the end."""
+def opened(spec: str) -> tuple[str, dict[str, Any], Iterator[dict[str, Any]]]:
+    """(commit, features, rows of the split), in this process. Raises UserError, one line, for a set
+    that cannot be found or, within the rows, not be read to the end."""
     try:
         import datasets  # 0.7 s
     except ImportError as error:
@@ -120,13 +116,12 @@ def stream(spec: str, read_at: Callable[[str], None]) -> Iterator[dict[str, Any]
     commit = str(builder.hash or "")
     if not _COMMIT.fullmatch(commit):
         commit = ""
-    read_at(commit)
-    features = {}
-    if rows.features:
-        features = rows.features.to_dict()
-    classes = class_columns(features)
-    number = first
-    found = iter(rows.skip(first) if first else rows)
+    features = rows.features.to_dict() if rows.features else {}
+    return commit, features, _rows(spec, rows.skip(first) if first else rows, first, end)
+
+
+def _rows(spec: str, stream: Any, first: int, end: int | None) -> Iterator[dict[str, Any]]:
+    number, found = first, iter(stream)
     while end is None or number < end:
         try:
             row = next(found, None)
@@ -142,7 +137,7 @@ def stream(spec: str, read_at: Callable[[str], None]) -> Iterator[dict[str, Any]
         if row is None:
             return
         number += 1
-        yield with_names(dict(row), classes)
+        yield dict(row)
 
 
 def _cache() -> Path:
