@@ -164,10 +164,25 @@ def backend(backend_name: str) -> Backend:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is nightly. Whole recipes first: no worker is left with them at the end, nor waits
-    for another that runs the same one.
-    """
+    """Marks what is nightly, and puts what takes long first: no worker is left with it at the end."""
     for item in items:
         if nightly.reason(item.path.name, item.name):
             item.add_marker(pytest.mark.nightly)
-    items.sort(key=lambda item: item.path.name not in ("test_minute.py", "test_arch_roads.py"))
+    items[:] = in_parts(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+def in_parts(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """The tests file by file, in as many parts as there are workers, of which each begins with its
+    part: whole recipes, then files with slow tests, then the others."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path.name, []).append(item)
+
+    def first(name: str) -> tuple[bool, int]:
+        slow = sum(item.get_closest_marker("slow") is not None for item in files[name])
+        return name not in ("test_minute.py", "test_arch_roads.py"), -slow
+
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for at, name in enumerate(sorted(files, key=first)):
+        parts[at % workers] += files[name]
+    return [item for part in parts for item in part]

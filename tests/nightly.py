@@ -166,8 +166,8 @@ NIGHTLY = (
     ),
     Nightly(
         "test_graphs.py",
-        r"traces_few.*chunks",
-        "torch's traces where the loss is made in chunks: CI counts them without chunks",
+        r"traces_few",
+        "how often torch traces ragged batches: CI counts the shapes that they come in",
     ),
     Nightly(
         "test_untrusted_files.py",
@@ -266,6 +266,17 @@ NIGHTLY = (
         r"one_line\[(export|eval|ratings export)|the_same\[(grpo|dpo|sample|init)|left_at_once",
         "a full disk in further commands and stages: CI fills it for `ratings import` and `pretrain`, and "
         "tries every kind of writer by itself in `test_disk_pause.py`",
+    ),
+    Nightly(
+        "test_hub_recipes.py",
+        "smol_goes",
+        "the recipe `smol` on its sets' form: CI goes the road of `stories`",
+    ),
+    Nightly(
+        "test_scripts.py",
+        r"it_runs\[(rounds|dial)\.py",
+        "small runs of two measurements: CI runs what they measure in `test_rounds.py` and "
+        "`test_dial_run.py`",
     ),
     Nightly(
         "test_scripts.py",
