@@ -241,9 +241,9 @@ def rate() -> Case:
 
 def kept() -> Case:
     """What the app keeps beside runs: a conversation that grows, and what it remembers."""
+    from ondevice.common.remembered import Remembered
     from ondevice.inference import conversations
     from ondevice.inference.conversations import Conversation
-    from ondevice_tui.remembered import Remembered
 
     turns = []
     for n in range(4):

@@ -144,7 +144,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "tui/ondevice_tui/event_reader.py": ("events", "groups"),
     "tui/ondevice_tui/fields.py": ("YAML of a form",),
     "tui/ondevice_tui/push_process.py": ASKED,
-    "tui/ondevice_tui/remembered.py": ("remembered",),
+    "ondevice/common/remembered.py": ("remembered",),
     "tui/ondevice_tui/stage_processes.py": ("recipe",),
     "tui/ondevice_tui/worker_client.py": ASKED,
 }

@@ -14,12 +14,12 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice.common.remembered import Remembered
 from ondevice.inference import conversations
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.remembered import Remembered
 from ondevice_tui.screens.chat import ChatScreen
 from ondevice_tui.screens.chat_pane import Pane
 from ondevice_tui.widgets.rows import Rows

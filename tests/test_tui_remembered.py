@@ -10,11 +10,11 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice.common.remembered import Remembered, settings_file
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response
 from ondevice_tui import live_sampling
 from ondevice_tui.app import DARK, LIGHT, OndeviceApp
-from ondevice_tui.remembered import Remembered, settings_file
 from ondevice_tui.screens.chat import ChatScreen
 from ondevice_tui.screens.chat_settings import is_sampling
 from ondevice_tui.screens.rate import RateScreen

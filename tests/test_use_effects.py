@@ -349,7 +349,7 @@ def _talk(cfg: Any) -> None:
 def _rate(cfg: Any) -> None:
     with Ratings.open(cfg.ratings) as ratings:
         keys: Any = SimpleNamespace(interactive=False)
-        session = terminal.Session(ratings, keys, cfg)
+        session = terminal.Session(ratings, keys, cfg, terminal.own_keys(cfg.keys))
         item = session._next()
         assert item is not None
         session._vote(item, "a", 1)

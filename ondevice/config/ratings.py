@@ -37,6 +37,9 @@ class RateConfig:
     """Only pairs whose answers have at most so many characters. 0: of any length."""
     goal: int = 0
     """So many votes in this session: it is said when they are there. 0: no goal."""
+    keys: str = ""
+    """Keys of your own on a terminal, like left=a,right=l: remembered, for the app's Rate screen
+    too. none: no own ones from now on. Empty: those that are remembered."""
     settle: bool = False
     """Only pairs on which people disagree, with what each said: your vote decides, and counts in
     place of theirs."""

@@ -36,6 +36,7 @@ from ondevice.preferences.history import (
     newest_of,
     settler,
 )
+from ondevice.preferences.own_keys import OwnKeys, own_keys
 from ondevice.preferences.project import read_project
 from ondevice.preferences.rating_queue import Asking, Wanted, next_turn, queue_repeat
 from ondevice.preferences.repair import open_for_rating
@@ -78,11 +79,12 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
     """Asks until everything is rated or the rater leaves; returns how far they are. Raises
     UserError where nothing was ever queued, Interrupted on Ctrl-C."""
     cfg.check()
+    own = own_keys(cfg.keys)
     opened, remarks = open_for_rating(cfg.ratings)
     with opened as ratings, Keys() as keys:
         for line in remarks:
             say(line)
-        session = Session(ratings, keys, cfg)
+        session = Session(ratings, keys, cfg, own)
         try:
             session.run()
         except KeyboardInterrupt:
@@ -98,8 +100,12 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
 class Session:
     """One person at one keyboard."""
 
-    def __init__(self, ratings: Ratings, keys: Keys, cfg: RateConfig) -> None:
+    def __init__(
+        self, ratings: Ratings, keys: Keys, cfg: RateConfig, own: Mapping[str, str] | None = None
+    ) -> None:
         self.ratings, self.keys, self.cfg = ratings, keys, cfg
+        # lines of a file or a program mean what they always did
+        self._own = OwnKeys(own or {} if keys.interactive else {})
         self.rater = clean(check_name(cfg.rater or login()))
         self.batch = cfg.batch or None
         self.name = new_session()
@@ -125,7 +131,7 @@ class Session:
         project = read_project(self.ratings)
         item = self._next()
         if self.keys.interactive and item is not None:
-            say(HELP)
+            say(HELP + self._own.told)
             if project.guidelines:
                 say(guidelines(project))
         while item is not None:
@@ -188,7 +194,7 @@ class Session:
             if answer is None or answer == "q":
                 return None
             if answer == "?":
-                say(HELP)
+                say(HELP + self._own.told)
                 continue
             try:
                 then = self._do(item, answer, dwell)
@@ -405,12 +411,7 @@ class Session:
         """A command, or letters: the best first, all in upper case for much better. None: the end
         of the input.
         """
-        best = f"{'/'.join(self.names[:width])} best".lower()
-        if self.keys.interactive and width == 2:
-            best += " · < > much better"
-        prompt = (
-            f"{best} · t tie · x all bad · s skip · u undo · N note · f flag · q quit · ? help > "
-        )
+        prompt = self._own.prompt(self.names[:width], much=self.keys.interactive and width == 2)
         while True:
             say(prompt, end="")
             typed = self._keys(width) if self.keys.interactive else self.keys.line()
@@ -438,6 +439,10 @@ class Session:
                 return None
             if key == ESCAPE:
                 continue
+            if elsewhere := self._own.only_in_app(key):
+                say(f"{key} is {elsewhere} in the app, and nothing here")
+                continue
+            key = self._own.meant(key)
             if key in "\x7f\b" and typed:
                 typed = typed[:-1]
                 say("\b \b", end="")

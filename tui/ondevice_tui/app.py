@@ -20,6 +20,7 @@ from textual.worker import WorkerFailed
 
 from ondevice.common import processes
 from ondevice.common.errors import UserError
+from ondevice.common.remembered import Remembered
 from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
@@ -27,7 +28,6 @@ from ondevice_tui import imports, stage_processes
 from ondevice_tui.alerts import Alert, Alerts, is_terminal, sequence
 from ondevice_tui.key_order import KeysInOrder
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
-from ondevice_tui.remembered import Remembered
 from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.page import Page, is_ours, of_textual
 from ondevice_tui.screens.road import RoadScreen
@@ -115,6 +115,7 @@ class OndeviceApp(Steady, KeysInOrder):
         super().__init__()
         self.survives = survives
         self.remembered = Remembered()
+        self.key_shown: dict[str, str] = {}  # by a binding's id, where a person has own keys
         self.runs_folder = Path(runs)
         self.reader = RunsReader(self.runs_folder)
         self.runs: list[dict[str, Any]] | None = None  # None: not read yet
@@ -380,6 +381,9 @@ class OndeviceApp(Steady, KeysInOrder):
             super()._handle_exception(error)
 
     # keys
+
+    def get_key_display(self, binding: Binding) -> str:
+        return self.key_shown.get(binding.id or "") or super().get_key_display(binding)
 
     def action_go(self, mode: str) -> None:
         if self.current_mode != mode:

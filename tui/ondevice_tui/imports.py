@@ -46,6 +46,7 @@ AHEAD = (
     "ondevice.inference.pair_sampling",
     "ondevice.preferences.history",
     "ondevice.preferences.rating_queue",
+    "ondevice.preferences.own_keys",
     "ondevice_tui.screens.rate",
     "ondevice.inference.conversations",
     "ondevice_tui.screens.chat",

@@ -31,6 +31,10 @@ class Opening(MessagePump):
         # behind what gives a field the focus, which goes the same way
         self.app.call_later(self._take_keys)
 
+    def own_action(self, character: str) -> str:
+        """What a person has given this character to do here; empty: nothing."""
+        return ""
+
     async def _take_keys(self) -> None:
         self.takes_keys = True
         app = self.app
@@ -68,8 +72,13 @@ class KeysInOrder(App[str]):
         """Does the deed of a key, or hands it to the widget that has the focus."""
         focused = self.focused
         types = focused is not None and focused.check_consume_key("a", "a")
-        if types or not isinstance(self.screen, Opening) or self.screen.maximized is not None:
+        front = self.screen
+        if types or not isinstance(front, Opening) or front.maximized is not None:
             await super().on_event(key)
+            return
+        own = front.own_action(key.character or "")
+        if own:
+            await self.run_action(own, front)
             return
         for priority in (True, False):
             if await self._check_bindings(key.key, priority=priority):

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.remembered import Remembered
 from ondevice.inference.pair_sampling import Judge, Plan, judge_of, prompts
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.distinct import TRIES, DistinctResponses
@@ -22,7 +23,6 @@ from ondevice.preferences.rating_queue import uncertainty
 from ondevice.preferences.votes import QueueEntry, Response, is_settled
 from ondevice.runs.folder import RunFolder
 from ondevice_tui.ratings_thread import RatingsThread
-from ondevice_tui.remembered import Remembered
 from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning
 
 # pairs that wait for the rater: sampling rests at so many, and begins again below so few

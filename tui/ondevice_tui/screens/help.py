@@ -40,6 +40,7 @@ class HelpScreen(Card[None]):
     def _keys(self) -> list[Content]:
         """A line for each action of the screen and of the app, with all its keys."""
         found: dict[str, tuple[str, list[str]]] = {}
+        own: dict[str | None, str] = getattr(self._of, "own_keys", {})
         for active in self._of.active_bindings.values():
             binding = active.binding
             if not binding.description or not is_ours(active.node, self._of):
@@ -48,10 +49,10 @@ class HelpScreen(Card[None]):
                 continue
             told = binding.tooltip or binding.description
             keys = found.setdefault(binding.action, (told, []))[1]
-            # of each key, not of a pair of them
-            shown = self.app.get_key_display(replace(binding, key_display=None))
-            if shown not in keys:
-                keys.append(shown)
+            # of each key, not of a pair of them; a person's own first
+            shown = [own[binding.id]] if binding.id in own else []
+            shown.append(self.app.get_key_display(replace(binding, key_display=None, id=None)))
+            keys += [key for key in shown if key not in keys]
         return [
             line((f"{' '.join(keys):>10}  ", "bold $primary"), told)
             for told, keys in found.values()

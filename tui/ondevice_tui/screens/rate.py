@@ -33,13 +33,14 @@ from ondevice_tui.screens.rate_messages import (
     revealed,
     top_parts,
 )
+from ondevice_tui.screens.rate_own_keys import OwnKeysPage
 from ondevice_tui.screens.rate_queue import REPEAT_SHARE
-from ondevice_tui.screens.rate_sharing import Earlier, SharingPage
+from ondevice_tui.screens.rate_sharing import Earlier
 from ondevice_tui.widgets.answers import Answers, Question
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 
-class RateScreen(SharingPage):
+class RateScreen(OwnKeysPage):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \

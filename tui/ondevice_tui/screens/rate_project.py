@@ -91,7 +91,7 @@ def told_of(project: Project) -> Content:
     return lines(rows)
 
 
-class _Form(Card[Any]):
+class FieldCard(Card[Any]):
     """A card of fields: Enter in one of them, or ctrl+g, takes all."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -152,7 +152,7 @@ class _Form(Card[Any]):
             self.query_one(f"#field-{problem.where}").focus()
 
 
-class ChangeProject(_Form):
+class ChangeProject(FieldCard):
     """Comes back with a `Project`; None where it was left."""
 
     TITLE_, HELP = "guidelines of this project", "Enter keeps   ctrl+j a line   esc leaves"
@@ -212,7 +212,7 @@ class Asked:
     goal: int
 
 
-class AskOnly(_Form):
+class AskOnly(FieldCard):
     """Comes back with `Asked`; None where it was left."""
 
     TITLE_, HELP = "what is asked", "Enter takes it   esc leaves"

@@ -41,6 +41,11 @@ class Remembered:
             return value
         return None
 
+    def look_again(self) -> None:
+        """Takes what other windows and commands have remembered meanwhile."""
+        values, self.trouble = _read(self.file)
+        self._values.update(values)
+
     def keep(self, name: str, value: Any) -> str:
         """Remembers a value. Returns why it could not, empty where it is on disk. What another
         window has remembered meanwhile stays; a damaged file is set aside."""
