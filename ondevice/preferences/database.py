@@ -304,6 +304,10 @@ class Ratings(Store):
             self._act(item, rater, session, "undo", undoes=newest[0]["id"])
         return item
 
+    def take_back(self, vote: Vote, session: str) -> None:
+        """Undoes this vote or skip, whether or not it is the newest."""
+        self._act(self.item(vote.item), vote.rater, session, "undo", undoes=vote.id)
+
     def live_votes(
         self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True
     ) -> list[Vote]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ondevice.preferences import assignment
@@ -45,6 +46,24 @@ def undo_newest(ratings: Ratings, rater: str, session: str, confirmed: int) -> U
         assert item is not None
         assignment.claim(ratings, item.id, rater, session)
         return Undone(item, newest, ask=False, still=ratings.voted(item.id, newest.rater))
+
+
+def leave_out(ratings: Ratings, items: Sequence[int], rater: str, session: str) -> list[Vote]:
+    """Skips all of these items at once: they come at the end of this rater's queue, and votes of
+    theirs no longer count. Returns the skips, for `put_back`."""
+    with ratings.transaction():
+        return [ratings.skip(item, rater, session) for item in items]
+
+
+def put_back(ratings: Ratings, skips: Sequence[Vote], session: str) -> list[int]:
+    """Undoes a `leave_out` as a whole, except for what has been rated since: what was said before
+    counts again. Returns the items."""
+    with ratings.transaction():
+        live = {vote.id for vote in ratings.live_votes(raters=[skip.rater for skip in skips[:1]])}
+        back = [skip for skip in skips if skip.id in live]
+        for skip in back:
+            ratings.take_back(skip, session)
+    return [skip.item for skip in back]
 
 
 def store_again(ratings: Ratings, session: str, undone: list[Vote]) -> Restored:

@@ -33,7 +33,16 @@ class Jump:
     flag: bool = False
 
 
-class History(Card[Jump | None]):
+@dataclass(frozen=True)
+class AllOf:
+    """To leave out all entries of a list; `own`: how many have a vote of this rater's."""
+
+    items: tuple[int, ...]
+    wanted: Filter
+    own: int
+
+
+class History(Card[Jump | AllOf | None]):
     """Comes back with where to go; None where it was left. What others said of a pair that this
     rater has not rated is not shown: it would sway. Where they disagree it is, to be settled."""
 
@@ -46,6 +55,7 @@ class History(Card[Jump | None]):
         Binding("k", "move(-1)", "up", show=False),
         Binding("space", "page(1)", "page", show=False),
         Binding("f", "flag", "flag", show=False),
+        Binding("ctrl+a", "leave_out", "skip all", show=False),
     ]
 
     def __init__(self, entries: Sequence[Entry], rater: str, wanted: Filter = "mine") -> None:
@@ -54,7 +64,7 @@ class History(Card[Jump | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="card", classes="-conversation") as card:
-            titled(card, "votes so far", "← → another list   Enter opens   esc closes")
+            titled(card, "votes so far", "← → another list   Enter opens   ^a skips all   esc")
             yield SafeText(id="history-lists")
             yield Rows(id="history")
             yield SafeText(id="history-told")
@@ -118,6 +128,11 @@ class History(Card[Jump | None]):
         at = self.query_one(Rows).highlighted
         if at is not None and at < len(shown):
             self.dismiss(Jump(shown[at], settle=False, flag=True))
+
+    def action_leave_out(self) -> None:
+        shown = self._shown
+        own = sum(each.vote is not None and each.vote.rater == self._rater for each in shown)
+        self.dismiss(AllOf(tuple(entry.item for entry in shown), self.wanted, own))
 
     def _of(self, item: str | None) -> Entry | None:
         for entry in self._entries:

@@ -64,6 +64,13 @@ VOTES: list[BindingType] = [
     Binding("x", "outcome('all_bad')", "all bad", tooltip="All of them are bad", id="all_bad"),
     Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end", id="skip"),
     Binding(
+        "ctrl+a",
+        "leave_out",
+        "skip all",
+        show=False,
+        tooltip="Leave out all that is asked now, of / or of a list of H: they come at the end",
+    ),
+    Binding(
         "u,backspace",
         "undo",
         "undo",

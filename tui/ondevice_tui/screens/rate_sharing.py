@@ -17,7 +17,7 @@ from ondevice.preferences.rating_queue import choices
 from ondevice.preferences.votes import Item, Vote
 from ondevice_tui.screens.confirm import Details, ask
 from ondevice_tui.screens.rate_cards import Ask, Note, Reasons, ScoreCard, why_this
-from ondevice_tui.screens.rate_history import History, Jump
+from ondevice_tui.screens.rate_history import AllOf, History, Jump
 from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.rate_queue import Look
 from ondevice_tui.screens.rate_reading import ReadingPage
@@ -65,8 +65,10 @@ class SharingPage(ReadingPage):
         card = History(entries, self.rater, wanted)
         self.app.push_screen(card, lambda jump: self._jump(jump, card.wanted))
 
-    def _jump(self, jump: Jump | None, wanted: history.Filter) -> None:
-        if jump is not None and jump.flag:
+    def _jump(self, jump: Jump | AllOf | None, wanted: history.Filter) -> None:
+        if isinstance(jump, AllOf):
+            self.ask_to_leave_out(jump.items, f"of the list '{wanted}'", jump.own)
+        elif jump is not None and jump.flag:
             self._flag_there(jump.entry, wanted)
         elif jump is not None:
             self._go_to(jump.entry.item, jump.settle)

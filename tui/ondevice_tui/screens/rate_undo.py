@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.history import newest_of, votes_on
-from ondevice.preferences.undo import Restored, Undone, store_again, undo_newest
+from ondevice.preferences.undo import (
+    Restored,
+    Undone,
+    leave_out,
+    put_back,
+    store_again,
+    undo_newest,
+)
 from ondevice.preferences.votes import Item, Vote, is_settled, said
 from ondevice_tui.run_status import ago
 from ondevice_tui.screens.confirm import ask
 from ondevice_tui.screens.rate_queue import QueuePage
+
+# what was undone, the newest vote now, the votes that it had settled
+_Found = tuple[Undone | None, Vote | None, list[Vote]]
 
 
 class UndoneVotes:
@@ -19,13 +29,15 @@ class UndoneVotes:
 
     def __init__(self) -> None:
         self.votes: list[Vote] = []
+        # not undone: what was left out at once, each a whole; it is here since it has the same owner
+        self.left_out: list[list[Vote]] = []
         self._owner: tuple[str, str] = ("", "")  # (database, rater)
 
     def keep_only_of(self, database: str, rater: str) -> None:
         """Forgets all votes where the database or the rater is another one than before."""
         owner = (database, rater)
         if owner != self._owner:
-            self.votes = []
+            self.votes, self.left_out = [], []
             self._owner = owner
 
 
@@ -52,19 +64,63 @@ class UndoPage(QueuePage):
         taken back.
         """
         rater = self.rater
+        group = self._undone.left_out[-1] if self._undone.left_out else []
 
-        def work(ratings: Ratings) -> tuple[Undone | None, Vote | None, list[Vote]]:
+        def work(ratings: Ratings) -> _Found | list[int]:
+            newest = newest_of(ratings, rater)
+            if newest is not None and any(newest.id == skip.id for skip in group):
+                return put_back(ratings, group, self.session)
             undone = undo_newest(ratings, rater, self.session, confirmed)
             others = []
             if undone is not None and is_settled(undone.was.rater):
                 others = votes_on(ratings, undone.was.item)
             return undone, newest_of(ratings, rater), others
 
-        def then(found: tuple[Undone | None, Vote | None, list[Vote]]) -> None:
+        def then(found: _Found | list[int]) -> None:
+            if isinstance(found, list):
+                self._undone.left_out.pop()
+                self._skipped.difference_update(found)
+                self.count_marks()
+                self.next(f"taken back: {_pairs(len(found))} as before")
+                return
             undone, self.newest, others = found
             self._taken_back(undone, others)
 
         self._do(work, then)
+
+    # many at once
+
+    def ask_to_leave_out(self, items: Sequence[int], which: str, own: int = 0) -> None:
+        """Whether all these are to leave the queue. `own`: how many of them have a vote of this
+        rater's, which no longer counts then."""
+        if not items:
+            self._show_told("no pair is there to leave out")
+            return
+        told = f"Leave out {_pairs(len(items))} {which}?"
+        if own:
+            told += f" Your votes on {own} of them no longer count."
+        told += " They come again at the end, another time; u takes this back as a whole."
+        rater, session = self.rater, self.session
+
+        def then(skips: list[Vote]) -> None:
+            self._undone.left_out.append(skips)
+            self._skipped.update(items)
+            self.count_marks()
+            self.next(f"left out: {_pairs(len(items))}   u takes that back")
+
+        ask(
+            self.ui,
+            "leave out",
+            told,
+            "leave them out",
+            lambda: self._do(lambda ratings: leave_out(ratings, items, rater, session), then),
+        )
+
+    def action_leave_out(self) -> None:
+        """All that waits, of what is asked only."""
+        if self.turn is not None:
+            which = f"that wait ({self.wanted})" if str(self.wanted) else "that wait"
+            self.ask_to_leave_out(self.turn.waiting, which)
 
     def _taken_back(self, found: Undone | None, others: Sequence[Vote]) -> None:
         if found is None:
@@ -115,3 +171,7 @@ class UndoPage(QueuePage):
         if self.ratings is not None:
             database = str(self.ratings.path)
         self._undone.keep_only_of(database, self.rater)
+
+
+def _pairs(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"
