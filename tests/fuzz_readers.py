@@ -21,6 +21,7 @@ import small_stages
 from data_samples import CHATS, small_tokenizer
 from document_samples import document
 from fuzz_cases import Reader
+from ondevice.common import remembered
 from ondevice.common.files import MANIFEST
 from ondevice.common.json_files import load_json, parse_json, read_object
 from ondevice.config.load import parse_yaml, read_yaml
@@ -68,7 +69,6 @@ from ondevice.runs.listing import list_runs
 from ondevice.runs.order import recipe_stages
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
-from ondevice_tui import remembered
 from ondevice_tui.event_reader import Follower
 from ondevice_tui.group_places import GroupPlaces
 from ondevice_tui.problems import Problems

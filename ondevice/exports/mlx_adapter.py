@@ -17,6 +17,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import load_json
+from ondevice.common.numbers import is_number
 from ondevice.models.external_config import LibraryConfig
 from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, concat_all_lora, lora_tensors
@@ -53,7 +54,7 @@ def read(folder: Path, backend: Backend) -> Model:
             where=str(file),
             hint="is the download whole?",
         ) from error
-    if kind != "lora" or not isinstance(scale, int | float):
+    if kind != "lora" or not is_number(scale):
         raise UserError(
             f"is an adapter of kind {kind!r}", where=str(file), hint="known: lora, with a scale"
         )

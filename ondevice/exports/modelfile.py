@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from ondevice.common.numbers import is_number
 from ondevice.data.chat_encoding import render
 from ondevice.data.messages import BadRow
 from ondevice.data.tokenizer import Tokenizer
@@ -109,7 +110,7 @@ def _parameters(generation: Mapping[str, Any]) -> list[str]:
         found["repeat_last_n"] = -1  # the whole text, as transformers
     lines = []
     for name, value in found.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if is_number(value):
             lines.append(f"PARAMETER {name} {value}")
     return lines
 

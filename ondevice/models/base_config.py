@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.numbers import is_number
 
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"  # values of `problem_type`
 
@@ -53,6 +54,6 @@ def number(raw: Mapping[str, Any], name: str, usual: float) -> float:
     value = raw.get(name)
     if value is None:
         return usual
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not is_number(value) or not value > 0:
         raise UserError(f"{value!r} is not a number above 0", where=name)
     return float(value)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import load_json
+from ondevice.common.numbers import is_number
 from ondevice.models.adapter_fields import check_fields
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
@@ -388,7 +389,7 @@ def _own(config: Mapping[str, Any], patterns: str, module: str, usual: Any) -> A
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """By what a module's adapter is multiplied."""
     alpha = _own(config, "alpha_pattern", module, config.get("lora_alpha", 8))
-    if not isinstance(alpha, int | float):
+    if not is_number(alpha):
         raise UserError(f"{alpha!r} is not a number", where=f"{CONFIG}: lora_alpha")
     return scale_of(float(alpha), rank, bool(config.get("use_rslora")))
 

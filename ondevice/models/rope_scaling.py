@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.numbers import is_number
 from ondevice.models.config_fields import Fields, unread
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -39,7 +40,7 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
         new = new.get("full_attention") or {}
     rope = Fields({**old, **new})
     theta = rope.get("rope_theta") or raw.get("rope_theta") or 10000.0
-    if not isinstance(theta, int | float) or not theta > 0:
+    if not is_number(theta) or not theta > 0:
         raise UserError(f"{theta!r} is not a number above 0", where="rope_theta")
     _whole_head(rope, raw)
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -57,7 +58,7 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
     needed, optional = _NUMBERS[kind]
     for name in (*needed, *optional):
         value = rope.get(name)
-        wanted = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        wanted = is_number(value) and value > 0
         if not wanted and (value is not None or name in needed):
             raise UserError(f"{name} is {value!r}, no number above 0", where="rope_scaling")
     if kind == "yarn" and not isinstance(rope.get("truncate", True), bool):
@@ -73,7 +74,7 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
     outside = raw.get(_ORIGINAL)  # where Phi's configs have it; it comes first, as in transformers
     if kind in ("llama3", "yarn", "longrope"):
         scaling[_ORIGINAL] = outside or scaling.get(_ORIGINAL) or context
-        if not isinstance(scaling[_ORIGINAL], int | float) or not scaling[_ORIGINAL] > 0:
+        if not is_number(scaling[_ORIGINAL]) or not scaling[_ORIGINAL] > 0:
             raise UserError(f"{scaling[_ORIGINAL]!r} is not a number above 0", where=_ORIGINAL)
     if kind == "longrope" and scaling.get("factor") is None:
         scaling["factor"] = context / scaling[_ORIGINAL]
@@ -108,7 +109,7 @@ def _need_factors(rope: Fields, head_dim: int) -> None:
         if (
             not isinstance(value, list)
             or len(value) != head_dim // 2
-            or not all(isinstance(x, int | float) and x > 0 for x in value)
+            or not all(is_number(x) and x > 0 for x in value)
         ):
             raise UserError(
                 f"{name} is not a list of {head_dim // 2} numbers above 0", where="rope_scaling"

@@ -22,6 +22,7 @@ from typing import Any
 from ondevice.common import bounded
 from ondevice.common.intervals import Share, clustered, wilson
 from ondevice.common.json_files import read_json
+from ondevice.common.numbers import is_number
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.strengths import Comparison, comparisons, preferred_to
@@ -186,7 +187,7 @@ def skills_of(marks: Mapping[str, Any]) -> dict[str, float]:
     """The shares of right answers, and bits per byte, of what was measured."""
     found = {name: right / asked for name, (right, asked) in counts_of(marks).items() if asked}
     bits = marks.get("bits_per_byte")
-    if isinstance(bits, int | float):
+    if is_number(bits):
         found["bits_per_byte"] = float(bits)
     return found
 

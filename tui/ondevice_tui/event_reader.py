@@ -23,6 +23,7 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from ondevice.common.json_files import parse_json
+from ondevice.common.numbers import is_number, number_or_none
 from ondevice.common.progress import duration
 from ondevice.runs.events import ONCE, read_at
 from ondevice_tui.group_places import GroupPlaces
@@ -83,14 +84,7 @@ class History:
         return 0
 
     def value(self, name: str) -> float | None:
-        found = self.newest.get("step", {}).get(name)
-        if not isinstance(found, (int, float)) or isinstance(found, bool):
-            return None
-        try:
-            float(found)
-        except OverflowError:  # a whole number beyond every float
-            return None
-        return found
+        return number_or_none(self.newest.get("step", {}).get(name))
 
     def take(self, event: dict[str, Any]) -> None:
         """One more event. Values that are no numbers are left out of the curves, None is a gap in
@@ -156,7 +150,7 @@ class History:
         }.get(kind)
         if kind in ("eval", "before"):
             text = _held_out(event)
-        if kind == "paused" and isinstance(event.get("seconds"), (int, float)):
+        if kind == "paused" and is_number(event.get("seconds")):
             text = f"{text}, {duration(event['seconds'])}"
         if text is not None:
             known = isinstance(at, (int, float)) and 0 <= at < 1e11  # a time that a calendar knows
@@ -167,7 +161,7 @@ def _held_out(event: dict[str, Any]) -> str:
     """A measurement in a few words: its loss, or what a stage that learns from rewards measures."""
     for name in ("loss", "reward", "accuracy"):
         value = event.get(name)
-        if isinstance(value, (int, float)):
+        if is_number(value):
             if name == "loss":
                 return f"held-out {value:.4f}"
             return f"held-out {name} {value:.3f}"
