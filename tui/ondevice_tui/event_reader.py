@@ -23,7 +23,7 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from ondevice.common.json_files import parse_json
-from ondevice.common.numbers import is_number, number_or_none
+from ondevice.common.numbers import is_number
 from ondevice.common.progress import duration
 from ondevice.runs.events import ONCE, read_at
 from ondevice_tui.group_places import GroupPlaces
@@ -84,7 +84,8 @@ class History:
         return 0
 
     def value(self, name: str) -> float | None:
-        return number_or_none(self.newest.get("step", {}).get(name))
+        found = self.newest.get("step", {}).get(name)
+        return found if is_number(found) else None
 
     def take(self, event: dict[str, Any]) -> None:
         """One more event. Values that are no numbers are left out of the curves, None is a gap in

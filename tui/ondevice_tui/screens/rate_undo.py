@@ -104,7 +104,7 @@ class UndoPage(QueuePage):
 
         def then(skips: list[Vote]) -> None:
             self._undone.left_out.append(skips)
-            self._skipped.update(items)
+            self._skipped |= set(items)
             self.count_marks()
             self.next(f"left out: {_pairs(len(items))}   u takes that back")
 
