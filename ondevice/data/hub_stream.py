@@ -35,7 +35,8 @@ from ondevice.data.hub_datasets import FORM, TRY_AGAIN, HubSpec
 from ondevice.data.row_process import lines, part
 
 _MEMORY = 4 << 30
-"""Bytes of addresses that reading may take: the library alone takes one and a half GB of them."""
+"""Bytes of addresses that reading may take: the library alone takes one and a half GB of them. macOS
+keeps to no such limit."""
 
 
 def main() -> None:

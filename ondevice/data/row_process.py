@@ -43,11 +43,11 @@ def lines() -> Iterator[bytes]:
 
 
 class RowProcess:
-    """`module` of ours, run in a process that has `library` unpack what it is told to: `wait`
-    seconds at most for one part."""
+    """`module` of ours, run in a process that has the library `unpacker` unpack what it is told to:
+    `wait` seconds at most for one part."""
 
-    def __init__(self, module: str, library: str, wait: float, access: processes.Access) -> None:
-        self.library, self.wait = library, wait
+    def __init__(self, module: str, unpacker: str, wait: float, access: processes.Access) -> None:
+        self.unpacker, self.wait = unpacker, wait
         self.key = (module, processes.environment(access))
         self.process = processes.start(
             processes.command(module),
@@ -98,7 +98,7 @@ class RowProcess:
         with suppress(subprocess.TimeoutExpired):
             code = self.process.wait(5)
             by = f" by signal {-code}" if code < 0 else ""
-            return f"{self.library} ended its process{by}"
+            return f"{self.unpacker} ended its process{by}"
         return "its process closed its output"
 
 
@@ -108,17 +108,17 @@ _lock = Lock()
 
 
 def answers(
-    asked: bytes, module: str, library: str, wait: float, access: processes.Access
+    asked: bytes, module: str, unpacker: str, wait: float, access: processes.Access
 ) -> Generator[tuple[bytes, bytes]]:
     """The parts of the answer to a line, the last one (e, or a full stop) too. Raises Ended."""
-    process = _taken(module, access) or RowProcess(module, library, wait, access)
+    process = _taken(module, access) or RowProcess(module, unpacker, wait, access)
     whole = False
     try:
         try:
             kind, content = process.first(asked)
         except Ended:  # by itself, a moment ago, if it was idle
             process.close()
-            process = RowProcess(module, library, wait, access)
+            process = RowProcess(module, unpacker, wait, access)
             kind, content = process.first(asked)
         while kind not in b"e.":
             yield kind, content
