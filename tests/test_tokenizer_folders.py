@@ -424,14 +424,6 @@ def with_rules(folder: Path, **rules: Any) -> Path:
     return folder
 
 
-def test_a_normalizer_that_makes_a_text_endlessly_long_is_refused(tmp_path: Path) -> None:
-    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
-    folder = with_rules(tmp_path, normalizer={"type": "Sequence", "normalizers": [step] * 6})
-    with pytest.raises(UserError, match="times as long") as caught:
-        Tokenizer.load(folder)
-    assert caught.value.where.endswith("tokenizer.json")
-
-
 def test_two_tokens_with_one_id_are_refused_at_the_file(tmp_path: Path) -> None:
     """The library reads such a file, and fails at the first copy of what it read."""
     model = json.loads(small_tokenizer().inner.to_str())["model"]

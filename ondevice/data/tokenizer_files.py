@@ -12,13 +12,13 @@ import tokenizers
 from ondevice.common import bounded
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json, read_json
+from ondevice.data.tokenizer_growth import check_growth
 
 # Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
 _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
 # Files of tokenizers that transformers can make a tokenizer.json of.
 _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 _SWITCHES = ("single_word", "lstrip", "rstrip", "normalized", "special")
-GROWTH = 1000
 # where transformers keeps the templates that are not the default
 LARGEST_ID = 1 << 22
 _MORE_TEMPLATES = "additional_chat_templates"
@@ -32,7 +32,7 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
         with library_errors(str(file)):
             text = bounded.read_text(file)
             raw = parse_json(text)
-            _check_growth(raw.get("normalizer"), file)
+            check_growth(raw, file)
             _check_ids(raw.get("model"), file)
             return tokenizers.Tokenizer.from_str(text)
     vocab = folder / "vocab.json"
@@ -109,25 +109,6 @@ def _check_ids(model: Any, file: Path) -> None:
                 where=str(file),
                 hint="is the download whole?",
             )
-
-
-def _check_growth(normalizer: Any, file: Path) -> None:
-    """Raises UserError for a normalizer whose replacements, one after the other, make a text many
-    times as long."""
-    growth, waiting = 1, [normalizer]
-    while waiting:
-        rule = waiting.pop()
-        if not isinstance(rule, Mapping):
-            continue
-        waiting += rule.get("normalizers") or ()
-        if rule.get("type") == "Replace":
-            growth *= max(1, len(str(rule.get("content", ""))))
-    if growth > GROWTH:
-        raise UserError(
-            f"its normalizer makes a text up to {growth:.3g} times as long",
-            where=str(file),
-            hint="take another model",
-        )
 
 
 def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
