@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections import Counter
 from hashlib import sha256
 from itertools import combinations
@@ -323,6 +324,18 @@ def test_settings_of_the_file(ratings: Ratings) -> None:
     ).fetchone() == (6,)
 
 
+def test_a_database_that_another_program_makes_this_moment_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "ratings.db"
+    file.touch()  # as SQLite leaves it until its first transaction ends
+    made = threading.Timer(0.3, lambda: Ratings.open(file, create=True).close())
+    made.start()
+    try:
+        with Ratings.open(file, patience_s=60) as ratings:
+            assert list(ratings.items()) == []
+    finally:
+        made.join()
+
+
 def test_open_refuses_what_is_no_ratings_database(tmp_path: Path) -> None:
     text, empty, foreign = tmp_path / "notes.txt", tmp_path / "empty", tmp_path / "other.db"
     text.write_text("not a database, though it is longer than a header of SQLite is")
@@ -337,7 +350,7 @@ def test_open_refuses_what_is_no_ratings_database(tmp_path: Path) -> None:
         (foreign, True),
     ):
         with pytest.raises(UserError, match="is not a ratings database"):
-            Ratings.open(file, create=create)
+            Ratings.open(file, create=create, patience_s=0.1)
     with sqlite3.connect(foreign) as other:
         assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # untouched
     with pytest.raises(UserError, match=r"missing\.db: no such ratings database"):

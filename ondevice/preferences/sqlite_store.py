@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,8 @@ class Store:
         file = ratings_file(path)
         while True:
             lock.finish_repair(file, patience_s)
+            if not create:
+                _wait_until_begun(file, patience_s)
             _refuse_path(file, create)
             before = _identity(file)
             opened = cls._connect(file, create, patience_s)
@@ -271,6 +274,19 @@ def _identity(file: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _wait_until_begun(file: Path, patience_s: float) -> None:
+    """Returns once an empty file is no more empty: another program may have made it this moment, and
+    SQLite writes nothing before the first transaction ends. At the latest when patience does."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            if file.stat().st_size:
+                return
+        except OSError:
+            return
+        time.sleep(0.02)
 
 
 def _refuse_path(file: Path, create: bool) -> None:
