@@ -74,7 +74,7 @@ def encoded(encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]
             raise
         raise UserError(
             f"the tokenizer cannot read a text: {str(error)[:200]}",
-            where="tokenizer",
+            where="tokenizer.json",
             hint="look at its rules, or take another model",
         ) from None
 
