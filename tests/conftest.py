@@ -9,6 +9,7 @@ installed.
 from __future__ import annotations
 
 import gc
+import glob
 import importlib.util
 import os
 import signal
@@ -99,8 +100,11 @@ def only_sqlite_opens_ratings() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_remembered() -> Iterator[None]:
-    """Each test begins as a person does who has never opened the app."""
+    """Each test begins as a person does who has never opened the app, on a machine that was never
+    measured: in which type a model is used would follow from what else it did meanwhile."""
     yield
+    for file in glob.glob(os.path.join(_CACHE.name, "**", "use-type-*.json"), recursive=True):
+        os.remove(file)
     for name in ("app.json", "app.json.damaged"):
         path = os.path.join(_CONFIG.name, "ondevice", name)
         if os.path.lexists(path):
