@@ -1,5 +1,5 @@
 """Every hostile string through every command that shows what models and people wrote: what reaches
-the terminal, a file or a page cannot act. (`test_use.py` has a real model that writes such text;
+the terminal, a file or a page cannot act. (`test_hostile_models.py` has a real model that writes such text;
 here the decoding is left out.)"""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Whatever is killed at any file operation and done again is as if it had not been: the commands
-beside the stages, and what the app keeps. (The stages: test_recovery, test_resume; a push over a
+beside the stages, and what the app keeps. (The stages: test_recovery_stages, test_resume; a push over a
 network that fails: test_push_network.)"""
 
 from __future__ import annotations
