@@ -198,6 +198,34 @@ def test_a_damaged_schema_that_is_no_text_is_named(file: Path) -> None:
         repair_if_damaged(file)
 
 
+@pytest.mark.parametrize(
+    ("whole", "spoilt"),
+    [
+        (b"CHECK(json_valid(shown))", b"CHECK(json_va2id(shown))"),
+        (b"WHERE id = NEW.id OR", b"WHERE id = NEW.iq OR"),
+        (b"BEFORE DELETE ON vote", b"BEFORE INSERT ON vote"),
+    ],
+)
+def test_a_statement_of_the_file_that_is_damaged_is_found(
+    file: Path, whole: bytes, spoilt: bytes
+) -> None:
+    """SQLite takes it for ours that cannot be run, and finds nothing wrong with the file."""
+    data = file.read_bytes()
+    assert whole in data
+    file.write_bytes(data.replace(whole, spoilt))
+    with (
+        pytest.raises(UserError, match=r"ratings\.db: is damaged"),
+        Ratings.open(file) as ratings,
+    ):
+        ratings.vote(
+            ratings.add("b", "Q?", [Response("a"), Response("b")], seed=0), "ann", "s", ranking=[0]
+        )
+    repaired = repair_if_damaged(file)
+    assert repaired is not None and repaired.lost_votes == 0
+    with Ratings.open(file) as ratings:
+        ratings.vote(1, "ann", "s", ranking=[0])
+
+
 def test_a_table_that_is_missing_is_damage(file: Path) -> None:
     with sqlite3.connect(file) as raw:
         raw.execute("DROP VIEW live")

@@ -15,7 +15,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -145,9 +145,12 @@ class Store:
             for line in str(row[0]).splitlines():
                 if not line.startswith("***"):
                     lines.append(line)
-        if lines == ["ok"]:
-            return ""
-        return "; ".join(lines[:3])
+        if lines != ["ok"]:
+            return "; ".join(lines[:3])
+        # SQLite finds no fault in a trigger that says something else
+        if _has_other_statements(self._connection):
+            return "its tables or what guards them are not as they were made"
+        return ""
 
     def __enter__(self) -> Self:
         return self
@@ -334,7 +337,41 @@ def refused(error: Exception, file: Path) -> Exception:
     undecoded = isinstance(error, UnicodeDecodeError) or "Could not decode to UTF-8" in str(error)
     if undecoded or name.startswith("SQLITE_CORRUPT"):
         return Damaged("is damaged", where=str(file), hint=REPAIR)
+    # what SQLite makes no sense of, or does not allow, is our mistake, unless the file says otherwise
+    # than we do what may stand in it
+    ours = name == "SQLITE_ERROR" or name.startswith("SQLITE_CONSTRAINT")
+    if ours and _is_declared_otherwise(file):
+        return Damaged("is damaged", where=str(file), hint=REPAIR)
     return error
+
+
+def _is_declared_otherwise(file: Path) -> bool:
+    try:
+        address = f"file:{quote(str(file.absolute()))}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as opened:
+            return _has_other_statements(opened)
+    except FAILED:
+        return True
+
+
+def _has_other_statements(opened: sqlite3.Connection) -> bool:
+    """Whether a table, an index, a trigger or a view of ours is declared otherwise, or is missing.
+    Comments and spaces are no difference: earlier versions had others. Raises sqlite3's errors."""
+    with closing(sqlite3.connect(":memory:")) as made:
+        for statement in SCHEMA:
+            made.execute(statement)
+        ours = _statements(made)
+    there = _statements(opened)
+    return any(there.get(name) != statement for name, statement in ours.items())
+
+
+def _statements(opened: sqlite3.Connection) -> dict[str, str]:
+    """What made each part of a database, by its name."""
+    found = {}
+    for name, statement in opened.execute("SELECT name, sql FROM sqlite_master WHERE sql NOTNULL"):
+        without = re.sub(r"--[^\n]*", "", str(statement))
+        found[str(name)] = " ".join(without.split())
+    return found
 
 
 def _has_no_room(file: Path) -> bool:
