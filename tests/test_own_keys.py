@@ -180,7 +180,7 @@ def test_own_keys_in_the_app(tmp_path: Path) -> None:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("4")
-        await until_shown(pilot, "Question 0?", "← b better")
+        await until_shown(pilot, "Question 0?", "← b better", "─ 1 ← ─", "─ 2 b ─")
         await pilot.press("b")
         await until_shown(pilot, "Question 1?", "last: 2")
         await pilot.press("ctrl+k")
@@ -190,7 +190,7 @@ def test_own_keys_in_the_app(tmp_path: Path) -> None:
         await until_shown(pilot, "t for left is taken")
         app.screen.query_one(Input).value = "left=a, tie=g"
         await pilot.press("enter")
-        await until_shown(pilot, "your keys: left=a, tie=g", "a → better", "g tie")
+        await until_shown(pilot, "your keys: left=a, tie=g", "a → better", "g tie", "─ 1 a ─")
         await pilot.press("a")
         await until_shown(pilot, "Question 2?", "last: 1")
         await pilot.press("b")  # nobody's any more

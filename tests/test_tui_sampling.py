@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +77,6 @@ def all_items(run: RunFolder) -> list[Any]:
         return [item for item in ratings.items() if item.kind == "normal"]
 
 
-async def rate_until(pilot: Pilot[Any], holds: Callable[[], bool]) -> None:
-    """Votes until something holds: a key that comes before its pair is there is no vote."""
-    for _ in range(1000):
-        if holds():
-            return
-        await pilot.press("left")
-        await pilot.pause(0.1)
-    raise AssertionError("no votes brought it about")
-
-
 def test_pairs_are_sampled_while_a_person_rates(tmp_path: Path, workers: list[str]) -> None:
     run = a_run(tmp_path)
 
@@ -95,7 +84,10 @@ def test_pairs_are_sampled_while_a_person_rates(tmp_path: Path, workers: list[st
         await plan(pilot, prompts=questions(tmp_path, 16), temperatures="0.7, 1.2")
         text = await until_shown(pilot, "Question 0?", "answer", "the next pairs are ready")
         assert "pretrain" not in text and len(all_items(run)) == AHEAD
-        await rate_until(pilot, lambda: len(all_items(run)) == 16)
+        for _ in range(AHEAD - 1):  # some of them are repeats
+            await pilot.press("left")
+            await settled(app, pilot)  # a key before the vote is stored would be refused
+        await until(pilot, lambda: len(all_items(run)) == 16)
         await until_shown(pilot, "every prompt was answered once")
         await pilot.press("escape")
         await until(pilot, lambda: workers[-1:] == ["close pretrain"])

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.events import Key
 from textual.widget import Widget
 
 from ondevice.common.clock import ticks
@@ -36,6 +37,7 @@ from ondevice_tui.screens.rate_messages import (
 from ondevice_tui.screens.rate_own_keys import OwnKeysPage
 from ondevice_tui.screens.rate_queue import REPEAT_SHARE
 from ondevice_tui.screens.rate_sharing import Earlier
+from ondevice_tui.screens.rating_page import STORING
 from ondevice_tui.widgets.answers import Answers, Question
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
@@ -132,10 +134,12 @@ disagree on, to be settled."""
 
     def action_back(self) -> None:
         """From an earlier item to the queue, from there to the road."""
-        if self._jumped:
-            self.next()
-        else:
+        if not self._jumped:
             self.ui.action_go("road")
+        elif self.busy:
+            self._refuse(STORING)
+        else:
+            self.next()
 
     # what is shown
 
@@ -145,9 +149,6 @@ disagree on, to be settled."""
         self.query_one("#rate-prompt-box").display = self.item is not None
         self.answers.show(self.item, again=again)
         self.refresh_bindings()
-        if self.item is None:
-            self.query_one("#rate-told", SafeText).show(lines(self._nothing(self.progress)))
-            return
         self._show_told()
 
     def hides(self, action: str) -> bool:
@@ -194,7 +195,7 @@ disagree on, to be settled."""
 
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
         self._said = (text, style)
-        rows: list[Content] = []
+        rows = self._nothing(self.progress) if self.item is None else []
         if self._jumped:
             rows.append(
                 line((f" ↺ {self._jumped}", "bold $primary"), ("   esc leaves it", "$muted"))
@@ -205,9 +206,11 @@ disagree on, to be settled."""
             parts.append((f"best first: {order}   Enter ends it   ", "bold"))
         if self.reasons:
             parts.append((f"why: {', '.join(self.reasons)}   ", "$primary"))
+        if self.refused:
+            parts.append((f"{self.refused}   ", "$warning"))
         if text:
             parts.append((f"{text}   ", style))
-        if self.pairing.told:
+        if self.pairing.told and self.item is not None:
             parts.append((self.pairing.told, "$muted"))
         if len(parts) > 1:
             rows.append(line(*parts))
@@ -228,17 +231,22 @@ disagree on, to be settled."""
 
     def _ready(self, *, voting: bool = True) -> Item | None:
         """The item that a key is for; None where there is none, or the key came too soon or before
-        the end was read.
+        the end was read, which is told.
         """
-        if self.item is None or self.ratings is None:
-            return None
         if self.busy:
-            self._show_told("that key was not taken: the one before is still being stored")
+            self._refuse(STORING)
+            return None
+        if self._here() is None:
             return None
         if ticks() - self._shown_at < self.GUARD_S:
-            self._show_told("too soon: that key was not taken for this pair")
+            self._refuse("too soon for this pair")
             return None
-        if voting and not self._warned and not self.answers.all_read:
+        unread = voting and not self._warned and not self.answers.all_read
+        if unread and not self.answers.laid_out:
+            self._refuse("this pair was not on the screen yet")
+            return None
+        self._refusals = (0, "")
+        if unread:
             self._warned = True
             self._show_told(f"{self.answers.unread}, or the same key again")
             return None
@@ -246,7 +254,13 @@ disagree on, to be settled."""
 
     def action_pick(self, place: int, strength: int = 1) -> None:
         item = self._ready()
-        if item is None or place >= len(item.responses) or place in self.ranking:
+        if item is None:
+            return
+        if place >= len(item.responses):
+            self._refuse(f"there are {len(item.responses)} answers")
+            return
+        if place in self.ranking:
+            self._refuse(f"{place + 1} has its place; u takes one back")
             return
         self._rank([*self.ranking, place])
         if len(item.responses) == 2 or len(self.ranking) >= len(item.responses) - 1:
@@ -263,8 +277,12 @@ disagree on, to be settled."""
 
     def action_enter(self) -> None:
         item = self._ready()
-        if item is not None and self.ranking:
+        if item is None:
+            return
+        if self.ranking:
             self._vote(item, "ranked", 1)
+        else:
+            self._refuse("Enter ends a ranking, and none is begun")
 
     def action_outcome(self, outcome: Outcome) -> None:
         item = self._ready()
@@ -356,7 +374,7 @@ disagree on, to be settled."""
         )
 
     def action_skip(self) -> None:
-        if self._jumped:
+        if self._jumped and not self.busy:
             self.next()
             return
         item = self._ready(voting=False)
@@ -390,11 +408,15 @@ disagree on, to be settled."""
         """No vote and no deed: by habit from the plain terminal, or from earlier versions, it would
         be another one.
         """
-        if self.item is not None:
-            self._show_told(
-                "a b g n p do nothing here: ← → or 1 2 say which is better, x that all are bad, m gives "
-                "more pairs, N is a note, Y says why this pair"
-            )
+        self._show_told(
+            "a b g n p do nothing here: ← → or 1 2 say which is better, x that all are bad, m gives "
+            "more pairs, N is a note, Y says why this pair"
+        )
+
+    def on_key(self, event: Key) -> None:
+        """Nobody's key."""
+        if event.is_printable and event.character:
+            self._refuse(f"{event.character} does nothing here; ? lists the keys")
 
 
 def _settles(others: Sequence[Vote]) -> str:

@@ -21,7 +21,7 @@ class MarkingPage(RatingPage):
         self.session = new_session()
 
     def action_note(self) -> None:
-        item = self.item
+        item = self._here()
         rater = self.rater
         if item is not None:
             self._do(
@@ -52,7 +52,7 @@ class MarkingPage(RatingPage):
         self._ask_note(item, before, note, f"not saved ({problem.message}): Enter tries again")
 
     def action_flag(self) -> None:
-        item = self.item
+        item = self._here()
         rater = self.rater
         if item is not None:
             self._do(

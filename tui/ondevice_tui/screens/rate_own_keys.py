@@ -50,6 +50,8 @@ class OwnKeysPage(SharingPage):
         if own != self.own_keys:
             self.own_keys = own
             self.ui.key_shown = shown_keys(own)
+            self.answers.own_keys = own
+            self.answers.rank(self.answers.ranking)  # its titles say them
             self.refresh_bindings()
 
     def action_own_keys(self) -> None:

@@ -134,10 +134,7 @@ class QueuePage(MarkingPage):
             return
         if self.ratings is ratings and marks != self.marks:
             self.marks = marks
-            if self.item is None:
-                self.show(again=True)
-            else:
-                self._show_told(*self._said)
+            self._show_told(*self._said)
 
     def next(self, told: str = "") -> None:
         """Looks for the next item of the queue, and shows it or why there is none; `told` stands
@@ -146,7 +143,9 @@ class QueuePage(MarkingPage):
         if self.ratings is None:
             self._show_next(None)
         elif not self.busy:
-            self._do(self.look, lambda found: self._show_next(found, told), self._not_read)
+            self._do(
+                self.look, lambda found: self._show_next(found, told), self._not_read, follows=True
+            )
 
     def _not_read(self, problem: UserError) -> None:
         """It is looked for again at the next look at the runs."""

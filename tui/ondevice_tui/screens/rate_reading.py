@@ -55,16 +55,18 @@ class ReadingPage(UndoPage):
         self.show(again=True)
 
     def action_side(self) -> None:
-        if self.item is not None:
-            self.answers.beside = not self.answers.stand_beside(len(self.item.responses))
+        item = self._here()
+        if item is not None:
+            self.answers.beside = not self.answers.stand_beside(len(item.responses))
             self.ui.keep("answers_beside", self.answers.beside)
             self.show(again=True)
 
     def action_context(self) -> None:
         """Every message, whole. What was read there of the question was read."""
-        if self.item is not None:
+        item = self._here()
+        if item is not None:
             width = min(self.app.size.width, 110) - 8
-            text = conversation(self.item, width, self.answers.verbatim)
+            text = conversation(item, width, self.answers.verbatim)
             self.app.push_screen(Conversation(text), self._take_read)
 
     def _take_read(self, whole: bool | None) -> None:

@@ -88,7 +88,7 @@ class SharingPage(ReadingPage):
 
         self._do(work, then, opens=True)
 
-    def _go_to(self, item: int, settle: bool) -> None:
+    def _go_to(self, item: int, settle: bool, *, follows: bool = False) -> None:
         """To an item that was rated before: to change the own vote, or to settle a disagreement."""
         name = history.settler(self.rater) if settle else self.rater
 
@@ -96,18 +96,18 @@ class SharingPage(ReadingPage):
             others = history.votes_on(ratings, item) if settle else []
             return Earlier(ratings.item(item), ratings.voted(item, name), others, settle)
 
-        self._do(work, self.show_chosen)
+        self._do(work, self.show_chosen, follows=follows)
 
     def show_chosen(self, earlier: Earlier) -> None:
         raise NotImplementedError
 
     def settle_next(self) -> None:
         """The next disagreement that nobody has settled; the queue where none is left."""
-        self._do(history.disagreements, self._settle_first)
+        self._do(history.disagreements, self._settle_first, follows=True)
 
     def _settle_first(self, left: list[int]) -> None:
         if left:
-            self._go_to(left[0], settle=True)
+            self._go_to(left[0], settle=True, follows=True)
         else:
             self.next("nothing is left to settle")
 
@@ -115,7 +115,7 @@ class SharingPage(ReadingPage):
 
     def action_own_answer(self) -> None:
         """A text of the rater's own in place of one of the answers."""
-        item = self.item
+        item = self._here()
         if item is None:
             return
         place = getattr(self.answers.one, "place", 0)
@@ -165,13 +165,13 @@ class SharingPage(ReadingPage):
             )
 
     def action_reasons(self) -> None:
-        if self.item is not None:
+        if self._here() is not None:
             card = Reasons(self.reasons, self.project.reasons)
             self.app.push_screen(card, lambda _: self._show_told())
 
     def action_scores(self) -> None:
         """Each answer on the project's scales, beside the vote."""
-        item, rater, scales = self.item, self.rater, self.project.rubric
+        item, rater, scales = self._here(), self.rater, self.project.rubric
         if item is None:
             return
         if not scales:
@@ -209,8 +209,7 @@ class SharingPage(ReadingPage):
     # what is asked
 
     def action_wanted(self) -> None:
-        if self.ratings is not None:
-            self._do(choices, self._ask_wanted, opens=True)
+        self._do(choices, self._ask_wanted, opens=True)
 
     def _ask_wanted(self, found: tuple[list[str], list[str]]) -> None:
         def take(asked: Asked | None) -> None:
@@ -244,7 +243,7 @@ class SharingPage(ReadingPage):
         self.app.push_screen(Ask("who rates?", self.rater), take)
 
     def action_why(self) -> None:
-        if self.item is not None:
+        if self._here() is not None:
             self._do(self.look, self._explain, opens=True)
 
     def _explain(self, found: Look) -> None:

@@ -118,7 +118,9 @@ class UndoPage(QueuePage):
 
     def action_leave_out(self) -> None:
         """All that waits, of what is asked only."""
-        if self.turn is not None:
+        if self.turn is None:
+            self._here()
+        else:
             which = f"that wait ({self.wanted})" if str(self.wanted) else "that wait"
             self.ask_to_leave_out(self.turn.waiting, which)
 

@@ -17,6 +17,7 @@ from ondevice_tui.screens.page import Page
 
 WAIT_S = 0.3  # what the database takes longer for is told
 WAITING = "waiting for the database: another program holds it, or the machine is busy"
+STORING = "the one before was still being stored"
 RETRY_S = 5.0  # between two tries to open a database that could not be opened
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ class RatingPage(Page):
         # something is being stored or looked up; keys that vote wait for the next pair
         self.busy = False
         self._said: tuple[str, str] = ("", "")  # the line beneath the answers, and its style
+        # keys since the last one that was taken, and why not: the next pair says it still
+        self._refusals: tuple[int, str] = (0, "")
         self._failed_at = -RETRY_S
 
     def show(self, *, again: bool = False) -> None:
@@ -45,6 +48,26 @@ class RatingPage(Page):
 
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
         raise NotImplementedError
+
+    def _refuse(self, why: str) -> None:
+        """A key does nothing: that stands beneath the answers until one is taken, also when what it
+        came too early for has come meanwhile."""
+        self._refusals = (self._refusals[0] + 1, why)
+        self._show_told(*self._said)
+
+    @property
+    def refused(self) -> str:
+        """The keys that did nothing, and why the last of them did not; empty where none."""
+        count, why = self._refusals
+        if not count:
+            return ""
+        return f"{'that key was' if count == 1 else f'{count} keys were'} not taken: {why}"
+
+    def _here(self) -> Item | None:
+        """The item that a key is about; where there is none, that is told."""
+        if self.item is None:
+            self._refuse("no pair was there for it")
+        return self.item
 
     def _last(self, ratings: Ratings) -> None:
         """Done before the database is closed, where it can be."""
@@ -92,15 +115,20 @@ class RatingPage(Page):
         failed: Callable[[UserError], None] | None = None,
         *,
         opens: bool = False,
+        follows: bool = False,
     ) -> None:
         """Has something done in the database, then goes on with what came of it; where it fails,
         that is told. One thing at a time: while one is being done, keys that ask for another one
-        are told to wait. `opens`: a card is opened then, and gets what is typed meanwhile."""
+        are told to wait. `opens`: a card is opened then, and gets what is typed meanwhile;
+        `follows`: no key has asked for it, so that what keys were not taken is still to be read."""
         if self.ratings is None:
+            self._refuse("no pairs are there yet")
             return
         if self.busy:
-            self._show_told("one moment: the database is being written")
+            self._refuse(STORING)
             return
+        if not follows:
+            self._refusals = (0, "")
         self.busy = True
         if opens:
             self.ui.card_comes()

@@ -47,7 +47,7 @@ class Readable(VerticalScroll):
         self._read = ""  # what the lower edge says
         self.key = self.KEY
         self.share = 0.0  # read so far, 0 to 1
-        self._laid_out = True  # else its sizes are those of the text before
+        self.laid_out = True  # else its sizes are those of the text before
 
     def compose(self) -> ComposeResult:
         yield _Body(self._first)
@@ -55,14 +55,14 @@ class Readable(VerticalScroll):
     def show(self, text: Content, name: str, *, read: float = 0.0) -> None:
         """`read`: the share that was read of the same text before."""
         self.share, self.read_to_end, self._read = read, read >= 1, ""
-        self._laid_out = False
+        self.laid_out = False
         self.query_one(SafeText).show(text)
         self.rename(name)
         self.scroll_home(animate=False)
         self.call_after_refresh(self._look_first)
 
     def _look_first(self) -> None:
-        self._laid_out = True
+        self.laid_out = True
         self.look()
 
     def rename(self, name: str) -> None:
@@ -71,7 +71,7 @@ class Readable(VerticalScroll):
 
     def look(self) -> None:
         """How much of it has been in sight by now, and what is below."""
-        if not self.size.height or not self._laid_out or self._stands_as_before():
+        if not self.size.height or not self.laid_out or self._stands_as_before():
             return  # it has no place on the screen yet; its text looks again when it has
         more = round(self.max_scroll_y - self.scroll_offset.y)
         whole = max(self.virtual_size.height, 1)
@@ -137,6 +137,7 @@ class Answers(Container):
         self.diff = False
         self.verbatim = False  # Markdown as it is written
         self.ranking: list[int] = []  # places picked so far, the best first
+        self.own_keys: Mapping[str, str] = {}  # a person's own, by deed
         self._item: Item | None = None
 
     def compose(self) -> ComposeResult:
@@ -169,6 +170,11 @@ class Answers(Container):
         """J and K scroll the next one."""
         boxes = self.boxes
         self.turn_to(boxes[(boxes.index(self.one) + 1) % len(boxes)])
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether the boxes have been drawn with what they hold now."""
+        return all(box.laid_out for box in self.boxes)
 
     @property
     def all_read(self) -> bool:
@@ -223,13 +229,14 @@ class Answers(Container):
         return self.app.size.width >= (80 if count == 2 else 50 * count)
 
     def _place_name(self, item: Item, place: int) -> str:
+        own = self.own_keys.get(("left", "right", "third", "fourth")[place], "")
         if len(item.responses) == 2:
-            if self.stand_beside(2):
-                return ("1 ←", "2 →")[place]
-            return ("1 ← above", "2 → below")[place]
+            name = f"{place + 1} {own or '←→'[place]}"
+            return name if self.stand_beside(2) else f"{name} {('above', 'below')[place]}"
+        name = f"{place + 1} {own}".rstrip()
         if place in self.ranking:
-            return f"{place + 1} · {RANKS[self.ranking.index(place)]}"
-        return str(place + 1)
+            return f"{name} · {RANKS[self.ranking.index(place)]}"
+        return name
 
     def _text(self, item: Item, place: int, slot: int) -> Content:
         width = self.app.size.width
