@@ -20,11 +20,13 @@ from textual.pilot import Pilot
 from ondevice.common.intervals import wilson
 from ondevice.config.rounds import RoundsConfig
 from ondevice.inference.pair_sampling import Judge
+from ondevice.preferences import rubric
 from ondevice.preferences.agreement import cohen_kappa
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.history import history
-from ondevice.preferences.project import Project
+from ondevice.preferences.project import Project, change_project
 from ondevice.preferences.rating_queue import Wanted
+from ondevice.preferences.rubric_terminal import ask_scores
 from ondevice.preferences.votes import Response
 from ondevice.rating_rounds.standing import Rounds, Standing
 from ondevice.runs.events import EventWriter, LineFile
@@ -35,7 +37,7 @@ from ondevice_tui.screens import rounds
 from ondevice_tui.screens.confirm import Details
 from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen
-from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
+from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, ScoreCard, why_this
 from ondevice_tui.screens.rate_history import History
 from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.sample_pairs import MorePairs
@@ -239,6 +241,15 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
             "high": [2.0] * count,
             "beats": [(0.7, 0.4, 0.9)] * (count - 1),
         },
+        "rubric": {
+            name: {
+                "scores": 1,
+                "mean": 3.0,
+                "sources": {name: {"scores": 1, "mean": 3.0}},
+                "agreement": {"n": 0, "raw": None, "alpha": None},
+            }
+            for name in names
+        },
     }
     judged = {name: {"new": nothing, "learned": nothing} for name in names}
     whole = "\n".join(names)
@@ -278,6 +289,7 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
             ChangeProject(project),
             AskOnly(Asked(Wanted(), 0), names, names),
             Reasons([], names[:9]),
+            ScoreCard((0, 1, 2, 3), [*names, "漢👩" * 25_000, whole], {(0, names[0]): 3}),
             Conversation(drawn(whole, 70)),
             Details("rounds", rounds.told_of(versions, cfg, {"now": whole}, True, whole)),
         ):
@@ -292,6 +304,45 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
             await app.pop_screen()
 
     play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.slow
+def test_hostile_text_around_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scales, guidelines, a rater and answers: scored by keys in the app and in the terminal."""
+    monkeypatch.setattr(RateScreen, "GUARD_S", 0.0)
+    scales = ("[@click=app.quit]x[/]", "\x1b[2J\x1b]0;t\x07", "漢字👩" * 6, "\u202egnp [/b]")
+    whole = "\n".join(STRINGS)
+    answers = [Response(whole + "\x1b[31m漢" * 20_000), Response("[/]" * 40_000)]
+    run = a_run(tmp_path)
+    with Ratings.open(run.path, create=True) as ratings:
+        change_project(ratings, rubric=scales, guidelines=whole[:9000])
+        item = ratings.add("b", whole, answers, seed=0)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("4")
+        await until(pilot, lambda: isinstance(app.screen, RateScreen) and bool(app.screen.item))
+        screen = app.screen
+        assert isinstance(screen, RateScreen)
+        screen.rater = "[@click=app.quit]Vera\x1b[2J"
+        await until(pilot, lambda: not screen.busy)
+        await pilot.press("asterisk")
+        await until(pilot, lambda: isinstance(app.screen, ScoreCard))
+        for key in ("1", "2", "3", "4", "5", "u", "4"):
+            await pilot.press(key)
+            harmless(app, f"score {key}")
+        await pilot.press("enter")
+        await until_shown(pilot, "scored:")
+        harmless(app, "scored")
+
+    play(tmp_path, script, (100, 30))
+    with Ratings.open(run.path) as ratings:
+        scores = rubric.scores_of(ratings, item, "[@click=app.quit]Vera\x1b[2J")
+        assert sorted(scores.values()) == [1, 2, 3, 4, 4]
+        keys: Any = SimpleNamespace(line=lambda: "1 2", interactive=True)
+        ask_scores(ratings, keys, ratings.item(item), "x", "s")
+    assert not acts(capsys.readouterr().out.replace("\n", ""))
 
 
 @pytest.mark.slow
