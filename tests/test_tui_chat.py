@@ -60,10 +60,14 @@ def test_a_conversation(tmp_path: Path, size: tuple[int, int]) -> None:
         text = await until_shown(pilot, "first · pretrain", "Enter sends")
         assert fits(text, size) and "temperature 0.8" in text
         await pilot.press(*"hi", "space", *"q1?", "enter")  # keys of other screens are letters here
-        await until_shown(pilot, "1 hi q1? 0", "4 tokens  8.000 tok/s")
+        await until_shown(pilot, "1 hi q1? 0", "4 tokens  8 tok/s")
         await say(pilot, "more")
         await until_shown(pilot, "3 more 0")
         assert fits(shown(app), size)
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "more" not in shown(app))
+        await pilot.press("ctrl+n")  # nothing is lost by it
+        await until_shown(pilot, "3 more 0")
         await pilot.press("ctrl+n")
         await until(pilot, lambda: "more" not in shown(app))
         assert isinstance(app.screen, ChatScreen)
@@ -103,6 +107,14 @@ def test_another_answer_an_edit_a_system_prompt_and_a_copy(tmp_path: Path) -> No
         assert app.clipboard == pane.turns[-1]["content"]
         await pilot.press("f2")
         await until(pilot, lambda: area.text == "Question one" and pane.turns == [])
+        await pilot.press("enter")
+        await until_shown(pilot, "answer 1 at 0.8")
+        await pilot.press(*"draft", "f2")  # what was being typed is not in its way, nor lost
+        await until(pilot, lambda: area.text == "Question one" and pane.turns == [])
+        await pilot.press("up")
+        await until(pilot, lambda: area.text == "draft")
+        await pilot.press("down")
+        await until(pilot, lambda: area.text == "Question one")
         await pilot.press("f3", *"be kind", "enter")
         await until_shown(pilot, "system", "be kind", "holds from here on")
         await pilot.press("enter")

@@ -20,10 +20,11 @@ from ondevice_tui.app import OndeviceApp
 from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.screens.run_cards import difference_lines
+from ondevice_tui.widgets import safe
 from ondevice_tui.widgets.run_list import SORTS, RunList
 from ondevice_tui.widgets.welcome import UNMEASURED, Welcome
 from test_tui import no_plans, play  # noqa: F401
-from tui_runs import a_run, until, until_shown, write_stage
+from tui_runs import a_run, shown, until, until_shown, write_stage
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
@@ -99,6 +100,38 @@ def test_differences_stand_beside_or_under_each_other(tmp_path: Path) -> None:
     assert "No setting differs" in difference_lines(runs, [], 40)[0].plain
 
 
+def test_names_that_differ_at_their_ends_are_told_apart() -> None:
+    """As those do that runs get by default."""
+    names = [
+        "minute-20261201-011853",
+        "minute-20261201-011921",
+        "運行" * 20 + "x",
+        "運行" * 20 + "y",
+    ]
+    for width in (3, 16, 17, 20):
+        cut = [safe.cell(name, width, middle=True) for name in names]
+        assert len(set(cut)) == len(cut) and all(cell_len(text) == width for text in cut)
+    assert safe.cell(names[0], 20, middle=True) == "minute-202…01-011853"
+    assert safe.cell("short", 7, middle=True) == "short  "
+
+
+@pytest.mark.slow
+def test_home_in_a_small_terminal(tmp_path: Path) -> None:
+    """What is highlighted is in view from the first, and a note before the figures."""
+    run = RunFolder(tmp_path / "minute-20261201-011853")
+    write_stage(run.stage("grpo"), 5)
+    labels.set_note(run.path, "the good one")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "›grpo", "1-011853 ✓ grpo")
+        await pilot.press("tab")
+        await until_shown(pilot, "✓ grpo", "the good one")
+        await pilot.press("6")  # how to leave stands at the foot where letters are typed, too
+        await until_shown(pilot, "esc home", "^x stop", "^q quit ^p palette")
+
+    play(tmp_path, script, (60, 20))
+
+
 @pytest.mark.slow
 def test_the_list_by_its_keys(tmp_path: Path) -> None:
     """One session: search, order, state, ticks, differences, note, tags, name, trash and back."""
@@ -122,6 +155,9 @@ def test_the_list_by_its_keys(tmp_path: Path) -> None:
         await until(pilot, lambda: len(names()) == 3)
         await pilot.press("slash", *"state:nope")
         await until_shown(pilot, "no state is called")
+        await pilot.press("escape", "slash", *"zzz")
+        await until_shown(pilot, "no run fits")
+        assert "open third" not in shown(app)
         await pilot.press("escape", "F", "F", "F", "F")  # training, done, stopped, failed
         await until(pilot, lambda: names() == ["third"])
         await pilot.press("escape")
@@ -158,6 +194,12 @@ def test_the_list_by_its_keys(tmp_path: Path) -> None:
         await until_shown(pilot, "Move 2 runs to the trash?", "y move them")
         await pilot.press("y")
         await until(pilot, lambda: names() == ["third-b"])
+        await pilot.press("u")
+        await until(pilot, lambda: len(names()) == 3)
+        listed.go_to(tmp_path / "second")
+        await pilot.press("D", "y")  # the one that has come to its place is highlighted
+        await until(pilot, lambda: len(names()) == 2)
+        assert listed.highlighted is not None and listed.highlighted["run"] == "third-b"
         await pilot.press("u")
         await until(pilot, lambda: len(names()) == 3)
         listed.go_to(tmp_path / "second")

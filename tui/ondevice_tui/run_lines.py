@@ -100,7 +100,7 @@ def column_at(shape: Layout, x: int) -> str:
 def run_line(run: Run, shape: Layout, *, chosen: bool, ticked: bool) -> Content:
     """A run in the columns of this layout."""
     marks = f"{'▸' if chosen else ' '}{TICK if ticked else ' '}"
-    name = (cell(str(run["run"]), shape.name), "bold" if chosen or ticked else "")
+    name = (cell(str(run["run"]), shape.name, middle=True), "bold" if chosen or ticked else "")
     begin = line((marks, "bold $primary"), name, " ")
     trouble = run.get("wrong")
     if trouble:
@@ -162,6 +162,8 @@ def card(run: Run) -> list[Content]:
         told = "" if row.state in ("done", *run_status.OPEN) else f" {word}"
         parts.append((f"{MARKS[row.state]} {row.stage}{told}  ", STYLES[row.state]))
     rows = [line(*parts) if parts else line(nothing_begun(run))]
+    if words := note_line(run):  # before the figures, which stand in the table too
+        rows.append(content(words, newlines=False))
     newest = run["stages"][-1] if run["stages"] else {}
     said = str(newest.get("message") or "")
     if newest.get("state") in run_status.HALTED and said:
@@ -175,8 +177,6 @@ def card(run: Run) -> list[Content]:
     if used := table.seconds_of(run):
         facts.append(f"{table.shown('time', used)} of work")
     rows.append(line((" · ".join(filter(None, facts)), "$muted")))
-    if words := note_line(run):
-        rows.append(content(words, newlines=False))
     return rows
 
 

@@ -58,10 +58,16 @@ second model's is taken), and you say which is better."""
             tooltip="Choose the model; it goes on with the conversation",
         ),
         Binding(
-            "ctrl+o",
-            "second",
-            "second",
-            tooltip="A second model beside it: it takes the talk up; or none",
+            "ctrl+r", "again", "again", priority=True, tooltip="Another answer to the same message"
+        ),
+        Binding(
+            "ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"
+        ),
+        Binding(
+            "f2",
+            "edit",
+            "edit",
+            tooltip="Take the last message back, to send another in its place (↑: earlier ones)",
         ),
         Binding(
             "ctrl+e",
@@ -70,18 +76,20 @@ second model's is taken), and you say which is better."""
             priority=True,
             tooltip="Temperature, top-p, length, seed, what the chat template is told",
         ),
+        Binding("ctrl+y", "copy", "copy", priority=True, tooltip="Copy the newest answer"),
         Binding(
-            "ctrl+r", "again", "again", priority=True, tooltip="Another answer to the same message"
-        ),
-        Binding(
-            "f2",
-            "edit",
-            "edit",
-            tooltip="Take the last message back, to send another in its place (↑: earlier ones)",
+            "ctrl+o",
+            "second",
+            "second",
+            tooltip="A second model beside it: it takes the talk up; or none",
         ),
         Binding("f3", "system", "system", tooltip="The system prompt, from here on"),
-        Binding("ctrl+y", "copy", "copy", priority=True, tooltip="Copy the newest answer"),
-        Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
+        Binding(
+            "ctrl+n",
+            "anew",
+            "anew",
+            tooltip="Begin the conversation anew; again: the one before is back",
+        ),
         Binding(
             "ctrl+s",
             "save",
@@ -95,9 +103,6 @@ second model's is taken), and you say which is better."""
             "load",
             priority=True,
             tooltip="Go on with a saved conversation of this run",
-        ),
-        Binding(
-            "ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"
         ),
         Binding(
             "f4",
@@ -349,6 +354,11 @@ second model's is taken), and you say which is better."""
                 pane.told = pane.pace = ""
                 pane.used = 0
                 pane.show()
+        area = self.query_one("#say", SayArea)
+        if area.text.strip() and area.text != said:
+            area.remember(area.text)
+            self.ui.say("↑ brings back what you were typing")
+            area.text = ""
         self._give_back(said)
 
     def action_system(self) -> None:
@@ -386,9 +396,15 @@ second model's is taken), and you say which is better."""
         if self.busy:
             self.ui.say(BUSY)
             return
-        for pane in self.all_panes:
-            pane.begin()
-            pane.show()
+        if any(pane.turns for pane in self.all_panes):
+            for pane in self.all_panes:
+                pane.put_aside()
+                pane.show()
+            self.ui.say("begun anew: ctrl+n again brings the conversation back")
+        elif any(pane.aside for pane in self.all_panes):
+            for pane in self.all_panes:
+                pane.take_up()
+                pane.show()
 
     def action_scroll(self, by: int) -> None:
         for scroll in self.query(VerticalScroll):

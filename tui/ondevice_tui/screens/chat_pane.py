@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 
-from ondevice.common.progress import number
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.inference.conversations import Conversation
 from ondevice_tui.widgets.safe import SafeText, content, lines, titled
@@ -41,6 +40,8 @@ class Pane(Vertical):
         # that this conversation is kept in, once somebody has saved it
         self.file: Path | None = None
         self.saved = 0  # turns in it
+        # its turns, speakers, file and what is saved, while another one has begun
+        self.aside: tuple[list[dict[str, str]], list[str], Path | None, int] | None = None
         # what the model's process said of it, once it has been loaded
         self.ready: dict[str, Any] = {}
 
@@ -122,6 +123,19 @@ class Pane(Vertical):
         self.pace = ""
         self.used = 0
         self.again = 0
+
+    def put_aside(self) -> None:
+        """A new conversation; `take_up` goes on with this one, until another one is put aside."""
+        self.aside = (self.turns, self.speakers, self.file, self.saved)
+        self.begin()
+
+    def take_up(self) -> None:
+        """Goes on with the conversation that was put aside."""
+        if self.aside is not None:
+            turns, speakers, file, saved = self.aside
+            self.begin(turns, speakers, file)
+            self.saved = saved
+            self.aside = None
 
     def take_back(self) -> None:
         """The last turn: no answer came to it, or another one is wanted."""
@@ -226,5 +240,5 @@ def pace(event: dict[str, Any]) -> str:
     tokens = event.get("tokens") or 0
     seconds = event.get("seconds") or 0
     if seconds:
-        return f"{tokens} tokens  {number(tokens / seconds)} tok/s"
+        return f"{tokens} tokens  {tokens / seconds:,.3g} tok/s"
     return f"{tokens} tokens"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
@@ -36,7 +37,7 @@ PARTS = {
 }
 """Fields of a step's event that say where its time went, in words."""
 RECENT = 20  # steps of which the time is told
-NARROW = 36  # cells of a curve whose title has no room for words
+BESIDE_TITLE = 4  # cells of a curve that its title leaves to the corners
 WIDE = 44  # cells of a curve whose title has room for the spread
 BAR = 12  # cells of a whole step's time
 PANELS = ("rewards", "times", "spread")  # beside the curve, in turn
@@ -131,10 +132,26 @@ class RewardCurves(Horizontal):
         traces = [Trace(columns)]
         if held_out is not None and len(held_out):
             traces.append(Trace(held_out.columns(curve.places // 2, first, last), "o", "second"))
-            words = "o held-out" if curve.size.width >= NARROW else "o"
-            title += f" {words} {from_to(history, measured)}"
+            told = from_to(history, measured)
+            title = _longest_that_fits(
+                (
+                    f"{title} o held-out {told}",
+                    f"{title} o {told}",
+                    f"{SHORT.get(name, name)} o {told}",
+                    f"o {told}",
+                ),
+                curve.size.width - BESIDE_TITLE,
+            )
         curve.show(traces, (first, max(last, first)))
         titled(curve, title, f"tab curve  y: {curve.scale}")
+
+
+def _longest_that_fits(titles: Sequence[str], width: int) -> str:
+    """The first of them (the last is the shortest) that so many cells hold."""
+    for title in titles:
+        if cell_len(title) <= width:
+            return title
+    return titles[-1]
 
 
 def from_to(history: History, name: str) -> str:

@@ -305,9 +305,9 @@ class RewardPage(StagePage):
         if unread > 1 << 20:
             told += f" · reading, {unread >> 20} MB left"
         titled(self.query_one("#group"), told, f"l groups  Enter its groups  {self._filter_told()}")
-        kind = "right completions" if rate else "mean reward"
+        kind = "right answers" if rate else "mean reward"
         self.query_one("#prompt", SafeText).show(
-            content(f"{kind} of each problem over the steps; h: held out", "$muted")
+            content(f"{kind} to each over the steps; h: held out", "$muted")
         )
         self.query_one("#head", SafeText).show(line((problem_head(self._width), "$muted")))
         self.query_one("#completions", Rows).show(options)

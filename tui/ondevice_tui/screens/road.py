@@ -198,10 +198,19 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
     def _show_card(self) -> None:
         """The highlighted run, while the list has the screen."""
         run = self.run_list.highlighted
-        if not self.lists or run is None:
+        if not self.lists:
+            return
+        if run is None:
+            self.query_one("#run-card", SafeText).show("")
+            titled(self.query_one("#run-card"), "no run")
             return
         self.query_one("#run-card", SafeText).show(lines(run_lines.card(run)))
         titled(self.query_one("#run-card"), str(run["run"]), "Enter opens it")
+
+    def show_highlighted(self) -> None:
+        """What is told of the highlighted run, or stage."""
+        self._show_card()
+        self._show_next()
 
     def _show_next(self) -> None:
         self.query_one("#next", SafeText).show(self._next_line(), layout=False)
@@ -262,8 +271,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
     # keys
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        self._show_card()
-        self._show_next()
+        self.show_highlighted()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()

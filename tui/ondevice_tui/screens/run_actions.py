@@ -37,6 +37,7 @@ class RunActions(_Base):
         @property
         def lists(self) -> bool: ...
         def show_lists(self, on: bool) -> None: ...
+        def show_highlighted(self) -> None: ...
         def take(self, run: Path) -> None: ...
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class RunActions(_Base):
             "tags": self._ask_tags,
             "rename": self._ask_name,
             "leave": lambda: self.show_lists(False),
+            "shown": self.show_highlighted,
         }
         keys[what]()
 

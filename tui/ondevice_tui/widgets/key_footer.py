@@ -37,6 +37,12 @@ class Keys(Footer):
                 continue
             key.remove_class("-command-palette")  # which would stand at the right end of its row
             keys.append(key)
+        if getattr(self.screen, "TYPES", False):
+            # where text is typed, the field's own keys come first: as the screen has them instead
+            order = [key.action for _, key in self.screen._bindings]
+            keys.sort(
+                key=lambda key: order.index(key.action) if key.action in order else len(order)
+            )
         for row in in_rows(keys, width, MOST_ROWS if height >= SHORT else SHORT_ROWS):
             yield HorizontalGroup(*row)
 

@@ -39,17 +39,24 @@ class Rows(OptionList):
             return drawn
         return Strip([Segment(MARK, first.style), *drawn.crop(1)], drawn.cell_length)
 
-    def show(self, rows: Sequence[tuple[str, Content]]) -> None:
+    def on_resize(self) -> None:
+        """What was highlighted before there was a size is seen too."""
+        self.call_after_refresh(self.scroll_to_highlight)
+
+    def show(self, rows: Sequence[tuple[str, Content]], *, stay: bool = False) -> None:
+        """`stay`: where the highlighted row is gone, the one that has come to its place is
+        highlighted, and not the first."""
         ids = [key for key, _ in rows]
         if ids == [option.id for option in self.options]:
             for i, (_, text) in enumerate(rows):
                 if not text.is_same(self.options[i].prompt):  # type: ignore[arg-type]
                     self.replace_option_prompt_at_index(i, text)
             return
-        before = self.options[self.highlighted].id if self.highlighted is not None else None
+        at = self.highlighted
+        before = self.options[at].id if at is not None else None
         self.clear_options()
         self.add_options([Option(text, id=key) for key, text in rows])
         if before in ids:
             self.highlighted = ids.index(before)
         elif ids:
-            self.highlighted = 0
+            self.highlighted = min(at or 0, len(ids) - 1) if stay else 0

@@ -129,13 +129,15 @@ class RunList(Panel):
         drawn = (marks, asked, read)
         if drawn == self._drawn:  # a record that was not read again is the same object
             return
+        same_search = self._drawn is not None and asked == self._drawn[1]
         self._drawn, self._drawn_of = drawn, runs
         self.shown = self._those_wanted(runs or ())
         shape = run_lines.layout(width, run_lines.longest_name(self.shown), self.sort)
         head = self.query_one("#runs-head", SafeText)
         head.display = bool(self.shown)
         head.show(run_lines.head(shape, self.sort, self.reverse), layout=False)
-        self.rows.show([(run["path"], self._line(run, shape)) for run in self.shown])
+        rows = [(run["path"], self._line(run, shape)) for run in self.shown]
+        self.rows.show(rows, stay=same_search)  # a run that goes to the trash takes no cursor along
         self._lines = {path: self._lines[path] for path in (run["path"] for run in self.shown)}
         titled(self, self._title(runs), self._hint(runs))
 
@@ -228,7 +230,7 @@ class RunList(Panel):
             self._wrong = ""
         except UserError as problem:  # half typed, for the most part: what was found stays
             self._wrong = str(problem)
-        self.show(self.ui.runs)
+        self._show_anew()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -246,10 +248,16 @@ class RunList(Panel):
             self.ui.ticked_runs = ()
         else:
             self._ask("leave")
-        self.show(self.ui.runs)
+        self._show_anew()
 
     def action_ask(self, what: str) -> None:
         self._ask(what)
+
+    def _show_anew(self) -> None:
+        """After a key that chose other runs, another order or other ticks; the screen says what is
+        highlighted now, if anything is."""
+        self.show(self.ui.runs)
+        self._ask("shown")
 
     def action_tick(self) -> None:
         run = self.highlighted
@@ -260,21 +268,21 @@ class RunList(Panel):
             self.ui.ticked_runs = tuple(one for one in self.ui.ticked_runs if one != path)
         else:
             self.ui.ticked_runs = (*self.ui.ticked_runs, path)
-        self.show(self.ui.runs)
+        self._show_anew()
         self.rows.action_cursor_down()
 
     def action_state(self) -> None:
         self.state = STATES[(STATES.index(self.state) + 1) % len(STATES)]
-        self.show(self.ui.runs)
+        self._show_anew()
 
     def action_sort(self, by: int) -> None:
         self.sort = SORTS[(SORTS.index(self.sort) + by) % len(SORTS)]
         self.ui.keep("runs_sort", self.sort)
-        self.show(self.ui.runs)
+        self._show_anew()
 
     def action_reverse(self) -> None:
         self.reverse = not self.reverse
-        self.show(self.ui.runs)
+        self._show_anew()
 
     def on_click(self, event: Click) -> None:
         """A click on a column's name orders by it, a second one turns the order round."""

@@ -54,14 +54,17 @@ def lines(rows: Iterable[Content]) -> Content:
     return Content("\n").join(list(rows))
 
 
-def cell(text: str, width: int, *, right: bool = False) -> str:
+def cell(text: str, width: int, *, right: bool = False, middle: bool = False) -> str:
     """`text` harmless, on one line, in exactly `width` terminal cells; an ellipsis says where it
-    was cut.
+    was cut: at its end, or in its `middle`, for names that differ at their ends.
     """
     shown = sanitize(
         re.sub(r"\s*\n\s*", " ↵ ", text[: width * 8 + _MARK].strip()), newlines=False, limit=None
     )
     if cell_len(shown) > width:
+        if middle and width > 2:
+            end = _end(shown, (width - 1) // 2)
+            return set_cell_size(shown, width - 1 - cell_len(end)) + "…" + end
         if width:
             return set_cell_size(shown, max(width - 1, 0)) + "…"
         return ""
@@ -69,6 +72,15 @@ def cell(text: str, width: int, *, right: bool = False) -> str:
     if right:
         return room + shown
     return shown + room
+
+
+def _end(text: str, width: int) -> str:
+    """The last characters, in at most so many cells."""
+    at, used = len(text), 0
+    while at and used + cell_len(text[at - 1]) <= width:
+        at -= 1
+        used += cell_len(text[at])
+    return text[at:]
 
 
 def titled(widget: Widget, title: str, subtitle: str = "") -> None:
