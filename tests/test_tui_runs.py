@@ -13,18 +13,22 @@ import pytest
 from rich.cells import cell_len
 from textual.pilot import Pilot
 
+from ondevice.config.recipe import STAGES
 from ondevice.runs import labels
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import plan_process, run_lines, run_reader, stage_processes
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.fields import field_help
 from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.screens.run_cards import difference_lines
+from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.widgets import safe
 from ondevice_tui.widgets.run_list import SORTS, RunList
+from ondevice_tui.widgets.safe import SafeText
 from ondevice_tui.widgets.welcome import UNMEASURED, Welcome
 from test_tui import no_plans, play  # noqa: F401
-from tui_runs import a_run, shown, until, until_shown, write_stage
+from tui_runs import a_run, in_one_line, shown, until, until_shown, write_stage
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
@@ -127,7 +131,17 @@ def test_home_in_a_small_terminal(tmp_path: Path) -> None:
         await pilot.press("tab")
         await until_shown(pilot, "✓ grpo", "the good one")
         await pilot.press("6")  # how to leave stands at the foot where letters are typed, too
-        await until_shown(pilot, "esc home", "^x stop", "^q quit ^p palette")
+        await until_shown(pilot, "esc home", "^x stop", "^q quit", "f1 help", "^p palette")
+        await pilot.press("escape")
+        await app.push_screen(StartScreen("sft", {"out": str(run.path)}))
+        await pilot.press("ctrl+f", *"learning_rate", "enter")
+        await until_shown(pilot, "learning_rate  ")
+        await pilot.press("f1")  # all of its help, of which two lines stand below the form
+        await until_shown(pilot, "help", "esc closes", "Peak rate")
+        told = field_help(STAGES["sft"])["learning_rate"]
+        assert in_one_line(told) in in_one_line(app.screen.query_one(SafeText).plain)
+        await pilot.press("f1")
+        await until(pilot, lambda: isinstance(app.screen, StartScreen))
 
     play(tmp_path, script, (60, 20))
 

@@ -102,6 +102,8 @@ class OndeviceApp(Steady, KeysInOrder):
             key_display="?",
             tooltip="Explain this screen and its keys",
         ),
+        # the same where ? is a letter
+        Binding("f1", "explain", "help", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
         Binding("ctrl+q", "leave", "quit", show=False, priority=True),
         Binding(

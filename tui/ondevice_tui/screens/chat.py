@@ -58,10 +58,10 @@ second model's is taken), and you say which is better."""
             tooltip="Choose the model; it goes on with the conversation",
         ),
         Binding(
-            "ctrl+r", "again", "again", priority=True, tooltip="Another answer to the same message"
+            "ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"
         ),
         Binding(
-            "ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"
+            "ctrl+r", "again", "again", priority=True, tooltip="Another answer to the same message"
         ),
         Binding(
             "f2",

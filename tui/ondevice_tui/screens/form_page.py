@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
 from textual.events import DescendantFocus
 from textual.widget import Widget
 from textual.widgets import Input, Select
@@ -205,6 +206,12 @@ class FormPage(Page):
     def on_descendant_focus(self, event: DescendantFocus) -> None:
         self._filter()  # a field of a folded group is shown while it has the cursor
         self._show_hint()
+
+    def help_here(self) -> list[Content]:
+        """The whole help of the field with the cursor, and what the stage does: below the form
+        there is room for some lines of it."""
+        told = [field.told for field in self.query(Field) if field.control.has_focus]
+        return [*told, content(guide.about(self.verb, self.cls))]
 
     def _show_hint(self) -> None:
         """The help of the field with the cursor, what follows from the values, and, beside the

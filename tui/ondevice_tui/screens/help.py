@@ -17,7 +17,7 @@ from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
 
 class HelpScreen(Card[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,q", "dismiss(None)", "close", key_display="esc")
+        Binding("escape,question_mark,f1,q", "dismiss(None)", "close", key_display="esc")
     ]
 
     def __init__(self, of: Screen[Any]) -> None:
@@ -30,12 +30,18 @@ class HelpScreen(Card[None]):
             yield SafeText(
                 lines(
                     [
+                        *self._here(),
                         content(getattr(self._of, "ABOUT", "") or "", limit=4000),
                         content(""),
                         *self._keys(),
                     ]
                 )
             )
+
+    def _here(self) -> list[Content]:
+        """What a screen tells of the very place where the cursor is."""
+        here: list[Content] = getattr(self._of, "help_here", list)()
+        return [row for told in here for row in (told, content(""))]
 
     def _keys(self) -> list[Content]:
         """A line for each action of the screen and of the app, with all its keys."""
