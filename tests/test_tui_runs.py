@@ -23,6 +23,7 @@ from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.screens.run_cards import difference_lines
 from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.widgets import safe
 from ondevice_tui.widgets.run_list import SORTS, RunList
 from ondevice_tui.widgets.safe import SafeText
@@ -142,6 +143,16 @@ def test_home_in_a_small_terminal(tmp_path: Path) -> None:
         assert in_one_line(told) in in_one_line(app.screen.query_one(SafeText).plain)
         await pilot.press("f1")
         await until(pilot, lambda: isinstance(app.screen, StartScreen))
+        # a field that is looked for comes into view, though all others are shown again
+        await pilot.press("ctrl+e", "ctrl+f", *"sample_prompts", "enter")
+        box = app.screen.query_one("#form")
+
+        def in_view() -> bool:
+            field = app.screen.focused
+            at = field.parent.parent if field else None
+            return isinstance(at, Field) and box.region.contains_region(at.region)
+
+        await until(pilot, lambda: in_view() and not app.screen.query_one("#find").display)
 
     play(tmp_path, script, (60, 20))
 

@@ -120,8 +120,7 @@ class FormPage(Page):
         self.run_worker(self._fill(), group="fields")
 
     def on_resize(self) -> None:
-        if self.focused is not None:  # the field with the cursor stays in view
-            self.call_after_refresh(self.focused.scroll_visible, animate=False)
+        self._keep_in_view()
 
     def _next_fields(self, most: int = AT_ONCE) -> list[Widget]:
         made = self._coming[:most]
@@ -298,6 +297,13 @@ class FormPage(Page):
             self._type_into(field.control, typed or field.control.value)
         else:
             self.set_focus(field.control)
+        self.refresh(layout=True)  # what has just been shown has no place before that
+        self._keep_in_view()
+
+    def _keep_in_view(self) -> None:
+        """Scrolls to the field with the cursor, once the fields have their places."""
+        if self.focused is not None:
+            self.call_after_refresh(self.focused.scroll_visible, animate=False)
 
     def _type_into(self, control: Input, text: str) -> None:
         """The cursor stands in this field, behind the text: what is typed next goes on with it and
