@@ -126,11 +126,17 @@ def test_home_in_a_small_terminal(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "minute-20261201-011853")
     write_stage(run.stage("grpo"), 5)
     labels.set_note(run.path, "the good one")
+    for other in ("a", "b"):
+        write_stage(RunFolder(tmp_path / other).stage("init"), 0)
+        os.utime(tmp_path / other, (1e9, 1e9))
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(run.path)
+        app.screen.query_one(RunList).sort = "name"
+        app.tell_page()
         await until_shown(pilot, "›grpo", "1-011853 ✓ grpo")
-        await pilot.press("tab")
-        await until_shown(pilot, "✓ grpo", "the good one")
+        await pilot.press("tab")  # the list begins at the chosen run, whatever its order
+        await until_shown(pilot, "✓ grpo", "the good one", "›▸ minute")
         await pilot.press("6")  # how to leave stands at the foot where letters are typed, too
         await until_shown(pilot, "esc home", "^x stop", "^q quit", "f1 help", "^p palette")
         await pilot.press("escape")

@@ -92,6 +92,7 @@ class RunList(Panel):
         self._search = table.search("")
         self._wrong = ""  # what is wrong with the search that is typed
         self._lines: dict[str, tuple[Any, Any, Content]] = {}  # path → (its run, its key, its line)
+        self._followed: Path | None = None  # the chosen run that was highlighted by itself
         self._drawn: Any = None
         self._drawn_of: Any = None  # these records, so that no other has their identity
 
@@ -139,6 +140,9 @@ class RunList(Panel):
         rows = [(run["path"], self._line(run, shape)) for run in self.shown]
         self.rows.show(rows, stay=same_search)  # a run that goes to the trash takes no cursor along
         self._lines = {path: self._lines[path] for path in (run["path"] for run in self.shown)}
+        if self._followed != self.ui.chosen and self.ui.chosen and not self.rows.has_focus:
+            self.go_to(self.ui.chosen)  # where the cursor begins
+            self._followed = self.ui.chosen
         titled(self, self._title(runs), self._hint(runs))
 
     def _width(self) -> int:
