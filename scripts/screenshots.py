@@ -3,7 +3,7 @@
     python scripts/screenshots.py RUNS TARGET_FOLDER [--run NAME] [--size 120x36]
 
 RUNS is a folder of runs; each picture is `TARGET_FOLDER/<screen>.svg`. Screens for which the run
-has nothing (no pairs to rate, no rewards) are left out, and that is said. Look at them before you
+has nothing (no pairs to rate, no scales, no rewards) are left out, and that is said. Look at them before you
 show them to anybody.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from textual.pilot import Pilot
@@ -19,12 +20,15 @@ from textual.pilot import Pilot
 from ondevice.preferences.sqlite_store import FILE
 from ondevice_tui.app import OndeviceApp
 
-SCREENS = {
-    "road": "road",
-    "train": "train",
-    "reasoning": "reason",
-    "rate": "rate",
-    "ladder": "ladder",
+# each picture: the screen, and the keys that are pressed on it
+SCREENS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "road": ("road", ()),
+    "train": ("train", ()),
+    "reasoning": ("reason", ()),
+    "spread": ("reason", ("percent_sign", "percent_sign")),  # after the time of a step's parts
+    "rate": ("rate", ()),
+    "scores": ("rate", ("asterisk", "4", "2")),  # left by esc: nothing is stored
+    "ladder": ("ladder", ()),
 }
 WAIT_S = 1.5  # for a screen to have read its files
 
@@ -37,12 +41,14 @@ async def take(runs: Path, target: Path, name: str, size: tuple[int, int]) -> No
         if name:
             app.choose(runs / name)
         target.mkdir(parents=True, exist_ok=True)
-        for picture, mode in SCREENS.items():
-            await shoot(app, pilot, mode, target / f"{picture}.svg")
+        for picture, (mode, keys) in SCREENS.items():
+            await shoot(app, pilot, mode, keys, target / f"{picture}.svg")
 
 
-async def shoot(app: OndeviceApp, pilot: Pilot[str], mode: str, file: Path) -> None:
-    """One screen, unless the run has nothing for it."""
+async def shoot(
+    app: OndeviceApp, pilot: Pilot[str], mode: str, keys: Sequence[str], file: Path
+) -> None:
+    """One screen after these keys, unless the run has nothing for it."""
     state = app.run_state or {"stages": []}
     stages = [stage["stage"] for stage in state["stages"]]
     empty = {
@@ -59,12 +65,22 @@ async def shoot(app: OndeviceApp, pilot: Pilot[str], mode: str, file: Path) -> N
     while not app.screen.query("FooterKey"):  # the footer fills itself later than the rest
         await pilot.pause(0.2)
     await pilot.pause(0.2)
+    page = app.screen
+    await pilot.press(*keys)
+    await pilot.pause(WAIT_S if keys else 0)
+    if "scores" in file.name and app.screen is page:
+        print(
+            f"{file.name}: left out, this run's ratings have no scales (ratings project --rubric)"
+        )
+        return
     # Pages that show pictures fetch nothing for them: the reader's own monospaced font has to do.
     file.write_text(
         re.sub(r"@font-face\s*\{[^}]*\}", "", app.export_screenshot(title="ondevice")),
         encoding="utf-8",
     )
     print(file)
+    if app.screen is not page:  # a card
+        await pilot.press("escape")
 
 
 def main() -> None:

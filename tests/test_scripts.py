@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 import ondevice as od
+from ondevice.cli import main
 from ondevice.common import user_cache
 from ondevice.planning import calibration
 from ondevice.planning.calibration import Calibration, Rates, Speeds
@@ -356,13 +357,15 @@ def same_results(place: Place) -> None:
 
 
 def screenshots(place: Place) -> None:
+    assert main(["ratings", "project", str(place.run), "--rubric", "helpful"]) == 0
     place.script(
         "screenshots.py", place.runs, place.here / "shots", "--run", "small", "--size", "80x24"
     )
     found = {
         file.stem: file.read_text(encoding="utf-8") for file in (place.here / "shots").iterdir()
     }
-    assert set(found) == {"road", "train", "reasoning", "rate", "ladder"}
+    assert set(found) == {"road", "train", "reasoning", "spread", "rate", "scores", "ladder"}
+    assert "helpful" in found["scores"] and "length" in found["spread"]
     assert all(text.startswith("<svg") and "@font-face" not in text for text in found.values())
 
 

@@ -332,6 +332,8 @@ def test_problems_searches_and_comparisons_by_their_keys(tmp_path: Path) -> None
         await until(pilot, lambda: app.screen.query_one("#completions", Rows).highlighted == 1)
         await pilot.press("slash", *"18 and 2", "enter")
         await until_shown(pilot, "step 18 · group 3 of 3", "/18 and 2")
+        found = app.screen.query_one("#completions", Rows)
+        assert found.highlighted_option and "18 and 2" in str(found.highlighted_option.prompt)
         await pilot.press("l")
         await until_shown(pilot, "No such group")
         await pilot.press("slash", *["backspace"] * 9, "enter")
@@ -344,6 +346,11 @@ def test_problems_searches_and_comparisons_by_their_keys(tmp_path: Path) -> None
         await until_shown(pilot, "same problem · step 10 → 20", "right 0/1 → 1/1")
         await pilot.press("escape", "h", "dollar_sign")
         await until_shown(pilot, "step 22 · group 1 of 1")
+        await pilot.press("slash", *"18 and 2", "enter")
+        await until_shown(pilot, "step 18 · group 3 of 3")
+        await pilot.press("escape")  # the search is in front; a second one would lead home
+        await until_shown(pilot, "step 22 · group 1 of 1")
+        assert app.current_mode == "reason"
         await pilot.press("percent_sign")
         text = await until_shown(pilot, "where a step's time goes", "of an earlier version")
         assert "% spread" in text and "q quit" in shown(app)

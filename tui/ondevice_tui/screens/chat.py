@@ -115,6 +115,7 @@ second model's is taken), and you say which is better."""
             "scroll(-1)",
             "scroll",
             key_display="pgup pgdn",
+            show=False,
             priority=True,
             tooltip="Scroll the conversation",
         ),

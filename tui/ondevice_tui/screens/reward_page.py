@@ -46,6 +46,7 @@ class RewardPage(StagePage):
         self.browser: Browser | None = None
         self.held_out: HeldOut | None = None
         self.problems: Problems | None = None  # read once somebody asks for them
+        self._looked_at: tuple[int, int, str] = (0, 0, "")  # (step, group, search) that was shown
         self._view = "groups"  # or "held", one held-out problem over the steps, or "problems"
         self._group: Group | None = None
         self._shown: list[Shown] = []
@@ -246,6 +247,11 @@ class RewardPage(StagePage):
             text = answer_line(str(i + 1), answer, names, self._width, search=self._searched)
             options.append((str(i), text))
         rows.show(options)
+        looked_at = (group.step, at, self._searched)
+        if self._searched and looked_at != self._looked_at:  # what was looked for, not the first
+            found = [shown.answer.mentions(self._searched) for shown in self._shown]
+            rows.highlighted = found.index(True) if any(found) else 0
+        self._looked_at = looked_at
 
     def _why_empty(self) -> str:
         browser = self.browser

@@ -61,6 +61,13 @@ which nothing is learned. d sets the problem as it was answered first against no
         Binding("O", "sort", "order", tooltip="Completions as written, by reward, by length"),
         Binding("slash", "search", "search", tooltip="Only groups that mention some words"),
         Binding(
+            "escape",
+            "clear",
+            "home",
+            key_display="esc",
+            tooltip="End the search; where there is none, back to the road",
+        ),
+        Binding(
             "F",
             "filter(1)",
             "filter",
@@ -226,6 +233,14 @@ which nothing is learned. d sets the problem as it was answered first against no
         self.app.push_screen(
             Ask("words in prompts and completions; none: all", self._searched), take
         )
+
+    def action_clear(self) -> None:
+        """esc ends the search that is in front; without one it leads home."""
+        if self.browser is not None and self.browser.search:
+            self.browser.search = ""
+            self._look_anew()
+        else:
+            self.ui.action_go("road")
 
     def _look_anew(self) -> None:
         """From the newest group on, by another filter."""
