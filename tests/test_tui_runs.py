@@ -139,6 +139,7 @@ def test_home_in_a_small_terminal(tmp_path: Path) -> None:
         await until_shown(pilot, "✓ grpo", "the good one", "›▸ minute")
         await pilot.press("6")  # how to leave stands at the foot where letters are typed, too
         await until_shown(pilot, "esc home", "^x stop", "^q quit", "f1 help", "^p palette")
+        assert "f3 system" in shown(app)  # the foot has two rows here
         await pilot.press("escape")
         await app.push_screen(StartScreen("sft", {"out": str(run.path)}))
         await pilot.press("ctrl+f", *"learning_rate", "enter")

@@ -50,6 +50,7 @@ reads; saved again, it goes on in the same file. ctrl+l takes up a saved one.
 
 F4 keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
 second model's is taken), and you say which is better."""
+    SHORT_ROWS = 2
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "ctrl+t",
@@ -114,10 +115,9 @@ second model's is taken), and you say which is better."""
             "pageup",
             "scroll(-1)",
             "scroll",
-            key_display="pgup pgdn",
-            show=False,
+            key_display="pgup",
             priority=True,
-            tooltip="Scroll the conversation",
+            tooltip="Scroll the conversation; pgdn: to what is newer",
         ),
         Binding("pagedown", "scroll(1)", "newer", show=False, priority=True),
         Binding(

@@ -26,6 +26,7 @@ class LadderScreen(Page):
     ABOUT = """\
 What each finished stage achieved. Bits per byte: how well held-out text is predicted (lower is better). Exact match: \
 the share of held-out instructions answered to the letter. Below, the same prompt answered by every stage."""
+    SHORT_ROWS = 2
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "right_square_bracket,right",

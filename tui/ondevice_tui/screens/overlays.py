@@ -27,6 +27,8 @@ MOST = len(HUES)  # runs that are laid over one
 NAMES = "abcde"
 BUCKETS = 1024  # of each of their curves
 GROUP = "overlay"
+MOST_NAME = 34  # cells of a name in the list
+BESIDE_NAMES = 44  # cells of a terminal that the names in the list leave to the rest
 
 
 class Overlays:
@@ -91,7 +93,7 @@ class Overlays:
                 series = follower.history.steps.get(metric)
                 last = None if series is None else series.last
             parts.append((NAMES[at], f"bold {STYLES[at]}"))
-            parts.append(f" {cell(path.parent.name, 28).rstrip()} {number(last)}   ")
+            parts.append(f" {cell(path.parent.name, 28, middle=True).rstrip()} {number(last)}   ")
         if self._left_out:
             parts.append((f"{self._left_out} more ticked, not shown", "$muted"))
         return line(*parts)
@@ -135,11 +137,17 @@ class TickRuns(Card[tuple[Path, ...]]):
 
     def _show(self) -> None:
         options = []
+        name_cells = min(MOST_NAME, max(16, self.app.size.width - BESIDE_NAMES))
         for run in self._runs:
             box = "[x] " if Path(run["path"]) in self._ticked else "[ ] "
             state = next(one for one in run["stages"] if one["stage"] == self._stage)
             figures = numbers_line(dict(list(state["numbers"].items())[:3]))
-            text = line(box, (cell(run["run"], 34), "bold"), f" {state['state']:<9}", figures)
+            text = line(
+                box,
+                (cell(run["run"], name_cells, middle=True), "bold"),
+                f" {state['state']:<9}",
+                figures,
+            )
             options.append((str(run["path"]), text))
         self.query_one(Rows).show(options)
         told = f"{len(self._ticked)} ticked"

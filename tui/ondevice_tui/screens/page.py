@@ -56,6 +56,7 @@ class Page(Steady, Opening, Screen[Any]):
     ABOUT: ClassVar[str] = ""
     # letters are typed here, so that ? and q are not keys: the palette has them
     TYPES: ClassVar[bool] = False
+    SHORT_ROWS: ClassVar[int] = 1  # of the foot, in a terminal of less than 24 lines
     BINDINGS: ClassVar[list[BindingType]] = [
         _COPY,
         Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road"),

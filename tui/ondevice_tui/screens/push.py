@@ -36,6 +36,7 @@ repository is private unless you make it public. All files arrive in one commit,
 
 Logging in is the client's own: `hf auth login` in a terminal, or HF_TOKEN. A push goes on when this app is closed; an \
 interrupted one is resumed and does not send again what has arrived."""
+    SHORT_ROWS = 2
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("g", "send", "send", tooltip="Send what is listed, after a question"),
         Binding("f2", "name", "name", tooltip="Change the repository: NAME, or OWNER/NAME"),

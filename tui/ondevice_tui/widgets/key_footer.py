@@ -9,7 +9,8 @@ from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
 MOST_ROWS = 3
-SHORT_ROWS = 1  # of a terminal of less than 24 lines; the palette and ? know the rest
+SHORT_ROWS = 1  # of a terminal of less than 24 lines, where a screen says no other number; the
+# palette and ? know the rest
 SHORT = 24
 ALWAYS = ("explain", "leave", "command_palette")  # they tell of every other key
 
@@ -43,7 +44,10 @@ class Keys(Footer):
             keys.sort(
                 key=lambda key: order.index(key.action) if key.action in order else len(order)
             )
-        for row in in_rows(keys, width, MOST_ROWS if height >= SHORT else SHORT_ROWS):
+        most = MOST_ROWS
+        if height < SHORT:
+            most = getattr(self.screen, "SHORT_ROWS", SHORT_ROWS)
+        for row in in_rows(keys, width, most):
             yield HorizontalGroup(*row)
 
     def on_resize(self) -> None:
