@@ -273,7 +273,9 @@ def test_the_command_prints_a_table_and_json(
     table = capsys.readouterr().out
     assert "27 chats" in table and "no times" in table and table.splitlines()[1].endswith("yes")
     assert cli.main(["plan", *words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["stages"][0]["steps"] == 7
+    [row] = json.loads(capsys.readouterr().out)["stages"]
+    assert row["steps"] == 7 and 27 < row["tokens"] < 1e4
+    assert table.splitlines()[1].split()[3:6] == ["27", "chats", str(round(row["tokens"]))]
     assert cli.main(["plan", *words, "--json", "--processes", "4", "--shard", "state"]) == 0
     [each] = json.loads(capsys.readouterr().out)["stages"]
     assert each["processes"] == 4
@@ -503,7 +505,7 @@ def test_a_calibration_is_kept_and_checked(cache: Path) -> None:
     ):
         file.write_text(broken)
         assert calibration.load("torch", "cpu", "float32", told.append) is None
-    assert len(told) == 10 and all("measured anew" in line for line in told)
+    assert len(told) == 10 and all("measures this machine anew" in line for line in told)
 
 
 def test_between_two_widths_a_product_is_between_their_speeds() -> None:

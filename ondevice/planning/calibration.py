@@ -135,7 +135,7 @@ def load(backend: str, device: str, dtype: str, tell: Tell | None = None) -> Cal
         return None
     except (OSError, ValueError, TypeError, LookupError) as error:
         if tell is not None:
-            tell(f"{file} is not used, for it {error}: this machine is measured anew")
+            tell(f"{file} is not used, for it {error}: ondevice plan measures this machine anew")
         return None
 
 

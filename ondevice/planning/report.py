@@ -167,6 +167,7 @@ _HEAD = tuple(
         "trained",
         "frozen",
         "data",
+        "tokens",
         "times",
         "tokens/step",
         "rows",
@@ -205,6 +206,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _count(row["trained"]),
         _count(row["frozen"]),
         row["data"] or "–",
+        _tokens(row),
         times(row["times"]) if row["times"] is not None else "–",
         f"{row['tokens_per_step']:,.0f}" if row["tokens_per_step"] else "–",
         at_once,
@@ -213,6 +215,13 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         size(row["disk"]) if row["disk"] else "–",
         row["fits"],
     )
+
+
+def _tokens(row: dict[str, Any]) -> str:
+    """Of the data, where their number is known and the data is not counted in them already."""
+    if not row["tokens"] or row["unit"] == "tokens":
+        return "–"
+    return number(round(row["tokens"])) if row["exact"] else f"≈ {number(round(row['tokens']))}"
 
 
 def _count(numbers: int) -> str:
