@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from plan_cases import (
-    FITTED,
     SAMPLED,
     SIZES,
     Case,
@@ -187,10 +186,11 @@ def document(known: dict[str, Any]) -> str:
         "Other programs shared the machine: they do not change the memory, and some of what differs in the "
         "CPU seconds is theirs.",
         "",
-        f"The constants of memory (`costs.py`) were chosen with all cases of {' and '.join(FITTED)} at "
-        "hand, and by some others a fault of a formula was found (both marked ·): of these the table says "
-        "how well the formulas can follow, not how well they foretell. Times follow from the calibration "
-        "alone, but for what an adapter moves. The calibration's two models are none of them.",
+        "The cases marked · were at hand when the formulas and the constants of memory (`costs.py`) were "
+        "chosen: of these the table says how well a plan can follow, not how well it foretells. All others "
+        "were left out: of some stages and kinds of model no case was at hand, of some sizes not one. Times "
+        "follow from the calibration alone, except for what an adapter moves. The calibration's two models "
+        "are none of them.",
         "",
     ]
     for title, some in (

@@ -29,15 +29,15 @@ from ondevice.models.shapes import shapes
 from ondevice.planning import calibration, data_facts, stage_facts, start
 from ondevice.planning.calibration import Calibration, Rates, Speeds, Terms
 from ondevice.planning.data_facts import pair_facts
-from ondevice.planning.dimensions import Dimensions
+from ondevice.planning.dimensions import Block, Dimensions
 from ondevice.planning.machine import Machine, machine_of, shared_by
 from ondevice.planning.measure import fitted
-from ondevice.planning.memory import decode_bytes, moment_bytes
+from ondevice.planning.memory import decode_bytes, learn_bytes, moment_bytes
 from ondevice.planning.model_facts import facts_of
 from ondevice.planning.report import render
 from ondevice.planning.row_sample import MOST_BYTES, sample_rows
 from ondevice.planning.trained import Trained, trained_by
-from ondevice.planning.work import Decode, pass_of
+from ondevice.planning.work import Decode, Pass, pass_of
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response
 from ondevice.runs.contents import planned_seconds, recipe_stages
@@ -194,7 +194,7 @@ def od_config(stage: str) -> Any:
     return STAGES[stage](model="x", data="y")
 
 
-def test_recomputation_packing_and_rows_at_once_change_the_memory(
+def test_packing_and_rows_at_once_change_the_memory(
     tmp_path: Path, backend: Backend, cache: Path
 ) -> None:
     files = small_stages.make(tmp_path / "files", backend)
@@ -205,12 +205,33 @@ def test_recomputation_packing_and_rows_at_once_change_the_memory(
         return float(report["stages"][0]["bytes"]["learning"])
 
     assert learning(micro_batch=1) < learning(micro_batch=16)
-    assert learning(checkpointing=True) < learning()
     assert learning(packing=False) < learning(), "a chat a row is narrower here than a packed row"
     report = plan_of("sft", files / "policy", files / "chats.jsonl", batch_size=16)
     gradients = report["stages"][0]["bytes"]["gradients"]
     # torch's heap has no room for gradients between what is kept for the backward pass
     assert learning() - learning(adapter="lora", lora_rank=1) > 0.9 * gradients
+
+
+@pytest.mark.parametrize("name", ["torch", "mlx"])
+def test_scores_that_no_kernel_computes_again_are_counted(name: str) -> None:
+    """8 tokens that attend to 100 each in 2 heads, in a block that 30 numbers go through."""
+    costs = replace(costs_of(name), logits=0.0)
+    block = Block(((10, 20, 1.0),))
+    plain = Dimensions((block,), hidden=8, vocabulary=1, heads=2, head_width=4, labels=0)
+    one = Pass(8.0, 100.0, 0.0, rows=1)
+
+    def bytes_of(batch: Pass, dims: Dimensions, kept: float, scores: float) -> None:
+        expected = 8 * 4 * (kept * 30 + scores * 2 * 100)
+        assert learn_bytes(batch, dims, costs, 4, False) == pytest.approx(expected)
+
+    bytes_of(one, plain, costs.kept, costs.scores)
+    bytes_of(replace(one, shared=True), plain, costs.kept, costs.shared)
+    bytes_of(one, replace(plain, biased=True), costs.kept, costs.biased)
+    bytes_of(one, replace(plain, encoder=True), costs.kept + costs.exact, costs.scores)
+    assert costs.biased > costs.scores and costs.shared > 0
+    deep = replace(plain, blocks=(block,) * 8)
+    whole, again = (learn_bytes(one, deep, costs, 4, redo) for redo in (False, True))
+    assert again < 0.7 * whole, "some blocks are there at once, and the stream before each"
 
 
 @pytest.mark.parametrize("name, beside", [("torch", 64), ("mlx", 0)])

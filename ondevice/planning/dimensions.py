@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.external_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
@@ -34,8 +35,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """`heads` × `head_width` numbers are compared in attention; `head`: whether the model's states
-    are multiplied by a table of the vocabulary."""
+    """`heads` × `head_width` numbers are compared in attention; `labels`: of a head of scores in
+    place of the vocabulary's, 0 for none. `biased`: whether a learned bias is added to the scores of
+    attention; `encoder`: whether each token sees all others."""
 
     blocks: tuple[Block, ...]
     hidden: int
@@ -43,6 +45,8 @@ class Dimensions:
     heads: int
     head_width: int
     labels: int
+    biased: bool = False
+    encoder: bool = False
 
     @property
     def matrix_numbers(self) -> float:
@@ -67,7 +71,16 @@ def dimensions(cfg: ModelConfig) -> Dimensions:
         blocks.append(Block(tuple(matrices), source))
     vocabulary, hidden = shapes(cfg)[embedding_name(cfg)]
     heads, width = _heads(cfg, hidden)
-    return Dimensions(tuple(blocks), hidden, vocabulary, heads, width, cfg.num_labels)
+    return Dimensions(
+        tuple(blocks),
+        hidden,
+        vocabulary,
+        heads,
+        width,
+        cfg.num_labels,
+        isinstance(cfg, Seq2SeqConfig) and cfg.relative,
+        isinstance(cfg, EncoderConfig),
+    )
 
 
 def _heads(cfg: ModelConfig, hidden: int) -> tuple[int, int]:

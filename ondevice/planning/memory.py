@@ -119,12 +119,16 @@ def sent_bytes(cfg: StageConfig, trained: Trained, work: Work, processes: int) -
 def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpointing: bool) -> float:
     """What a batch keeps until its backward pass is through."""
     kept = []
+    inner = costs.kept + (costs.exact if dims.encoder else 0.0)
+    each = costs.shared if one.shared else costs.scores
+    if dims.biased:
+        each = costs.biased
     for block in dims.blocks:
         places, attended = one.places, one.attended
         if block.source:
             places, attended = one.sources, one.source_width
-        scores = costs.scores * _FLOAT * dims.heads * attended
-        kept.append(places * (costs.kept * size * block.inside + scores))
+        scores = each * _FLOAT * dims.heads * attended
+        kept.append(places * (inner * size * block.inside + scores))
     if checkpointing and kept:
         stream = size * dims.hidden * (one.places + one.sources)
         inside = min(costs.again * max(kept) + stream * len(kept), sum(kept))

@@ -46,7 +46,8 @@ class Pass:
     """A batch that goes through the model: so many `places`, each of which attends to `attended` on
     average; `targets` of them are given to the head. `sources`: places beside them that an encoder
     reads. `masked`: attention has a mask of its own, and does not only look back. `models`: that it
-    goes through, PPO's value model too. `times` of it are in a step.
+    goes through, PPO's value model too. `times` of it are in a step. `shared`: rows without padding
+    share their prompts.
     """
 
     places: float
@@ -58,6 +59,7 @@ class Pass:
     masked: bool = False
     models: int = 1
     times: float = 1.0
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,17 @@ def pass_of(batch: Mapping[str, Any], times: float = 1.0) -> Pass:
     else:
         targets = len(batch["read"])
     masked = any(name in batch for name in ("segments", "prompt_ids", "prompt_places"))
-    return Pass(places, attended, float(targets), rows, sources, source_width, masked, times=times)
+    return Pass(
+        places,
+        attended,
+        float(targets),
+        rows,
+        sources,
+        source_width,
+        masked,
+        times=times,
+        shared="prompt_places" in batch,
+    )
 
 
 def _scores(batch: Mapping[str, Any]) -> float:

@@ -16,8 +16,10 @@ class Costs:
     threads, buffers, what is read of the data).
 
     For each token and block the backward pass keeps `kept` times the bytes that go into and come out
-    of the block's matrices, and `scores` times those of one float for every head and every token that
-    is attended to (0: they are computed again). A chunk of logits takes `logits` times its bytes.
+    of the block's matrices (an encoder's, whose GELU is the exact one, `exact` times as much beside),
+    and `scores` times those of one float for every head and every token that is attended to (0: they
+    are computed again); `biased` times where a learned bias is added to the scores, `shared` times
+    where rows without padding share their prompts. A chunk of logits takes `logits` times its bytes.
     Where blocks are recomputed, those of `again` of them are there at once.
     `gradients_beside`: whether the gradients take room of their own while the backward pass frees what
     was kept for it.
@@ -38,7 +40,10 @@ class Costs:
     process: int
     begun: int
     kept: float
+    exact: float
     scores: float
+    biased: float
+    shared: float
     logits: float
     again: float
     gradients_beside: bool
