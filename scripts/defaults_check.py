@@ -6,7 +6,8 @@
     python scripts/defaults_check.py --document                    what is measured already
 
 FOLDER holds chats.jsonl, pairs.jsonl and text.txt; sums are made here. What is measured is kept in
-docs/results/defaults.json; docs/results/defaults.md is written from it. A run that was stopped goes on.
+docs/results/defaults.json; docs/results/defaults.md is written from it, with what a person has noted
+there of a stage ("notes"). A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def main() -> None:
                 continue
             known["stages"][stage] = measured(stage, options)
             file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    (options.results / "defaults.md").write_text(document(known["stages"]), encoding="utf-8")
+    page = document(known["stages"], known.get("notes", {}))
+    (options.results / "defaults.md").write_text(page, encoding="utf-8")
     print(options.results / "defaults.md")
 
 
@@ -212,8 +214,8 @@ def _preferred(model: Path, held: str, reference: str) -> dict[str, float]:
 # ---- the document ---------------------------------------------------------------------------------
 
 
-def document(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was measured as a page."""
+def document(stages: Mapping[str, Mapping[str, Any]], notes: Mapping[str, list[str]]) -> str:
+    """What was measured as a page; `notes`: lines that a person has written of a stage."""
     lines = [
         "# The defaults on a real model",
         "",
@@ -225,7 +227,9 @@ def document(stages: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for stage in ROWS:
         lines += ["", f"## {stage}", ""]
-        lines += _section(stage, stages[stage]) if stage in stages else ["Not measured."]
+        lines += _section(stage, stages[stage]) if stage in stages else ["Not measured to its end."]
+        if notes.get(stage):
+            lines += ["", *notes[stage]]
     return "\n".join(lines) + "\n"
 
 

@@ -482,6 +482,11 @@ def defaults_check(place: Place) -> None:
         assert held and not set(held) & set(learned), "what is held out is not learned from"
     page = (place.here / "defaults.md").read_text(encoding="utf-8")
     assert "bits per byte of held-out text" in page and "Not measured" not in page
+    noted = {"stages": {"sft": found["sft"]}, "notes": {"grpo": ["Stopped after a step."]}}
+    (place.here / "defaults.json").write_text(json.dumps(noted), encoding="utf-8")
+    place.script("defaults_check.py", "--document", "--results", place.here)
+    page = (place.here / "defaults.md").read_text(encoding="utf-8")
+    assert page.endswith("## grpo\n\nNot measured to its end.\n\nStopped after a step.\n")
 
 
 def mixed_documents(place: Place) -> None:

@@ -24,6 +24,6 @@ COSTS = Costs(
     update=0.7,
     saving=1.0,
     grows=1.0,  # all layers are copied before the first is freed
-    low=0.5,
+    low=0.2,
     shards=True,
 )
