@@ -250,6 +250,26 @@ def test_each_reason_is_said_once_and_again_later() -> None:
     )
 
 
+def test_answers_in_another_form_are_told_of_once() -> None:
+    said: list[tuple[int, str]] = []
+    look = NoSignal(lambda text, step: said.append((step, text))).look_at_answers
+    texts = ["The sum of 6 and 7 is 6 + 7 = 13.", "It is 12.", "Paris"]
+    look(1, "number", texts, [None, None, None])
+    look(2, "number", [*texts, "11"], ["13", "13", "13", "13"])  # one has that form, and is wrong
+    look(3, "number", ["Who knows?", "Paris"], ["13", "13"])  # right in no form
+    assert not said
+    for step in (4, 5):
+        look(step, "number", texts, ["13", "13", None])
+    look(5, "boxed", texts, ["13", "13", "Paris"])
+    assert said == [
+        (
+            4,
+            "none of 2 completions has its answer in the form number; in the form last_number 1 are "
+            "right: --answer last_number rewards them",
+        )
+    ]
+
+
 # ---- a person's own rewards -----------------------------------------------------------------------------------------
 
 SAID = ["Anna", "", "<think>x</think>\\boxed{4}", "so 42"]

@@ -244,6 +244,8 @@ class GRPOFeed:
         self.no_signal.look(
             step + 1, scores.by_name, scores.total, advantages, self._learned(sampled)
         )
+        if "correct" in scores.by_name:
+            self._look_at_answers(step + 1, asked, sampled)
         groups = to_records(
             asked,
             sampled,
@@ -285,6 +287,17 @@ class GRPOFeed:
         rows = group_scoring_batch(self.ctx, cfg.prompts * cfg.group_size)
         self.scorer.batch_size = rows
         self.scorer.width_of = self.widths.scored(self.ctx.device_batch.micro_batch or rows).of
+
+    def _look_at_answers(
+        self, step: int, asked: Sequence[Prompt], sampled: Sequence[Sampled]
+    ) -> None:
+        """Tells of answers that another form would find; a gym's tasks judge theirs themselves."""
+        right = []
+        for prompt in asked:
+            known = None if prompt.known.get("gym") is not None else prompt.known.get("answer")
+            right += [None if known is None else str(known)] * self.cfg.group_size
+        texts = [one.text for one in sampled]
+        self.no_signal.look_at_answers(step, self.cfg.answer, texts, right)
 
     def _judged_and_read(
         self,

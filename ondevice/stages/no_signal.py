@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ondevice.rewards.answers import FORMS, final_answer, same_answer
 
 Floats = NDArray[np.floating[Any]]
 AGAIN = 10
@@ -22,6 +24,7 @@ class NoSignal:
     def __init__(self, warn: Callable[[str, int], None]) -> None:
         self.warn, self.steps = warn, 0
         self._in_a_row: Counter[str] = Counter()
+        self._form_said = False
 
     def look(
         self,
@@ -56,6 +59,29 @@ class NoSignal:
             alike,
             ALIKE,
         )
+
+    def look_at_answers(
+        self, step: int, form: str, texts: Sequence[str], right: Sequence[str | None]
+    ) -> None:
+        """Says once where no text has its answer in `form` and some are right in another form; `right`:
+        (N,) the answer of each text, None where it has none."""
+        judged = [
+            (text, known) for text, known in zip(texts, right, strict=True) if known is not None
+        ]
+        if self._form_said or not judged or any(final_answer(text, form) for text, _ in judged):
+            return
+        counts = {}
+        for other in FORMS:
+            given = ((final_answer(text, other), known) for text, known in judged)
+            counts[other] = sum(one is not None and same_answer(one, known) for one, known in given)
+        best = max(counts, key=counts.__getitem__)
+        if counts[best]:
+            self._form_said = True
+            self.warn(
+                f"none of {len(judged)} completions has its answer in the form {form}; in the form {best} "
+                f"{counts[best]} are right: --answer {best} rewards them",
+                step,
+            )
 
     def look_at_scores(self, step: int, scores: Floats) -> None:
         """`scores` (N,): a reward model's, of all completions of a rollout."""
