@@ -148,7 +148,10 @@ class MLXBackend:
         return compile != "never"
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
-        body = mx.compile(fn) if self.compiles(compile) else fn
+        if self.compiles(compile):
+            body = mx.compile(fn)
+        else:
+            body = fn
 
         def run(*args: Any) -> Any:
             return body(*(self._place(a) for a in args))
@@ -165,7 +168,9 @@ class MLXBackend:
         return x
 
     def device_name(self) -> str:
-        return str(mx.device_info().get("device_name", "")) if self.device == "gpu" else ""
+        if self.device == "gpu":
+            return str(mx.device_info().get("device_name", ""))
+        return ""
 
     def memory(self) -> Memory:
         total = physical_memory() or 0
@@ -228,7 +233,9 @@ def _wired_limit() -> int | None:
         said = output_of("sysctl", "-n", "iogpu.wired_limit_mb").strip()
     except OSError:
         return None  # no such program
-    return int(said) << 20 if said.isdecimal() else None
+    if said.isdecimal():
+        return int(said) << 20
+    return None
 
 
 def _together(metrics: Mapping[str, tuple[mx.array, mx.array]]) -> dict[str, mx.array]:

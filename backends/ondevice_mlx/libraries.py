@@ -127,7 +127,10 @@ class MLXLibrary:
         scale = scale_of(raw, mx.sum(plain * plain).item(), mx.sum(plain * told).item(), where)  # type: ignore
         head = Head(head.name, scale=scale)
         off = mx.max(mx.abs(head.logits(self._ops, weights, x) - told)).item()  # type: ignore[arg-type,operator]
-        near = 1e-4 if self._ops.compute == x.dtype == mx.float32 else 0.05
+        if self._ops.compute == x.dtype == mx.float32:
+            near = 1e-4
+        else:
+            near = 0.05
         if not off <= near * (1 + mx.max(mx.abs(told)).item()):  # type: ignore[operator]
             raise odd_head(raw, where)
         return head

@@ -74,11 +74,14 @@ class MLXOps:
     ) -> mx.array:
         weight = params[f"{name}.weight"]
         if weight.dtype == x.dtype:  # one kernel, which adds in float32
-            return mx.fast.rms_norm(x, weight + shift if shift else weight, eps)
+            if shift:
+                weight = weight + shift
+            return mx.fast.rms_norm(x, weight, eps)
         weight = weight.astype(mx.float32)
-        return mx.fast.rms_norm(
-            x.astype(mx.float32), weight + shift if shift else weight, eps
-        ).astype(x.dtype)
+        if shift:
+            weight = weight + shift
+        normed = mx.fast.rms_norm(x.astype(mx.float32), weight, eps)
+        return normed.astype(x.dtype)
 
     def layer_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
         weight = params[f"{name}.weight"]
@@ -123,7 +126,10 @@ class MLXOps:
             queries = self._places(q.shape[2])
             mask = attention_mask(queries, keys, causal, window, segments, lengths)
         if bias is not None:
-            mask = bias if mask is None else mx.where(mask, bias, -mx.inf)
+            if mask is None:
+                mask = bias
+            else:
+                mask = mx.where(mask, bias, -mx.inf)
         if isinstance(mask, str) and q.shape[2] == k.shape[2] > 2 * _BLOCK and _on_cpu():
             return causal_by_blocks(q, k, v, scale)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
@@ -308,7 +314,10 @@ class MLXOps:
             def forward(params: Params, x: mx.array) -> tuple[mx.array, ...]:
                 out: list[tuple[mx.array, ...]] = []
                 for part in parts:
-                    piece = mx.depends(x[part], list(out[-1])) if out else x[part]
+                    if out:
+                        piece = mx.depends(x[part], list(out[-1]))
+                    else:
+                        piece = x[part]
                     out.append(fn({**params, **packed}, piece, *(o[part] for o in others)))
                 return tuple(mx.concatenate(column) for column in zip(*out, strict=True))
 
@@ -322,7 +331,10 @@ class MLXOps:
                         held = {**dict(zip(names, arrays[:-1], strict=True)), **packed}
                         return list(fn(held, arrays[-1], *(o[part] for o in others)))
 
-                    piece = mx.depends(x[part], [*total, grads[-1]]) if grads else x[part]
+                    if grads:
+                        piece = mx.depends(x[part], [*total, grads[-1]])
+                    else:
+                        piece = x[part]
                     _, new = mx.vjp(chunk, [*params.values(), piece], [c[part] for c in cotangents])
                     if total:
                         total = [a + b for a, b in zip(total, new[:-1], strict=True)]
@@ -337,13 +349,21 @@ class MLXOps:
 
 
 def _together(xs: Sequence[mx.array]) -> mx.array:
-    return xs[0] if len(xs) == 1 else mx.concatenate(list(xs))
+    if len(xs) == 1:
+        return xs[0]
+    return mx.concatenate(list(xs))
 
 
 def _apart(block: Params) -> tuple[Params, Params]:
     """(packed weights, whose arrays are of whole numbers; all others)."""
-    packed = {n: p for n, p in block.items() if p.dtype == mx.uint32}
-    return packed, {n: p for n, p in block.items() if n not in packed}
+    packed: Params = {}
+    others: Params = {}
+    for name, weight in block.items():
+        if weight.dtype == mx.uint32:
+            packed[name] = weight
+        else:
+            others[name] = weight
+    return packed, others
 
 
 def rotated(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
@@ -385,11 +405,15 @@ def causal_by_blocks(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
 
     heads = q.shape[0] * q.shape[1]
     # what a CPU keeps for the gradient is all scores, of long rows more than all else together
-    attend = mx.checkpoint(block) if heads * places * places >= KEPT_SCORES else block
+    if heads * places * places >= KEPT_SCORES:
+        attend = mx.checkpoint(block)
+    else:
+        attend = block
     parts = []
     for start in range(0, places, size):
         end = min(start + size, places)
-        parts.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end]))
+        queries = q[:, :, start:end]
+        parts.append(attend(queries, k[:, :, :end], v[:, :, :end]))
     return mx.concatenate(parts, 2)
 
 
@@ -422,17 +446,26 @@ def attention_mask(
     """
     t_q = queries.shape[0]
     t_k = keys.shape[0]
-    last = lengths[:, None] if lengths is not None else t_k
+    if lengths is not None:
+        last = lengths[:, None]
+    else:
+        last = t_k
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
-    at = mx.maximum(queries + (last - t_q), 0)[..., :, None].reshape(-1, t_q, 1)
+    at = mx.maximum(queries + (last - t_q), 0)
+    at = at[..., :, None].reshape(-1, t_q, 1)
     if causal:
         mask = keys <= at
     else:
-        mask = keys < (mx.maximum(lengths[:, None, None], 1) if lengths is not None else t_k)
+        if lengths is not None:
+            end = mx.maximum(lengths[:, None, None], 1)
+        else:
+            end = t_k
+        mask = keys < end
     if window:
         mask = mask & (keys > at - window)
         if not causal:
             mask = mask & (keys < at + window)
     if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
+        same = segments[:, :, None] == segments[:, None, :]
+        mask = mask & same
     return mask[:, None]

@@ -53,8 +53,12 @@ class Optimizer:
         # every tensor goes through one trace: of one number of dimensions, and with its decay as an
         # array
         one = self._adamw_update
-        self._adamw: Callable[..., Any] = mx.compile(one, shapeless=True) if compiled else one
-        self._muon = mx.compile(self._muon_update) if compiled else self._muon_update
+        if compiled:
+            self._adamw: Callable[..., Any] = mx.compile(one, shapeless=True)
+            self._muon = mx.compile(self._muon_update)
+        else:
+            self._adamw = one
+            self._muon = self._muon_update
 
     def _is_packed(self, param: mx.array) -> bool:
         return self.settings.optimizer == "adamw8bit" and param.size >= packed_moments.LEAST

@@ -38,9 +38,10 @@ class PackedAdamW:
     def __init__(self, settings: OptimSettings, compiled: bool) -> None:
         self.settings = settings
         self.traces = 0
-        self._part: Callable[..., Any] = (
-            mx.compile(self._update_part) if compiled else self._update_part
-        )
+        if compiled:
+            self._part: Callable[..., Any] = mx.compile(self._update_part)
+        else:
+            self._part = self._update_part
 
     def update(
         self,
@@ -70,8 +71,14 @@ class PackedAdamW:
             for found, x in zip(parts, packed, strict=True):
                 found.append(x)
         for key, found in zip(KEYS, parts, strict=True):
-            state[f"{name}.{key}"] = mx.concatenate(found) if len(found) > 1 else found[0]
-        whole = mx.concatenate(new) if len(new) > 1 else new[0]
+            if len(found) > 1:
+                state[f"{name}.{key}"] = mx.concatenate(found)
+            else:
+                state[f"{name}.{key}"] = found[0]
+        if len(new) > 1:
+            whole = mx.concatenate(new)
+        else:
+            whole = new[0]
         return whole.reshape(-1)[:size].reshape(shape)
 
     def _update_part(

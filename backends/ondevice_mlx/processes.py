@@ -54,7 +54,10 @@ class MLXProcesses(FlatEngine):
         return flat
 
     def broadcast(self, flat: mx.array, source: int) -> mx.array:
-        own = flat if self.rank == source else mx.zeros_like(flat)
+        if self.rank == source:
+            own = flat
+        else:
+            own = mx.zeros_like(flat)
         mx.eval(own)
         return self.reduce(own, None)
 

@@ -85,7 +85,10 @@ class TorchBackend:
                     return names[n:]
                 p = opened.get_tensor(name)
                 mapped += p.nbytes
-                kind = DTYPES[dtype] if dtype and p.is_floating_point() else p.dtype
+                if dtype and p.is_floating_point():
+                    kind = DTYPES[dtype]
+                else:
+                    kind = p.dtype
                 params[name] = p.to(kind, copy=self.device == "cpu")
         return []
 
@@ -110,7 +113,10 @@ class TorchBackend:
         ) in (
             host.items()
         ):  # safetensors refuses two names of one memory, as a head begins as a table's copy
-            host[name] = p.clone() if p.data_ptr() in held and p.numel() else p
+            if p.data_ptr() in held and p.numel():
+                host[name] = p.clone()
+            else:
+                host[name] = p
             held.add(p.data_ptr())
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
@@ -167,7 +173,10 @@ class TorchBackend:
         return TorchTrainer(self, loss, own, frozen, optim, self.compiles(compile))
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
-        body = Compiled(fn) if self.compiles(compile) else fn
+        if self.compiles(compile):
+            body = Compiled(fn)
+        else:
+            body = fn
 
         def run(*args: Any) -> Any:
             with torch.no_grad():

@@ -80,4 +80,6 @@ def _gradient(leaf: Tensor) -> Tensor | None:
     total: Tensor | None = leaf.gradient_sum.total  # type: ignore[attr-defined]
     if total is None:
         return leaf.grad
-    return total if leaf.grad is None else total.add_(leaf.grad)
+    if leaf.grad is None:
+        return total
+    return total.add_(leaf.grad)

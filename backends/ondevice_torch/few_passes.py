@@ -61,7 +61,10 @@ class _LogLikelihood(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, targets: Tensor, spent: bool) -> Tensor:
         largest = x.amax(-1, keepdim=True)
         asked = x.gather(-1, targets[:, None]) - largest
-        powers = x.detach().sub_(largest) if spent else x - largest
+        if spent:
+            powers = x.detach().sub_(largest)
+        else:
+            powers = x - largest
         total = powers.exp_().sum(-1, keepdim=True)
         ctx.save_for_backward(powers, total, targets)
         return (asked - total.log()).squeeze(-1)

@@ -86,11 +86,10 @@ class TorchLibrary:
             raise odd_head(raw, where)
         self._prefix = model.base_model_prefix + "."
         # its name from 5.24 on, and before
-        self._cache = (
-            "cache"
-            if "cache" in inspect.signature(self._body.forward).parameters
-            else "past_key_values"
-        )
+        if "cache" in inspect.signature(self._body.forward).parameters:
+            self._cache = "cache"
+        else:
+            self._cache = "past_key_values"
         self._beside: dict[str, Params] = {}
         self._kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
         named = dict(model.named_parameters())  # a tied head is the table, under the table's name
@@ -129,7 +128,10 @@ class TorchLibrary:
         with torch.no_grad():
             told = self._model(input_ids=ids, use_cache=False).logits[0].float()
             x = self._body(input_ids=ids, use_cache=False)[0][0]
-            near = 1e-4 if self._ops.compute == x.dtype == torch.float32 else 0.05
+            if self._ops.compute == x.dtype == torch.float32:
+                near = 1e-4
+            else:
+                near = 0.05
             x = x.to(self._ops.compute)
             plain = head.logits(self._ops, self._weights, x)  # type: ignore[arg-type]
             scale = scale_of(raw, float((plain * plain).sum()), float((plain * told).sum()), where)

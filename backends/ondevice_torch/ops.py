@@ -41,7 +41,10 @@ class TorchOps:
         return params[name].to(self.compute)
 
     def linear(self, params: Params, name: str, x: Tensor) -> Tensor:
-        bias = self.weight(params, f"{name}.bias") if f"{name}.bias" in params else None
+        if f"{name}.bias" in params:
+            bias = self.weight(params, f"{name}.bias")
+        else:
+            bias = None
         if f"{name}.scales" in params:
             scales, biases = (
                 self.weight(params, f"{name}.{part}") for part in ("scales", "biases")
@@ -50,7 +53,10 @@ class TorchOps:
             y = y if bias is None else y + bias
         else:
             weight = self.weight(params, f"{name}.weight")
-            y = F.linear(x, weight, bias) if bias is not None else product(x, weight)
+            if bias is not None:
+                y = F.linear(x, weight, bias)
+            else:
+                y = product(x, weight)
         return add_adapters(self, params, name, x, y)  # type: ignore[arg-type,return-value]
 
     def embed(self, params: Params, name: str, ids: Tensor, width: int = 0) -> Tensor:
@@ -80,7 +86,10 @@ class TorchOps:
         self, params: Params, name: str, x: Tensor, eps: float, shift: float = 0.0
     ) -> Tensor:
         def norm(x: Tensor, weight: Tensor) -> Tensor:
-            weight = weight.float() + shift if shift else weight.float()
+            if shift:
+                weight = weight.float() + shift
+            else:
+                weight = weight.float()
             if _is_compiled():
                 return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
             return few_passes.rms_norm(x.float(), weight, eps).to(x.dtype)
@@ -88,7 +97,10 @@ class TorchOps:
         return with_recipe(norm, x, params[f"{name}.weight"])
 
     def layer_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
-        bias = params[f"{name}.bias"].float() if f"{name}.bias" in params else None
+        if f"{name}.bias" in params:
+            bias = params[f"{name}.bias"].float()
+        else:
+            bias = None
         return F.layer_norm(
             x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), bias, eps
         ).to(x.dtype)
@@ -117,9 +129,8 @@ class TorchOps:
         if window >= k.shape[2]:
             window = 0  # it reaches over all keys
         if prefix is not None:
-            return _after_prefix(
-                q, k, v, scale, prefix_mask(q.shape[2], k.shape[2], window, prefix)
-            )
+            mask = prefix_mask(q.shape[2], k.shape[2], window, prefix)
+            return _after_prefix(q, k, v, scale, mask)
         one = q.shape[2] == 1 and bias is None and self._is_read_at_once()
         if lengths is not None and one:
             k, v, lengths = _as_far_as_rows_go(k, v, lengths, window)
@@ -137,7 +148,10 @@ class TorchOps:
                 q.shape[2], k.shape[2], q.device, causal, window, segments, lengths
             )
         if bias is not None:
-            mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
+            if mask is None:
+                mask = bias
+            else:
+                mask = torch.where(mask, bias, float("-inf"))
         if (
             q.shape[2] == 1 and q.shape[1] != k.shape[1]
         ):  # the heads of a group ask as so many queries of one head
@@ -163,9 +177,9 @@ class TorchOps:
     def cache_write(self, cache: Tensor, new: Tensor, at: Tensor) -> Tensor:
         # in place: decoding records no gradient, and the caller only uses what is returned
         rows = torch.arange(cache.shape[0], device=cache.device)
-        cache[rows[:, None], :, at[:, None] + torch.arange(new.shape[2], device=cache.device)] = (
-            new.transpose(1, 2)
-        )
+        steps = torch.arange(new.shape[2], device=cache.device)
+        columns = at[:, None] + steps
+        cache[rows[:, None], :, columns] = new.transpose(1, 2)
         return cache
 
     def put(self, x: Tensor, rows: Tensor, new: Tensor) -> Tensor:
@@ -180,7 +194,9 @@ class TorchOps:
 
     def add_product(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         outputs, inputs = weight.shape
-        return torch.addmm(y.reshape(-1, outputs), x.reshape(-1, inputs), weight.t()).view_as(y)
+        # as one matrix product over all rows
+        flat = torch.addmm(y.reshape(-1, outputs), x.reshape(-1, inputs), weight.t())
+        return flat.view_as(y)
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, x: Tensor) -> Tensor:
         return recomputed(lambda gate, x: activation(gate) * x, gate, x)
@@ -298,7 +314,10 @@ class TorchOps:
         def run(params: Params, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             if torch.is_grad_enabled() and not keep and not _is_compiled():
                 return chunks.in_chunks(fn, rows, params, x, others)
-            body = self.checkpoint(fn) if torch.is_grad_enabled() and not keep else fn
+            if torch.is_grad_enabled() and not keep:
+                body = self.checkpoint(fn)
+            else:
+                body = fn
             # by the number of chunks, not by that of rows: a compiler then traces anew for each
             # number of chunks alone, and the last chunk is of any length
             count = -(-x.shape[0] // rows)
@@ -393,13 +412,19 @@ def attention_mask(
     """
     keys = torch.arange(t_k, device=device)
     queries = torch.arange(t_q, device=device)
-    last = lengths[:, None] if lengths is not None else t_k
+    last: Tensor | int = t_k
+    if lengths is not None:
+        last = lengths[:, None]
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
-    at = (queries + (last - t_q)).clamp(min=0)[..., :, None].reshape(-1, t_q, 1)
+    at = (queries + (last - t_q)).clamp(min=0)
+    at = at[..., :, None].reshape(-1, t_q, 1)
     if causal:
         mask = keys <= at
     else:
-        mask = keys < (lengths[:, None, None].clamp(min=1) if lengths is not None else t_k)
+        end: Tensor | int = t_k
+        if lengths is not None:
+            end = lengths[:, None, None].clamp(min=1)
+        mask = keys < end
     if window:
         mask = mask & (keys > at - window)
         if not causal:

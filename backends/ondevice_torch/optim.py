@@ -103,9 +103,10 @@ class Optimizer:
         for n in self.rest:
             for k, key in enumerate(_MOMENTS):
                 empty = n not in self.moments
-                out[f"{n}.{key}"] = (
-                    torch.zeros_like(self.params[n]) if empty else self.moments[n][k]
-                )
+                if empty:
+                    out[f"{n}.{key}"] = torch.zeros_like(self.params[n])
+                else:
+                    out[f"{n}.{key}"] = self.moments[n][k]
         return out
 
     def restore(self, state: dict[str, Tensor], steps: int) -> None:

@@ -99,7 +99,9 @@ class TorchProcesses(FlatEngine):
 
 def _reachable(x: Tensor) -> Tensor:
     """Where the processes can send it from: gloo and nccl know nothing of Apple's GPU."""
-    return x if x.device.type in ("cpu", "cuda") else x.cpu()
+    if x.device.type in ("cpu", "cuda"):
+        return x
+    return x.cpu()
 
 
 def join(device: str) -> TorchProcesses:

@@ -62,7 +62,10 @@ class ShardedOptimizer:
             grads: dict[str, Any] = {}
             for n in names:
                 p = self.params[n]
-                grads[n] = torch.zeros_like(p) if p.grad is None else p.grad
+                if p.grad is None:
+                    grads[n] = torch.zeros_like(p)
+                else:
+                    grads[n] = p.grad
                 p.grad = None  # freed as the sum takes its place
             self.group.sum(grads, owner)
             if owner == self.group.rank:
@@ -128,7 +131,10 @@ class ShardedOptimizer:
         wanted = self.own.state().keys()
         state = {}
         for n, (kind, shape) in kinds.items():
-            own = None if opened is None else opened.get_tensor(n).to(self._device)
+            if opened is None:
+                own = None
+            else:
+                own = opened.get_tensor(n).to(self._device)
             tensor = self._from(0, own, kind, shape)
             if n in wanted:
                 state[n] = tensor

@@ -158,10 +158,16 @@ def as_full(error: BaseException, path: Path, needed: int = 0) -> DiskFull | Non
     if not is_full(error, path if path.is_dir() else path.parent):
         return None
     # a file that the system names lies nearer to what is wrong than what was to be made of it
-    named = getattr(error, "filename", None) if isinstance(error, OSError) else None
+    if isinstance(error, OSError):
+        named = getattr(error, "filename", None)
+    else:
+        named = None
     quota = isinstance(error, OSError) and error.errno == errno.EDQUOT
     share = quota or "quota exceeded" in str(error)
-    where = Path(os.fsdecode(named)) if isinstance(named, str | bytes) and named else path
+    if isinstance(named, str | bytes) and named:
+        where = Path(os.fsdecode(named))
+    else:
+        where = path
     return DiskFull(where, needed, share=share)
 
 

@@ -72,7 +72,10 @@ class Progress:
         if self._gone:
             return
         elapsed = ticks() - self._began
-        rate = (step - self.first) / elapsed if elapsed > 0 else 0.0
+        if elapsed > 0:
+            rate = (step - self.first) / elapsed
+        else:
+            rate = 0.0
         shown = numbers_line(numbers or {})
         if self._bar is not None and self._task is not None:
             self._bar.update(

@@ -68,7 +68,10 @@ class Remembered:
 def _read(file: Path) -> tuple[dict[str, Any], str]:
     """(values, why there are none)."""
     try:
-        values = load_json(file) if file.is_file() else {}
+        if file.is_file():
+            values = load_json(file)
+        else:
+            values = {}
     except OSError as error:
         return {}, f"{file} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):

@@ -115,7 +115,10 @@ class SanitizedStream:
     def push(self, piece: str) -> str:
         """The text that may be shown now."""
         text = self._held + piece
-        self._held = text[-1] if text and text[-1] in _JOINERS else ""
+        if text and text[-1] in _JOINERS:
+            self._held = text[-1]
+        else:
+            self._held = ""
         return self._show(text[: len(text) - len(self._held)], self._held)
 
     def flush(self) -> str:
@@ -130,5 +133,8 @@ class SanitizedStream:
         if not text:
             return ""
         shown = _safe(self._before + text + after, self._newlines)
-        self._before = "é" if _MARKED.match(text[-1]) else "a"
+        if _MARKED.match(text[-1]):
+            self._before = "é"
+        else:
+            self._before = "a"
         return shown[1 : len(shown) - (len("\\u200d") if after else 0)]

@@ -35,7 +35,10 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
     Raises UserError: an unknown flag (naming the nearest), a flag without its value, a word too
     many.
     """
-    kinds: dict[str, Any] = typing.get_type_hints(cls) if cls else {}
+    if cls:
+        kinds: dict[str, Any] = typing.get_type_hints(cls)
+    else:
+        kinds = {}
     line = Line()
     words = list(verb.positional)
     if "model" in words and _continues(argv):
@@ -114,7 +117,10 @@ def _check_complete(verb: Verb, cls: type, values: Mapping[str, Any]) -> None:
         if f.name in values:
             continue
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            name = f.name.upper() if f.name in verb.positional else _flag(f.name)
+            if f.name in verb.positional:
+                name = f.name.upper()
+            else:
+                name = _flag(f.name)
             raise UserError(f"{name} is missing", where=verb.name, hint=usage(verb))
 
 
@@ -162,7 +168,10 @@ def _is_switch(kind: Any) -> bool:
 def _truth(name: str, given: str | None, rest: list[str], automatic: bool) -> bool | str:
     """Of a flag that is on or off: on, unless a word says true or false, or auto where it may be
     left to the rules. Raises UserError for any other value that is joined to it."""
-    words = ("true", "false", AUTO) if automatic else ("true", "false")
+    if automatic:
+        words: tuple[str, ...] = ("true", "false", AUTO)
+    else:
+        words = ("true", "false")
     if given is None and rest and rest[0].lower() in words:
         given = rest.pop(0)
     if given is None:

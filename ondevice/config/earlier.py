@@ -89,4 +89,6 @@ def _whole(value: Any) -> int | None:
         number = int(value)
     except (TypeError, ValueError):
         return None
-    return number if number >= 1 and str(number) == str(value).strip() else None
+    if number >= 1 and str(number) == str(value).strip():
+        return number
+    return None

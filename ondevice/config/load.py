@@ -136,7 +136,10 @@ def apply_set(mapping: dict[str, Any], assignment: str) -> None:
             hint="for example sft.learning_rate=1e-3",
         )
     try:
-        value = yaml_files.parse(text) if text.strip() else ""
+        if text.strip():
+            value = yaml_files.parse(text)
+        else:
+            value = ""
     except yaml_files.BadYaml:
         value = text  # not YAML, so it is the text itself
     inner = mapping
@@ -219,7 +222,9 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
 
 def _words_of(kind: Any) -> tuple[Any, ...]:
     """The values of a Literal; empty for every other kind."""
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    return ()
 
 
 def _convert_scalar(value: Any, kind: Any, where: str) -> Any:

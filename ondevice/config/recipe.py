@@ -368,7 +368,8 @@ def _touched(changes: Sequence[str]) -> dict[str, set[str]]:
     """Stage → fields that `--set` has changed: stages.sft.steps=5 is {"sft": {"steps"}}."""
     touched: dict[str, set[str]] = {}
     for assignment in changes:
-        path = [key.strip().replace("-", "_") for key in assignment.partition("=")[0].split(".")]
+        name, _, _ = assignment.partition("=")
+        path = [key.strip().replace("-", "_") for key in name.split(".")]
         if path[0] == "stages" and len(path) > 2:
             touched.setdefault(path[1], set()).add(path[2])
     return touched
@@ -398,7 +399,10 @@ def _stages(
         if not isinstance(settings, Mapping | None):
             raise UserError("expected keys and values", where=join(where, name))
         settings = upgraded(name, settings or {})
-        filled = set(settings) - touched[name] if name in touched else ()
+        if name in touched:
+            filled = set(settings) - touched[name]
+        else:
+            filled = set[str]()
         configs[name] = from_mapping(
             STAGES[name], {**common, **settings, **wanted}, join(where, name), filled=filled
         )

@@ -78,7 +78,10 @@ class RowSource:
 
     def eval_rows(self, limit: int | None = None) -> list[int]:
         """The rows that `eval_batches` has."""
-        count = self.rows if limit is None else min(self.rows, limit * self.batch_size)
+        if limit is None:
+            count = self.rows
+        else:
+            count = min(self.rows, limit * self.batch_size)
         places = np.linspace(0, self.rows, count, endpoint=False).astype(np.int64)
         rows: list[int] = self._eval_order()[places].tolist()
         return rows

@@ -86,7 +86,10 @@ def _check_other_parts(
 
 
 def _check_tools(chat: Sequence[Message], text: str, tokenizer: Tokenizer, prompt: bool) -> None:
-    tools = chat[0].get(TOOLS) if chat else None
+    if chat:
+        tools = chat[0].get(TOOLS)
+    else:
+        tools = None
     if not tools:
         return
     first = {**chat[0], TOOLS: [_renamed(tool) for tool in tools]}

@@ -73,9 +73,9 @@ class Documents:
             return self.tokens[:0]
         begins = np.concatenate([[True], self.starts[1:] != self.ends[:-1]])
         closes = np.concatenate([begins[1:], [True]])
-        pieces = [
-            self.tokens[a:b] for a, b in zip(self.starts[begins], self.ends[closes], strict=True)
-        ]
+        pieces = []
+        for start, end in zip(self.starts[begins], self.ends[closes], strict=True):
+            pieces.append(self.tokens[start:end])
         if len(pieces) == 1:
             return pieces[0]
         return Joined(pieces, self.tokens.dtype)
@@ -99,10 +99,11 @@ def _ends(tokens: NDArray[Any], eos: int) -> NDArray[np.int64]:
     """Where documents end (D,). An end token right behind another one opens a text, as some
     tokenizers have it.
     """
-    found = [
-        np.flatnonzero(tokens[n : n + _CHUNK] == eos) + n for n in range(0, len(tokens), _CHUNK)
-    ]
-    places = np.concatenate([np.zeros(0, np.int64), *found])
+    found = [np.zeros(0, np.int64)]
+    for start in range(0, len(tokens), _CHUNK):
+        chunk = tokens[start : start + _CHUNK]
+        found.append(np.flatnonzero(chunk == eos) + start)
+    places = np.concatenate(found)
     places = places[(places > 0) & (tokens[places - 1] != eos)] + 1
     if not len(places) or places[-1] < len(tokens):
         places = np.append(places, len(tokens))

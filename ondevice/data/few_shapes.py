@@ -62,7 +62,10 @@ class Shape:
 def needed(rows: Sequence[Row], found: Layout) -> Shape:
     """The least shape that the rows fit in: one token at least is nothing, and one place empty."""
     width = max(len(r.completion) if found.prompts else r.length for r in rows) - 1
-    prompt_width = max(map(len, found.prompts.ids)) if found.prompts else 0
+    if found.prompts:
+        prompt_width = max(map(len, found.prompts.ids))
+    else:
+        prompt_width = 0
     if found.used >= found.rows * _up(width, FINE) + found.prompt_rows * _up(prompt_width, FINE):
         width += FINE
     return Shape(

@@ -43,7 +43,9 @@ class HubSpec(NamedTuple):
         named, _, split = spec.removeprefix(PREFIX).partition(":")
         path, at, revision = named.partition("@")
         owner, *rest = path.split("/")
-        found = cls("/".join([owner, *rest[:1]]), "/".join(rest[1:]), revision, split or "train")
+        repo = "/".join([owner, *rest[:1]])
+        config = "/".join(rest[1:])
+        found = cls(repo, config, revision, split or "train")
         if not owner or "" in rest or (at and not revision):
             raise UserError("is not the name of a data set", where=spec, hint=FORM)
         if "[" in found.split:

@@ -117,7 +117,10 @@ def opened(spec: str) -> tuple[str, dict[str, Any], Iterator[dict[str, Any]]]:
     commit = str(builder.hash or "")
     if not _COMMIT.fullmatch(commit):
         commit = ""
-    features = rows.features.to_dict() if rows.features else {}
+    if rows.features:
+        features = rows.features.to_dict()
+    else:
+        features = {}
     return commit, features, _rows(spec, rows.skip(first) if first else rows, first, end)
 
 

@@ -102,7 +102,10 @@ class _Scanner:
     def cut(self) -> bytes | None:
         """What lies between the cut before and the sign that was passed last; None where it is too
         long."""
-        between = None if self.is_long else bytes(self._kept[: self.at - 1]).strip()
+        if self.is_long:
+            between = None
+        else:
+            between = bytes(self._kept[: self.at - 1]).strip()
         del self._kept[: self.at]
         self.begun += self.at
         self.at, self.is_long, self._begun_text = 0, False, -1

@@ -125,7 +125,10 @@ class MaskedSource(PackedSource):
         eligible.reshape(-1)[inside] = ~self.tokenizer.is_special[flat["ids"][inside]]
         truth, hidden = batch["ids"].copy(), np.zeros(shape, np.bool_)
         for r, (epoch, row) in enumerate(group):
-            word = self._words(truth[r]) if self.whole_words else np.arange(self.length)
+            if self.whole_words:
+                word = self._words(truth[r])
+            else:
+                word = np.arange(self.length)
             draw = generator(self.seed, "mask", epoch, row)
             batch["ids"][r], hidden[r] = hide(
                 truth[r], eligible[r], word, self.share, self._mask, self._ordinary, draw
@@ -149,11 +152,11 @@ def pieces(
     """(start, length) of every document of the stream, without its end token; longer ones in pieces
     of `room`.
     """
-    found = [
-        np.flatnonzero(tokens[start : start + _READ] == eos) + start
-        for start in range(0, len(tokens), _READ)
-    ]
-    ends = np.append(np.concatenate([np.zeros(0, np.int64), *found]), len(tokens)).astype(np.int64)
+    found = [np.zeros(0, np.int64)]
+    for start in range(0, len(tokens), _READ):
+        window = tokens[start : start + _READ]
+        found.append(np.flatnonzero(window == eos) + start)
+    ends = np.append(np.concatenate(found), len(tokens)).astype(np.int64)
     starts = np.append(0, ends[:-1] + 1)
     count = -(-(ends - starts) // room)
     nth = packing.ranges(count)

@@ -85,7 +85,10 @@ def order_of(text: str) -> Order | None:
     random = Random(f"order|{story}")
     drawn = {name for name, share in _SHARES.items() if random.random() < share}
     sentences = _SENTENCE.split(story)
-    begins = _beginning(sentences[0], random) if "begins" in drawn else ""
+    if "begins" in drawn:
+        begins = _beginning(sentences[0], random)
+    else:
+        begins = ""
     ends = _ending(sentences) if "ends" in drawn else ""
     columns: dict[str, Any] = {}
     if begins:

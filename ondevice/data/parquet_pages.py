@@ -58,7 +58,10 @@ class _Header:
         number = 0
         while head := self._byte():
             kind = head & 15
-            number = number + (head >> 4) if head >> 4 else self._whole()
+            if head >> 4:
+                number = number + (head >> 4)
+            else:
+                number = self._whole()
             value = self._value(kind, depth)
             if value is not None:
                 found[number] = value
@@ -79,7 +82,10 @@ class _Header:
             self.at += length
         elif kind in (9, 10):
             head = self._byte()
-            count = self._unsigned() if head >> 4 == 15 else head >> 4
+            if head >> 4 == 15:
+                count = self._unsigned()
+            else:
+                count = head >> 4
             for _ in range(min(count, _HEADER)):
                 if head & 15 in (1, 2):
                     self.at += 1

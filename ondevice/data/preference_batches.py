@@ -57,11 +57,16 @@ def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
     with itself."""
     if "label" in row:
         one = _completion(row["prompt"], row["completion"], tokenizer)
-        return TokenPair(one, one, label=1 if row["label"] else -1)
-    made = [_completion(row["prompt"], row[side], tokenizer) for side in ("chosen", "rejected")]
-    return TokenPair(
-        made[0], made[1], row.get("strength", 1.0), row.get("by", ""), row.get("margin", 0.0)
-    )
+        if row["label"]:
+            label = 1
+        else:
+            label = -1
+        return TokenPair(one, one, label=label)
+    chosen = _completion(row["prompt"], row["chosen"], tokenizer)
+    rejected = _completion(row["prompt"], row["rejected"], tokenizer)
+    strength = row.get("strength", 1.0)
+    margin = row.get("margin", 0.0)
+    return TokenPair(chosen, rejected, strength, row.get("by", ""), margin)
 
 
 def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Tokenizer) -> Row:

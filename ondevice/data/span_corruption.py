@@ -60,7 +60,8 @@ def split_at_spans(
     source = np.where(hidden, marks, ids)[~hidden | first]
     target = np.stack([marks, ids], 1)[hidden]
     # a mark where a span begins, every token that is hidden
-    kept = np.stack([first[hidden], np.ones(int(hidden.sum()), np.bool_)], 1)
+    every = np.ones(int(hidden.sum()), np.bool_)
+    kept = np.stack([first[hidden], every], 1)
     source = np.append(source, eos).astype(np.int32)
     target = np.append(target[kept], eos).astype(np.int32)
     return source, target
@@ -81,12 +82,14 @@ def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Gene
     each; a span of nothing puts a mask between two tokens. Spans do not touch, and all places for
     them are equally likely; where the tokens shown are too few to part them, some are joined."""
     count = len(ids)
-    lengths = span_lengths(min(max(round(count * share), 1), count), mean, draw)
+    to_hide = min(max(round(count * share), 1), count)
+    lengths = span_lengths(to_hide, mean, draw)
     sizes = lengths[lengths > 0]
     nothing = int((lengths == 0).sum())
     shown = count - int(sizes.sum())
     if len(sizes) > shown + 1:
-        sizes = np.add.reduceat(sizes, np.arange(shown + 1) * len(sizes) // (shown + 1))
+        groups = np.arange(shown + 1) * len(sizes) // (shown + 1)
+        sizes = np.add.reduceat(sizes, groups)
     sizes = draw.permutation(sizes)  # the last one was cut
     starts = _starts(sizes, shown, draw)
     hidden = np.zeros(count, np.bool_)
@@ -95,8 +98,11 @@ def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Gene
     masked[starts] = True
     apart = np.flatnonzero(~np.append(hidden, False) & ~np.append(False, hidden))
     masked[draw.permutation(apart)[:nothing]] = True
-    pieces = np.concatenate([np.stack([np.full(count, mask), ids], 1).reshape(-1), [mask]])
-    kept = np.concatenate([np.stack([masked[:-1], ~hidden], 1).reshape(-1), masked[-1:]])
+    # a mask and the token behind it by turns, and a mask at the end
+    with_masks = np.stack([np.full(count, mask), ids], 1)
+    pieces = np.append(with_masks.reshape(-1), mask)
+    shows = np.stack([masked[:-1], ~hidden], 1)
+    kept = np.append(shows.reshape(-1), masked[-1])
     made: Ints = pieces[kept].astype(np.int32)
     return made
 
@@ -120,9 +126,13 @@ def shuffle_sentences(
     sentence, a document ends at `eos`, which stays where it is."""
     made = ids.copy()
     borders = np.flatnonzero(ids == eos)
-    for start, end in zip(np.append(0, borders + 1), np.append(borders, len(ids)), strict=True):
-        parts = np.split(ids[start:end], np.flatnonzero(ends[start:end][:-1]) + 1)
-        made[start:end] = np.concatenate([parts[i] for i in draw.permutation(len(parts))])
+    begins = np.append(0, borders + 1)
+    stops = np.append(borders, len(ids))
+    for start, end in zip(begins, stops, strict=True):
+        breaks = np.flatnonzero(ends[start:end][:-1]) + 1
+        sentences = np.split(ids[start:end], breaks)
+        order = draw.permutation(len(sentences))
+        made[start:end] = np.concatenate([sentences[i] for i in order])
     return made
 
 

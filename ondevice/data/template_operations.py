@@ -96,7 +96,10 @@ def _indented(
 ) -> None:
     budget.spend_on(text)
     lines = str(text).count("\n") + 1
-    each = len(width) if isinstance(width, str) else _number(width)
+    if isinstance(width, str):
+        each: float = len(width)
+    else:
+        each = _number(width)
     budget.spend(len(str(text)) + lines * each * _factor(text))
 
 
@@ -150,7 +153,10 @@ def _json(
     **named: Any,
 ) -> None:
     weight, depth = budget.weigh(value)
-    each = len(indent) if isinstance(indent, str) else _number(indent or 0)
+    if isinstance(indent, str):
+        each: float = len(indent)
+    else:
+        each = _number(indent or 0)
     separators = budget.weigh(named.get("separators", rest[:1]))[0]
     budget.spend(weight * (_JSON + separators + each * depth))
 
@@ -265,14 +271,17 @@ def charge_method(
 ) -> tuple[Any, ...]:
     """The operands of a method of a builtin type, charged for; a generator among them as a list.
     Raises SecurityError for one that templates may not call."""
-    kind = str if isinstance(owner, str) else type(owner)
+    if isinstance(owner, str):
+        kind = str
+    else:
+        kind = type(owner)
     charge = METHODS.get(kind, {}).get(name)
     if charge is None:
         raise SecurityError(f"{kind.__name__}.{name} is not for chat templates")
     if charge is _free:
         return args
-    if name in _ITEMS_OF:
-        args = (_listed(args[0]), *args[1:]) if args else args
+    if name in _ITEMS_OF and args:
+        args = (_listed(args[0]), *args[1:])
     _charge(charge, owner, *args, **named)
     return args
 
@@ -296,7 +305,10 @@ def charge_operator(sign: str, left: Any, right: Any) -> None:
         if digits > 1000:
             now.spend(1000 * digits * 0.302)
     elif sign == "*":
-        times, many = (left, right) if isinstance(left, int) else (right, left)
+        if isinstance(left, int):
+            times, many = (left, right)
+        else:
+            times, many = (right, left)
         if hasattr(many, "__len__") and isinstance(times, int):
             now.spend_on(many, max(times, 0))
 

@@ -109,7 +109,10 @@ def _write_sums(part: Path, path: Path) -> None:
     sums = {}
     for file in sorted(part.iterdir()) if part.is_dir() else [part]:
         if file.name != SUMS:
-            name = file.name if part.is_dir() else path.name
+            if part.is_dir():
+                name = file.name
+            else:
+                name = path.name
             sums[name] = [file.stat().st_size, sha256(file)]
     text = json.dumps(sums, indent=1) + "\n"
     if part.is_dir():
@@ -228,7 +231,8 @@ class ChatRows(Sequence[ChatRow]):
             ids.append(row.ids)
             masks.append(row.mask)
         ends = np.cumsum(np.array(list(map(len, ids)), np.int64))
-        return cls(np.concatenate(ids).astype(np.int32), np.concatenate(masks), ends[:-1], ends[1:])
+        all_ids = np.concatenate(ids).astype(np.int32)
+        return cls(all_ids, np.concatenate(masks), ends[:-1], ends[1:])
 
     @classmethod
     def stored(

@@ -94,14 +94,23 @@ class Tokenizer(Vocabulary):
                 where="tokenizer_config.json",
                 hint="give eos_token",
             )
-        self.eos_id: int = self._stops[0] if eos is None else eos
+        if eos is None:
+            self.eos_id: int = self._stops[0]
+        else:
+            self.eos_id = eos
         self.bos_id: int | None = self._named_id("bos_token")
         # What an encoder sees before and after a text, and in place of what it is to guess.
-        self.sep_id: int = self.eos_id if sep is None else sep
+        if sep is None:
+            self.sep_id: int = self.eos_id
+        else:
+            self.sep_id = sep
         cls = self._named_id("cls_token")
         if cls is None:
             cls = self.bos_id
-        self.cls_id: int = self.sep_id if cls is None else cls
+        if cls is None:
+            self.cls_id: int = self.sep_id
+        else:
+            self.cls_id = cls
         self.mask_id: int | None = self._named_id("mask_token")
         # Padding is never a target and never seen by a target, so any id will do where none is
         # named.

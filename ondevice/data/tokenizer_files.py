@@ -92,7 +92,10 @@ def _is_panic(error: BaseException) -> bool:
 def _check_ids(model: Any, file: Path) -> None:
     """Raises UserError where two tokens have one id: the library keeps one of them, and fails later,
     at the first copy. And for an id beyond all vocabularies: the library counts up to it."""
-    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(model, Mapping):
+        vocab = model.get("vocab")
+    else:
+        vocab = None
     if not isinstance(vocab, Mapping):  # a Unigram's is a list
         return
     by_id: dict[Any, str] = {}

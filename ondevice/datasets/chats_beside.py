@@ -139,7 +139,10 @@ class ChatsBeside:
             ctx.warn(f"no chats are learned beside ({wanted.why_not}): sft_coef has no effect")
             return
         self._source = _source(wanted, cfg, model, ctx, rewarded)
-        self.coef = cfg.sft_coef if self._source is not None else 0.0
+        if self._source is not None:
+            self.coef = cfg.sft_coef
+        else:
+            self.coef = 0.0
 
     def add(self, batches: Batches, number: int) -> None:
         """Puts the chats of the update of this number beside its micro-batches, some beside each;
@@ -153,7 +156,9 @@ class ChatsBeside:
 
     def around(self, source: BatchSource) -> BatchSource:
         """A source of which each step's batches have chats beside them."""
-        return source if self._source is None else _WithChats(source, self)
+        if self._source is None:
+            return source
+        return _WithChats(source, self)
 
 
 class _WithChats:
@@ -188,7 +193,10 @@ def _source(
     data = replace(ctx.data, corpus=wanted.corpus)
     spec = replace(DataSpec.of(given), seed=cfg.seed)
     found = text_and_chats.chats(spec, model.tokenizer, data, whole=given.loss_on == "all")
-    width = given.sequence_length if isinstance(given.sequence_length, int) else WIDTH
+    if isinstance(given.sequence_length, int):
+        width = given.sequence_length
+    else:
+        width = WIDTH
     settings = replace(
         given,
         sequence_length=min(width, model.cfg.max_position_embeddings),

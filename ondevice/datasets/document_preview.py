@@ -37,8 +37,13 @@ def files_of(data: str) -> list[Path]:
     path = Path(os.path.expanduser(source))
     if prefix or is_by_name(data) or not path.exists():
         return []
-    files = listing(path).files if path.is_dir() else [path]
-    return files if kind_of(files[0]) in DOCUMENTS else []
+    if path.is_dir():
+        files = listing(path).files
+    else:
+        files = [path]
+    if kind_of(files[0]) in DOCUMENTS:
+        return files
+    return []
 
 
 def beside_rows(data: str) -> int:
@@ -63,7 +68,10 @@ def show(cfg: DataConfig, files: list[Path]) -> dict[str, Any]:
     found = survey(files)
     kept = found.kept
     path = Path(os.path.expanduser(cfg.data))
-    ignored = listing(path).notes if path.is_dir() else []
+    if path.is_dir():
+        ignored = listing(path).notes
+    else:
+        ignored = []
     shown: dict[str, Any] = {
         "data": cfg.data,
         "files": len(files),

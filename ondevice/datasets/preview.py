@@ -260,7 +260,10 @@ def render(shown: dict[str, Any], color: str = "never") -> str:
     if "documents" in shown:
         return document_preview.render(shown)
     if color == "auto":
-        color = "always" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else "never"
+        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+            color = "always"
+        else:
+            color = "never"
     marks = LEARNED if color == "always" else BRACKETS
     lines: list[str] = []
     for number, example in enumerate(shown["examples"], 1):

@@ -48,7 +48,11 @@ class Rewarded:
 
     def chats(self, rows: Iterable[ChatRow]) -> NDArray[np.bool_]:
         """(N,) whether a chat begins so: with what stands before its first answer."""
-        return np.array([self.asks(ids[: int(mask.argmax())]) for ids, mask in rows], np.bool_)
+        asks = []
+        for ids, mask in rows:
+            first_answer = int(mask.argmax())
+            asks.append(self.asks(ids[:first_answer]))
+        return np.array(asks, np.bool_)
 
     def rows(self, rows: Iterable[Row]) -> NDArray[np.bool_]:
         """(N,) whether a completion answers such a prompt."""

@@ -84,7 +84,10 @@ class DataSpec:
 
     def held(self) -> list[DataSpec]:
         """The sources of `validation`, all of them."""
-        named = sources(self.validation) if self.validation else ()
+        if self.validation:
+            named = sources(self.validation)
+        else:
+            named = ()
         return [
             DataSpec(source.data, split="validation", reading=self.reading, template=self.template)
             for source in named
@@ -186,7 +189,10 @@ def _as_declared(settings: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             plain[field_.name] = _as_declared(value)
         else:
-            plain[field_.name] = field_.default if value == field_.default else value
+            if value == field_.default:
+                plain[field_.name] = field_.default
+            else:
+                plain[field_.name] = value
     return plain
 
 

@@ -340,7 +340,8 @@ def labelled_texts(
     """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of
     the built-in corpus, each request and the kind of task that it is. Raises UserError for missing,
     empty or unreadable data, or for held-out classes that stand nowhere else."""
-    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
+    specs = (*wanted.alone(), *wanted.held())
+    if pair and any(corpus_of(one.data, ctx.corpus) for one in specs):
         raise UserError(
             "the built-in corpus has no second text",
             where="pair",

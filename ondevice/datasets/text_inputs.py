@@ -49,9 +49,9 @@ def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextIn
         for texts in ([row.text for row in rows], [str(row.pair) for row in rows])
     )
     around = _around(tokenizer, reads)
-    encoded = [
-        _joined(a, b, around, tokenizer, reads, most) for a, b in zip(firsts, seconds, strict=True)
-    ]
+    encoded = []
+    for first, second in zip(firsts, seconds, strict=True):
+        encoded.append(_joined(first, second, around, tokenizer, reads, most))
     typed = (
         isinstance(model.cfg, EncoderConfig)
         and model.cfg.type_vocab_size > 1
@@ -96,7 +96,10 @@ def _joined(
     """
     opening, closing = around
     between = closing if reads == "first" else [tokenizer.eos_id]
-    added = tokenizer.inner.num_special_tokens_to_add(True) if reads == "first" else 0
+    if reads == "first":
+        added = tokenizer.inner.num_special_tokens_to_add(True)
+    else:
+        added = 0
     room = most - (added or len(opening) + len(between) + len(closing))
     kept = lengths_within(len(first.ids), len(second.ids), max(room, 0))
     cut = kept != (len(first.ids), len(second.ids))
@@ -121,7 +124,10 @@ def lengths_within(first: int, second: int, most: int) -> tuple[int, int]:
     if first + second <= most:
         return first, second
     short, long = min(first, second), max(first, second)
-    long = max(short, most - short) if short <= most else short
+    if short <= most:
+        long = max(short, most - short)
+    else:
+        long = short
     if short + long > most:
         short = most // 2
         long = most - short

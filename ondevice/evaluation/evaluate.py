@@ -133,7 +133,10 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
         )
     limit, reading = cfg.limit or None, Reading.of(cfg)
     chats = plain_chats(cfg.data, reading)
-    documents = [] if chats else plain_texts(cfg.data, "test", reading)[:limit]
+    if chats:
+        documents = []
+    else:
+        documents = plain_texts(cfg.data, "test", reading)[:limit]
     model, backend = _opened(cfg)
     if chats and not is_masked_lm(model.cfg) and model.tokenizer.chat_template is not None:
         return chat_loss(model, backend, chats[:limit], cfg.bad_share)

@@ -73,7 +73,10 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
     form = cfg.answer
     if form in ("any", CODE):
         form = "whole"
-    names = (CODE,) if cfg.answer == CODE else ("correct", "format")
+    if cfg.answer == CODE:
+        names: tuple[str, ...] = (CODE,)
+    else:
+        names = ("correct", "format")
     with Rewards(names, form=form) as rewards:
         rewards.check(_columns(tested))
         unreadable = rewards.check_answers(map(_with_answer, tested))
@@ -122,7 +125,10 @@ class _Exam:
         texts = [self.model.tokenizer.decode(completion.ids) for completion in drawn]
         own = self.backend.group.share(range(len(self.asked)))
         of_own = [texts[i * samples : (i + 1) * samples] for i in own]
-        judged = self._scored(own, list(chain.from_iterable(of_own)), samples) if own else ([], [])
+        if own:
+            judged = self._scored(own, list(chain.from_iterable(of_own)), samples)
+        else:
+            judged = ([], [])
         right, formed = (self.backend.group.join(column) for column in judged)
         cut = [not completion.stopped for completion in drawn]
         shape = (len(self.asked), samples)

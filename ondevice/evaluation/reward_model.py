@@ -19,16 +19,17 @@ def quality(params: Params, pairs: Sequence[TokenPair], scorer: Scorer) -> dict[
     """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where
     that is known; mean margin; calibration: mean |share right − what σ(margin) says| over ten bins
     (expected calibration error)."""
-    scores = scorer.scores(
-        params,
-        [prompt_and_completion(side) for pair in pairs for side in (pair.chosen, pair.rejected)],
-    )
+    rows = []
+    for pair in pairs:
+        rows.append(prompt_and_completion(pair.chosen))
+        rows.append(prompt_and_completion(pair.rejected))
+    scores = scorer.scores(params, rows)
     apart = (scores[0::2] - scores[1::2]).astype(np.float64)
     right = apart > 0
     share = wilson(int(right.sum()), len(right))
-    parts = {
-        name: [int(right[places].sum()), len(places)] for name, places in by_parts(pairs).items()
-    }
+    parts = {}
+    for name, places in by_parts(pairs).items():
+        parts[name] = [int(right[places].sum()), len(places)]
     return {
         "accuracy": share.share,
         "interval": [share.low, share.high],
@@ -45,11 +46,12 @@ def calibration_error(apart: NDArray[np.float64]) -> float:
     """
     claimed = 1 / (1 + np.exp(-np.abs(apart)))
     bins = np.minimum(((claimed - 0.5) * 20).astype(int), 9)
-    off = [
-        abs(float((apart[bins == b] > 0).mean()) - float(claimed[bins == b].mean()))
-        * int((bins == b).sum())
-        for b in set(bins.tolist())
-    ]
+    off = []
+    for number in set(bins.tolist()):
+        inside = bins == number
+        right = float((apart[inside] > 0).mean())
+        said = float(claimed[inside].mean())
+        off.append(abs(right - said) * int(inside.sum()))
     return sum(off) / max(len(apart), 1)
 
 

@@ -54,6 +54,9 @@ def exam_of(told: Mapping[str, Any] | None) -> BuiltinExam | OrderedExam | None:
     cfg = from_mapping(ExamConfig, told["exam"], "exam")
     if "corpus" not in told:
         return OrderedExam(cfg)
-    rule = None if told["rule"] is None else SimulatedRater(**told["rule"])
+    if told["rule"] is None:
+        rule = None
+    else:
+        rule = SimulatedRater(**told["rule"])
     corpus = from_mapping(CorpusConfig, told["corpus"], "corpus")
     return BuiltinExam(corpus, told["sequence_length"], cfg, rule)

@@ -231,10 +231,12 @@ def _type(shape: tuple[int, ...], dtype: str) -> str:
 def _add(writer: Any, name: str, value: Floats, kind: str) -> None:
     import gguf  # 180 ms
 
-    if kind == "F16" and float(np.abs(value).max(initial=0)) > float(np.finfo(np.float16).max):
-        raise UserError(
-            f"{name} holds numbers that float16 cannot", where="dtype", hint="take --dtype f32"
-        )
+    if kind == "F16":
+        largest = float(np.abs(value).max(initial=0))
+        if largest > float(np.finfo(np.float16).max):
+            raise UserError(
+                f"{name} holds numbers that float16 cannot", where="dtype", hint="take --dtype f32"
+            )
     if kind == "Q8_0":
         packed = gguf.quants.quantize(value, gguf.GGMLQuantizationType.Q8_0)
         writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)

@@ -119,10 +119,14 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
         place = _BLOCK.fullmatch(module)
         if place is None or place[2] not in keys:
             continue
-        pair = pairs.get(module, Pair(np.zeros((0, inputs)), np.zeros((outputs, 0)), scale))
-        a, b = np.zeros((inputs, rank), np.float32), np.zeros((rank, outputs), np.float32)
-        a[:, : pair.rank], b[: pair.rank] = pair.a.T, pair.b.T * np.float32(pair.scale / scale)
-        tensors |= {f"{module}.lora_a": backend.array(a), f"{module}.lora_b": backend.array(b)}
+        empty = Pair(np.zeros((0, inputs)), np.zeros((outputs, 0)), scale)
+        pair = pairs.get(module, empty)
+        a = np.zeros((inputs, rank), np.float32)
+        b = np.zeros((rank, outputs), np.float32)
+        a[:, : pair.rank] = pair.a.T
+        b[: pair.rank] = pair.b.T * np.float32(pair.scale / scale)
+        tensors[f"{module}.lora_a"] = backend.array(a)
+        tensors[f"{module}.lora_b"] = backend.array(b)
     backend.save(folder / WEIGHTS, tensors, {})
 
 

@@ -46,7 +46,10 @@ def is_name(text: str) -> bool:
 def fetched(name: str, revision: str | None = None, wanted: Sequence[str] = WANTED) -> Path:
     """The snapshot of a revision, or the newest; offline (HF_HUB_OFFLINE, or no network) the one
     that the cache has. Raises UserError."""
-    of, option = (f" at {revision}", f" --revision {revision}") if revision else ("", "")
+    if revision:
+        of, option = (f" at {revision}", f" --revision {revision}")
+    else:
+        of, option = ("", "")
     client = Hub(bars=True)
     try:
         _need_room(client, name, revision, wanted)

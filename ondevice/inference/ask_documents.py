@@ -343,7 +343,9 @@ class _Asker:
         return self.model.network.decoder_start_token_id is None
 
     def _opened_with(self, opener: str) -> list[int]:
-        return list(self.model.tokenizer.encode(opener)) if self._prefills else []
+        if self._prefills:
+            return list(self.model.tokenizer.encode(opener))
+        return []
 
     def _answer(self, good: Sequence[tuple[dict[str, Any], Passage]]) -> None:
         """Says what is at fault of questions to which the model chooses another answer."""

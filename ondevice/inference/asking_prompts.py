@@ -59,10 +59,9 @@ ANSWERED = (
 
 def to_write(span: Span) -> list[dict[str, Any]]:
     """What a model is asked for a question."""
-    asked = [
-        (WRITE.format(sentence=sentence, answer=answer), question)
-        for sentence, answer, question in WRITTEN[span.kind]
-    ]
+    asked = []
+    for sentence, answer, question in WRITTEN[span.kind]:
+        asked.append((WRITE.format(sentence=sentence, answer=answer), question))
     return _turns(asked, WRITE.format(sentence=span.sentence, answer=span.answer))
 
 

@@ -191,7 +191,10 @@ def probabilities(
     batches = list(group_by_length([len(row) for row in ids], ROWS))
 
     def of_batch(places: NDArray[np.int64]) -> list[list[float]]:
-        of_texts = None if types is None else [types[i] for i in places]
+        if types is None:
+            of_texts = None
+        else:
+            of_texts = [types[i] for i in places]
         batch = text_batch([ids[i] for i in places], len(places), network.pooling, of_texts)
         found = backend.numpy(run(model.params, model.with_tables(backend, batch)))
         return found.astype(np.float32).tolist()  # type: ignore[no-any-return]

@@ -218,7 +218,10 @@ class Slots:
         a = []
         b = []
         for x, y in zip(held, new, strict=True):
-            width = max(x.shape[2], y.shape[2]) if x.ndim == 4 else 0
+            if x.ndim == 4:
+                width = max(x.shape[2], y.shape[2])
+            else:
+                width = 0
             a.append(self._wide(x, width))
             b.append(self._wide(y, width))
         return a, b
@@ -237,8 +240,12 @@ class Slots:
         if self._waiting:
             return
         count = len(self._rows)
-        left = count // 2 if self._g.traced else len(alive)
-        few = len(alive) * 2 > count if self._g.traced else (count - len(alive)) * LEAST < count
+        if self._g.traced:
+            left = count // 2
+            few = len(alive) * 2 > count
+        else:
+            left = len(alive)
+            few = (count - len(alive)) * LEAST < count
         if few or count < 2:
             return
         # a done row stands in the rest of the slots

@@ -31,7 +31,10 @@ class CommonConfig:
     @property
     def problem_type(self) -> str | None:
         """What a classifier's scores are, in transformers' words; None: of one class a text."""
-        found: str | None = self.raw.get("problem_type") if self.num_labels else None
+        if self.num_labels:
+            found: str | None = self.raw.get("problem_type")
+        else:
+            found = None
         return found
 
 

@@ -19,7 +19,10 @@ def cast_once(model: Model, params: Params, backend: Backend) -> Params:
         return params
     made: Params = {}
     for name, p in params.items():
-        made[name] = backend.ops.cast(p, backend.dtype) if _is_cast(p) else p
+        if _is_cast(p):
+            made[name] = backend.ops.cast(p, backend.dtype)
+        else:
+            made[name] = p
     return made
 
 

@@ -25,7 +25,10 @@ class Fields(dict[str, Any]):
         names: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(fields)
-        self.asked: set[str] = set() if asked is None else asked
+        if asked is None:
+            self.asked: set[str] = set()
+        else:
+            self.asked = asked
         self._names = names or {}
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -68,7 +68,10 @@ def quantised_model(
             where=str(found.folder),
             hint="mlx-lm could not read its packed weights",
         )
-    dtype = found.cfg.dtype if found.cfg.dtype in _DTYPES else "bfloat16"
+    if found.cfg.dtype in _DTYPES:
+        dtype = found.cfg.dtype
+    else:
+        dtype = "bfloat16"
     params: Params = {}
     wanted = matrices(found.cfg, every=True)
     for name, p in found.params.items():
@@ -107,7 +110,10 @@ def merge(
         raise UserError("is not an adapter's folder: there is nothing to merge", where=str(adapter))
     if quantised(found.params):
         told(COST)
-    dtype = found.cfg.dtype if found.cfg.dtype in _DTYPES else "float32"
+    if found.cfg.dtype in _DTYPES:
+        dtype = found.cfg.dtype
+    else:
+        dtype = "float32"
     return _written(merged(found, backend), target, backend, dtype)
 
 

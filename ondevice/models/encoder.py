@@ -89,7 +89,10 @@ class Encoder:
             return ops.layer_norm(params, "model.embeddings.norm", x, self.cfg.norm_eps)
         x = ops.embed(params, "bert.embeddings.word_embeddings", batch["ids"])
         x = x + ops.embed(params, "bert.embeddings.position_embeddings", batch["positions"])
-        types = batch["types"] if "types" in batch else batch["ids"] * 0
+        if "types" in batch:
+            types = batch["types"]
+        else:
+            types = batch["ids"] * 0
         x = x + ops.embed(params, "bert.embeddings.token_type_embeddings", types)
         return ops.layer_norm(params, "bert.embeddings.LayerNorm", x, self.cfg.norm_eps)
 
@@ -182,13 +185,18 @@ class Encoder:
         q, k = ops.rope(q, *angles), ops.rope(k, *angles)
         x, a = _chosen(ops, at, x, self._attended(ops, q, k, v, window, segments))
         x = x + ops.linear(block, "attn.Wo", a)
-        both = ops.linear(block, "mlp.Wi", ops.layer_norm(block, "mlp_norm", x, self.cfg.norm_eps))
+        h = ops.layer_norm(block, "mlp_norm", x, self.cfg.norm_eps)
+        both = ops.linear(block, "mlp.Wi", h)
         f = self.cfg.intermediate_size
-        return x + ops.linear(block, "mlp.Wo", ops.gated(ops.gelu, both[..., :f], both[..., f:]))
+        gate = both[..., :f]
+        up = both[..., f:]
+        return x + ops.linear(block, "mlp.Wo", ops.gated(ops.gelu, gate, up))
 
 
 def _chosen(ops: Ops, at: Array | None, x: Array, a: Array) -> tuple[Array, Array]:
     """Both as they are, or their rows (N, D) of the flat positions `at` alone."""
     if at is None:
         return x, a
-    return ops.take(x.reshape(-1, x.shape[-1]), at), ops.take(a.reshape(-1, a.shape[-1]), at)
+    x = ops.take(x.reshape(-1, x.shape[-1]), at)
+    a = ops.take(a.reshape(-1, a.shape[-1]), at)
+    return x, a

@@ -135,12 +135,17 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
     """
     if model.adapter is None:
         return read_params(folder, backend, model.cfg)
-    found, out = peft.read(folder, backend), dict(model.params)
+    found = peft.read(folder, backend)
+    out = dict(model.params)
     for name in adapted_modules(model.params, TRAINED):  # what was inherited stands before it
-        rank, pair = model.params[f"{name}.lora_A.{TRAINED}"].shape[0], found.pairs[name]
+        rank = model.params[f"{name}.lora_A.{TRAINED}"].shape[0]
+        pair = found.pairs[name]
         scale = float(backend.numpy(model.params[f"{name}.lora_scale.{TRAINED}"]))
-        out |= lora_tensors(name, Pair(pair.a[-rank:], pair.b[:, -rank:], scale), TRAINED, backend)
-    return out | {name: found.whole[name] for name in model.adapter.whole & model.adapter.trained}
+        newest = Pair(pair.a[-rank:], pair.b[:, -rank:], scale)
+        out |= lora_tensors(name, newest, TRAINED, backend)
+    for name in model.adapter.whole & model.adapter.trained:
+        out[name] = found.whole[name]
+    return out
 
 
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:

@@ -78,14 +78,20 @@ def _check_quantisation(raw: dict[str, Any]) -> None:
             where="quantization_config",
             hint="take the folder with whole weights",
         )
-    mode = format.get("mode", "affine") if isinstance(format, dict) else format
+    if isinstance(format, dict):
+        mode = format.get("mode", "affine")
+    else:
+        mode = format
     if (
         not isinstance(format, dict)
         or mode != "affine"
         or "bits" not in format
         or "quant_method" in format
     ):
-        kind = format.get("quant_method", mode) if isinstance(format, dict) else format
+        if isinstance(format, dict):
+            kind = format.get("quant_method", mode)
+        else:
+            kind = format
         raise UserError(
             f"weights that are quantised as {kind!r} are not known here",
             where="quantization_config",

@@ -186,7 +186,10 @@ def _quantisation(params: Params, cfg: ModelConfig) -> dict[str, Any]:
 
 def _bytes(name: str, shape: tuple[int, ...], params: Mapping[str, Any], dtype: str) -> int:
     packed = f"{name.removesuffix('.weight')}.scales" in params
-    count = 4 if packed and name.endswith(".weight") else _WIDTH[dtype]
+    if packed and name.endswith(".weight"):
+        count = 4
+    else:
+        count = _WIDTH[dtype]
     for n in shape:
         count *= n
     return count
@@ -202,7 +205,10 @@ def with_end_told(tokenizer: Tokenizer) -> Tokenizer:
     turns that were learned; whoever passes on the tokenizer's end of text stops where the adapter
     does."""
     end = turn_end(tokenizer)
-    word = None if end is None else tokenizer.inner.id_to_token(end)
+    if end is None:
+        word = None
+    else:
+        word = tokenizer.inner.id_to_token(end)
     if word is None or end == tokenizer.eos_id:
         return tokenizer
     return tokenizer.with_eos(word)

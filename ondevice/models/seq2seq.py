@@ -212,7 +212,8 @@ class Seq2Seq:
         # (T, T, H)
         apart = ops.take(self._table(ops, params, tables, side, width), row)
         h = self.cfg.num_attention_heads
-        return (apart.reshape(width * width, h).swapaxes(0, 1).reshape(1, h, width, width),)
+        by_head = apart.reshape(width * width, h).swapaxes(0, 1)
+        return (by_head.reshape(1, h, width, width),)
 
     def _row_bias(
         self, ops: Ops, params: Params, tables: Tables, lengths: Array, room: int
@@ -222,7 +223,8 @@ class Seq2Seq:
             return None
         away = tables["places"][:room].reshape(1, -1) - lengths.reshape(-1, 1)
         table = self._table(ops, params, tables, "decoder", room)
-        found = ops.take(table, ops.minimum(ops.maximum(away, -room), room) + room)  # (B, room, H)
+        row = ops.minimum(ops.maximum(away, -room), room) + room
+        found = ops.take(table, row)  # (B, room, H)
         b = lengths.shape[0]
         return found.swapaxes(1, 2).reshape(b, self.cfg.num_attention_heads, 1, room)
 
@@ -309,7 +311,10 @@ class Seq2Seq:
             if part == "norm":
                 return f"{layer}.layer_norm"
             return f"{layer}.{module}.{part}"
-        module = "self_attn" if kind == "self" else "encoder_attn"
+        if kind == "self":
+            module = "self_attn"
+        else:
+            module = "encoder_attn"
         if part == "norm":
             return f"{module}_layer_norm"
         if part == "o":

@@ -117,10 +117,16 @@ class Seq2SeqConfig(CommonConfig):
         for name, only in {**_BOTH, **_FIXED.get(kind, {})}.items():
             if raw.get(name) not in (None, only):
                 raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
-        own = _bart(raw) if kind == "bart" else _t5(raw)
+        if kind == "bart":
+            own = _bart(raw)
+        else:
+            own = _t5(raw)
         eos, start = raw.get("eos_token_id"), raw.get("decoder_start_token_id")
         if start is None:
-            start = 2 if kind == "bart" else raw.get("pad_token_id") or 0
+            if kind == "bart":
+                start = 2
+            else:
+                start = raw.get("pad_token_id") or 0
         found = cls(
             model_type=kind,
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
@@ -150,9 +156,10 @@ class Seq2SeqConfig(CommonConfig):
             "pad_token_id",
         ):
             out[name] = getattr(self, name)
-        out["eos_token_id"] = (
-            list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id
-        )
+        if isinstance(self.eos_token_id, tuple):
+            out["eos_token_id"] = list(self.eos_token_id)
+        else:
+            out["eos_token_id"] = self.eos_token_id
         if self.relative:
             out |= {
                 name: getattr(self, name)

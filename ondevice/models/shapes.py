@@ -117,7 +117,10 @@ def matrices(cfg: ModelConfig, every: bool = False) -> dict[str, tuple[int, int]
     if isinstance(cfg, LibraryConfig):
         assert cfg.lib is not None
         first = embedding_name(cfg)
-        whole = {first.removesuffix(".weight"): cfg.lib.shapes[first]} if every else {}
+        if every:
+            whole = {first.removesuffix(".weight"): cfg.lib.shapes[first]}
+        else:
+            whole = {}
         return {**whole, **cfg.lib.linears}  # type: ignore[dict-item]
     out = {}
     for name, shape in shapes(cfg).items():

@@ -92,7 +92,9 @@ def shared_prompts(batch: Mapping[str, Array]) -> SharedPrompts | None:
 
 def in_one_row(ops: Ops, batch: Mapping[str, Array], name: str) -> Array:
     """(1, T) what the batch says of its prompts' tokens, then of its answers'."""
-    return ops.concat([batch[f"prompt_{name}"].reshape(1, -1), batch[name].reshape(1, -1)], 1)
+    prompts = batch[f"prompt_{name}"].reshape(1, -1)
+    answers = batch[name].reshape(1, -1)
+    return ops.concat([prompts, answers], 1)
 
 
 def rows_of(ops: Ops, x: Array, which: Array) -> Array:

@@ -20,7 +20,10 @@ def windowed_attention(
 ) -> Array:
     """(B, H, T, C) from queries, keys and values (B, H or H_kv, T, C); `window` 0: none."""
     places = q.shape[2]
-    blocks = -(-places // window) if window else 0
+    if window:
+        blocks = -(-places // window)
+    else:
+        blocks = 0
     if blocks < LEAST_BLOCKS:
         return ops.attention(q, k, v, scale=scale, window=window)
     b, h, _, c = q.shape
@@ -46,4 +49,5 @@ def _with_previous(ops: Ops, x: Array) -> Array:
     """(B · (M - 1), H, 2W, C): each block but the first of x (B, M, H, W, C) after the one before
     it."""
     _, _, h, window, c = x.shape
-    return ops.concat([x[:, :-1], x[:, 1:]], 3).reshape(-1, h, 2 * window, c)
+    pairs = ops.concat([x[:, :-1], x[:, 1:]], 3)
+    return pairs.reshape(-1, h, 2 * window, c)

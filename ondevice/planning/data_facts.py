@@ -61,7 +61,10 @@ def text_facts(cfg: Any, tokenizer: Tokenizer, corpus: CorpusConfig) -> DataFact
         found = _texts(texts, RowSample(count=len(texts) * share), tokenizer)
         found.size = sum(map(len, texts)) * share
         found.exact = False
-        found.held = found.count * built.validation_share if found.count else 0.0
+        if found.count:
+            found.held = found.count * built.validation_share
+        else:
+            found.held = 0.0
         return found
 
     parts = encoded_sources(cfg, corpus, own, builtin)
@@ -87,7 +90,10 @@ def _texts(texts: Iterable[str], rows: RowSample, tokenizer: Tokenizer) -> Encod
     size = rows.size
     if size is None and rows.count is not None and taken:
         size = characters / len(taken) * rows.count
-    examples = [np.array(ids, np.int32)] if ids else []
+    if ids:
+        examples = [np.array(ids, np.int32)]
+    else:
+        examples = []
     return Encoded(examples, rows.count, False, characters, size)
 
 
@@ -134,15 +140,20 @@ def label_facts(cfg: ClassifyConfig, tokenizer: Tokenizer, corpus: CorpusConfig)
 
     def own(rows: RowSample) -> Encoded:
         labelled = converted(rows.rows, lambda row: to_label(row, cfg.text, cfg.label, cfg.pair))
-        texts = [f"{one.text} {one.pair}" if one.pair else one.text for one in labelled]
+        texts = []
+        for one in labelled:
+            text = one.text
+            if one.pair:
+                text = f"{text} {one.pair}"
+            texts.append(text)
         return encoded_rows(encoded(texts), len(rows.rows), rows, sum(map(len, texts)))
 
     def builtin(built: CorpusConfig) -> Encoded:
         small = replace(built, chat_count=min(built.chat_count, _SAMPLE_ROWS))
         texts = [chat["messages"][0]["content"] for chat in build(small).chats("train")]
-        found = encoded_rows(
-            encoded(texts), len(texts), RowSample(count=built.chat_count), sum(map(len, texts))
-        )
+        rows = RowSample(count=built.chat_count)
+        characters = sum(map(len, texts))
+        found = encoded_rows(encoded(texts), len(texts), rows, characters)
         found.held = built.chat_count * built.validation_share
         return found
 
@@ -164,18 +175,29 @@ def prompt_facts(
         return encoded_rows(encoded(asked), len(rows.rows), rows, _written(asked))
 
     def builtin(built: CorpusConfig) -> Encoded:
-        count = built.problem_count if problems else built.prompt_count
+        if problems:
+            count = built.problem_count
+        else:
+            count = built.prompt_count
         texts = _builtin_prompts(built, problems)
         asked = [[{"role": "user", "content": text}] for text in texts]
+        rows = RowSample(count=count)
         began = ticks()
-        found = encoded_rows(encoded(asked), len(asked), RowSample(count=count), _written(asked))
+        found = encoded_rows(encoded(asked), len(asked), rows, _written(asked))
         found.seconds = ticks() - began
-        found.held = built.held_problem_count if problems else built.held_prompt_count
+        if problems:
+            found.held = built.held_problem_count
+        else:
+            found.held = built.held_prompt_count
         return found
 
     parts = encoded_sources(cfg, corpus, own, builtin)
     tokens = [tokens_of(part, len) for part in parts]
-    facts = together(cfg, parts, tokens, "problems" if problems else "prompts")
+    if problems:
+        kind = "problems"
+    else:
+        kind = "prompts"
+    facts = together(cfg, parts, tokens, kind)
     if isinstance(cfg, SampleConfig) and facts.rows is not None:
         rows = facts.rows + facts.held  # all of them are asked
         facts = replace(facts, rows=min(rows, cfg.prompts or rows), held=0.0)
@@ -192,7 +214,10 @@ def _builtin_prompts(built: CorpusConfig, problems: bool) -> list[str]:
         )
     )
     rows: Iterator[dict[str, str]]
-    rows = corpus.problems("train") if problems else corpus.prompts("train")
+    if problems:
+        rows = corpus.problems("train")
+    else:
+        rows = corpus.prompts("train")
     return [row["prompt"] for row in islice(rows, MOST_ROWS)]
 
 
@@ -217,7 +242,8 @@ def pair_facts(
         small = replace(built, chat_count=min(built.chat_count, _SAMPLE_ROWS))
         pairs = builtin_pairs(small)
         count = min(built.chat_count, BUILTIN_PAIRS)
-        return encoded_rows(encoded(pairs), len(pairs), RowSample(count=count), _pair_text(pairs))
+        rows = RowSample(count=count)
+        return encoded_rows(encoded(pairs), len(pairs), rows, _pair_text(pairs))
 
     data = cfg.data or str(run / FILE)
     if _votes(data):
@@ -230,8 +256,12 @@ def pair_facts(
         parts = encoded_sources(cfg, corpus, own, builtin)
     for part in parts:
         if part.held is None:
-            part.held = (part.count or 0.0) * (0 if cfg.validation else cfg.held_share)
-            part.count = None if part.count is None else part.count - part.held
+            share: float = 0
+            if not cfg.validation:
+                share = cfg.held_share
+            part.held = (part.count or 0.0) * share
+            if part.count is not None:
+                part.count = part.count - part.held
     tokens = [tokens_of(part, lambda p: p.chosen.length + p.rejected.length) for part in parts]
     return replace(together(cfg, parts, tokens, "pairs"), examples=all_examples(parts))
 

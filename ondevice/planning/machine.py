@@ -60,7 +60,10 @@ def planned_machine(
         device = "gpu" if apple else "cpu"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    total = found.device_memory if found is not None else physical_memory() or 0
+    if found is not None:
+        total = found.device_memory
+    else:
+        total = physical_memory() or 0
     costs = costs_of(name)
     own = _own_memory(device)
     return Machine(
@@ -124,4 +127,6 @@ def _budget(memory: str, total: int, own: bool) -> int | None:
     physical = physical_memory() or available
     margin = min(MOST_MARGIN, max(LEAST_MARGIN, physical // 10))
     room = max(0, available - margin)
-    return min(room, total) if 0 < total < physical else room
+    if 0 < total < physical:
+        return min(room, total)
+    return room

@@ -125,7 +125,10 @@ def plan_stage(name: str, cfg: StageConfig, around: Surroundings) -> tuple[Stage
     cfg = with_settings(cfg, facts, found, around.machine)
     trained = trained_by(cfg, facts, around.machine.dtype, judge(cfg, around))
     planned = _Planned(name, cfg, around, facts, found, trained)
-    plan = planned.sample() if isinstance(cfg, SampleConfig) else planned.training()
+    if isinstance(cfg, SampleConfig):
+        plan = planned.sample()
+    else:
+        plan = planned.training()
     return plan, after(cfg, facts, found, around)
 
 
@@ -174,7 +177,10 @@ class _Planned:
         used = self._bytes(work, measured)
         by_tokens = self.data.unit == "tokens"
         per = work.tokens if by_tokens else work.rows
-        all_of = self.data.tokens if by_tokens else self.data.rows
+        if by_tokens:
+            all_of = self.data.tokens
+        else:
+            all_of = self.data.rows
         times = per * cfg.steps / all_of if all_of else None
         if isinstance(cfg, SFTConfig) and self.data.tokens:
             read = sum(one.places * one.times for one in work.learned) * self.processes
@@ -184,7 +190,10 @@ class _Planned:
     def sample(self) -> StagePlan:
         cfg = self.cfg
         assert isinstance(cfg, SampleConfig)
-        each = TRIES if cfg.other else cfg.responses * TRIES - 2
+        if cfg.other:
+            each = TRIES
+        else:
+            each = cfg.responses * TRIES - 2
         asked = self.data.examples or unknown_prompts()
         written = completion_length(cfg.max_new_tokens, self.facts.answer)
         rows = [Row(prompt, [1] * max(1, round(written))) for prompt in asked for _ in range(each)]

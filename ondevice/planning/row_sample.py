@@ -75,7 +75,10 @@ def _orders(texts: RowSample) -> RowSample:
     made = []
     for row in texts.rows:
         text = row.get("text")
-        order = order_of(text) if isinstance(text, str) else None
+        if isinstance(text, str):
+            order = order_of(text)
+        else:
+            order = None
         if order is not None:
             made.append(Record(order.row()))
     if texts.count is None or not texts.rows:
@@ -95,7 +98,10 @@ def _joined(parts: Sequence[RowSample], factor: float, complete: bool) -> RowSam
     size: float | None = None
     for part in parts:
         rows += part.rows
-        count = None if count is None or part.count is None else count + part.count
+        if count is None or part.count is None:
+            count = None
+        else:
+            count = count + part.count
         if part.size is not None:
             size = (size or 0.0) + part.size
     exact = complete and all(part.exact for part in parts)
@@ -125,9 +131,13 @@ def _of_file(file: Path, most: int) -> RowSample:
         return _text(file, packed)
     if kind in RICH:
         found = extract(file)
-        return RowSample(count=0) if found.reason else _text(found.text, False)
+        if found.reason:
+            return RowSample(count=0)
+        return _text(found.text, False)
     if kind in (".jsonl", ".ndjson"):
-        return _packed_lines(file, most) if packed else _lines(file, most)
+        if packed:
+            return _packed_lines(file, most)
+        return _lines(file, most)
     if kind == ".parquet":
         return _parquet(file, most)
     if file.stat().st_size > MOST_WHOLE:
@@ -170,9 +180,12 @@ def _packed_lines(file: Path, most: int) -> RowSample:
         part = raw.tell() / max(file.stat().st_size, 1)
         complete = not opened.read(1)
     lines = [line for line in text.split(b"\n") if line.strip()]
-    if not complete:
+    count: float
+    if complete:
+        count = len(lines)
+    else:
         lines.pop()
-    count = len(lines) if complete else len(lines) / part
+        count = len(lines) / part
     return RowSample(_parsed(_spread(lines, most)), count, complete)
 
 

@@ -137,7 +137,10 @@ def flops_of(passes: Sequence[Pass], dims: Dimensions, *, low: bool = False) -> 
     for one in passes:
         inside = 2.0 * one.places * dims.matrix_numbers
         attended = 4.0 * one.places * one.attended * len(dims.blocks) * dims.heads * dims.head_width
-        head = 0.0 if dims.labels else 2.0 * one.targets * dims.vocabulary * dims.hidden
+        if dims.labels:
+            head = 0.0
+        else:
+            head = 2.0 * one.targets * dims.vocabulary * dims.hidden
         found += one.times * (products * (one.models * inside + head) + 3.0 * attended)
     return found
 
@@ -186,4 +189,6 @@ def _moved(one: Pass, dims: Dimensions, size: int) -> float:
 
 
 def _logits(one: Pass, dims: Dimensions) -> float:
-    return 0.0 if dims.labels else _FLOAT * one.targets * dims.vocabulary
+    if dims.labels:
+        return 0.0
+    return _FLOAT * one.targets * dims.vocabulary

@@ -37,11 +37,17 @@ class DataFacts:
 
     def told(self) -> str:
         """ "1,200 chats", "≈ 34,000 tokens"; empty where nothing is known."""
-        count = self.tokens if self.unit == "tokens" else self.rows
+        if self.unit == "tokens":
+            count = self.tokens
+        else:
+            count = self.rows
         if count is None:
             return ""
         mark = "" if self.exact else "≈ "
-        unit = self.unit.removesuffix("s") if round(count) == 1 else self.unit
+        if round(count) == 1:
+            unit = self.unit.removesuffix("s")
+        else:
+            unit = self.unit
         return f"{mark}{count:,.0f} {unit}"
 
 

@@ -39,7 +39,10 @@ def plan_at_start(
         plan, _ = plan_stage(folder.name, cfg, around)
     except UserError:
         return None
-    there = space_of(folder.path) if folder.path.is_dir() else 0
+    if folder.path.is_dir():
+        there = space_of(folder.path)
+    else:
+        there = 0
     found_fit = verdict(plan, cfg, around, free_bytes(folder.path), there=there)
     if not cfg.anyway:
         refuse(folder.name, found_fit, folder.path)

@@ -46,13 +46,19 @@ def trained_by(
             inside += math.prod(shape)
     if isinstance(cfg, PPOConfig):
         return _ppo(facts, judge, whole, inside)
-    held = whole if isinstance(cfg, GRPOConfig) and cfg.beta else 0
+    if isinstance(cfg, GRPOConfig) and cfg.beta:
+        held = whole
+    else:
+        held = 0
     return Trained(whole, held, inside, False, float(_FLOAT * (whole + held)))
 
 
 def _ppo(facts: ModelFacts, judge: ModelFacts | None, whole: int, inside: int) -> Trained:
     """Policy and value model are trained; beside them stand the reference and the reward model."""
-    reward = judge.parameters if judge is not None else facts.with_head(1).parameters
+    if judge is not None:
+        reward = judge.parameters
+    else:
+        reward = facts.with_head(1).parameters
     value = facts.with_head(1).parameters
     numbers = whole + value
     frozen = whole + reward
@@ -61,7 +67,10 @@ def _ppo(facts: ModelFacts, judge: ModelFacts | None, whole: int, inside: int) -
 
 def _used(cfg: StageConfig, facts: ModelFacts, dtype: str) -> float:
     """Bytes of models that only write: in the type that is computed in."""
-    models = 2 if isinstance(cfg, SampleConfig) and cfg.other else 1
+    if isinstance(cfg, SampleConfig) and cfg.other:
+        models = 2
+    else:
+        models = 1
     return float(models * (facts.bytes_of(dtype) + _FLOAT * facts.inherited))
 
 

@@ -65,7 +65,9 @@ class Entry:
             return []
         if wanted == "disagreements" or self.settled is not None:
             return [self.vote, *self.others]
-        return [self.vote] if self.vote.rater == rater else []
+        if self.vote.rater == rater:
+            return [self.vote]
+        return []
 
 
 @dataclass(frozen=True)

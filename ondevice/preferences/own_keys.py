@@ -136,12 +136,16 @@ class OwnKeys:
 
     def meant(self, key: str) -> str:
         """The key that does what this one is to do."""
-        return self._deeds[key].key if key in self._deeds else key
+        if key in self._deeds:
+            return self._deeds[key].key
+        return key
 
     def only_in_app(self, key: str) -> str:
         """What an own key does that the terminal does not do; else empty."""
         deed = self._deeds.get(key)
-        return deed.told if deed is not None and not deed.in_terminal else ""
+        if deed is not None and not deed.in_terminal:
+            return deed.told
+        return ""
 
     @property
     def told(self) -> str:

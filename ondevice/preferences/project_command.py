@@ -28,13 +28,19 @@ def agree(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
         changes["reasons"] = tuple(reason.strip() for reason in cfg.reasons)
     if cfg.rubric:
         scales = tuple(scale.strip() for scale in cfg.rubric)
-        changes["rubric"] = () if scales == (NO_SCALES,) else scales
+        if scales == (NO_SCALES,):
+            changes["rubric"] = ()
+        else:
+            changes["rubric"] = scales
     if cfg.overlap != -1:
         changes["overlap"] = cfg.overlap
     for name in ("feedback", "reveal"):
         if getattr(cfg, name):
             changes[name] = getattr(cfg, name) == "yes"
-    project = change_project(found, **changes) if changes else read_project(found)
+    if changes:
+        project = change_project(found, **changes)
+    else:
+        project = read_project(found)
     return {"ratings": str(found.path), **asdict(project)}
 
 
@@ -68,7 +74,8 @@ def disputed_text(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         votes = ", ".join(f"{rater}: {words}" for rater, words in row["said"].items())
-        question = str((row["prompt"] or [{}])[-1].get("content", ""))[:60].replace("\n", " ")
+        last = (row["prompt"] or [{}])[-1]
+        question = str(last.get("content", ""))[:60].replace("\n", " ")
         lines.append(f"{row['item']:>6}  {question}")
         lines.append(f"        {votes}; settled: {row['settled'] or 'no'}")
     if any(row["settled"] is None for row in rows):

@@ -43,7 +43,10 @@ def _answered(rows: Review, row: Row, keys: Keys) -> Row | None:
     """The row to show then; None where the person leaves or nothing is left."""
     while True:
         _say(f"{_HELP} > ", end="")
-        typed = keys.key() if keys.interactive else keys.line()
+        if keys.interactive:
+            typed = keys.key()
+        else:
+            typed = keys.line()
         said = (typed or "q").strip()[:1].lower()
         _say(sanitize(said, newlines=False) if keys.interactive else "")
         try:

@@ -180,10 +180,12 @@ def _fit(design: Floats, score: Floats, weight: Floats, ridge: float = 1e-2) -> 
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ found, -30, 30)))
         slope = design.T @ (weight * (score - p)) - ridge * found
-        curve = (design * (weight * p * (1 - p))[:, None]).T @ design + ridge * np.eye(len(found))
+        spread = weight * p * (1 - p)
+        curve = (design * spread[:, None]).T @ design + ridge * np.eye(len(found))
         step = np.linalg.solve(curve, slope)
-        found += step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-10:
+        largest = float(np.abs(step).max())
+        found += step * min(1.0, 4.0 / max(largest, 1e-12))
+        if largest < 1e-10:
             break
     return found
 

@@ -60,10 +60,16 @@ def chosen(
     left = list(range(len(texts)))
     picked: list[tuple[int, float | None]] = []
     while left and len(picked) < count:
-        bits = [1.0] * len(texts) if forecast is None else forecast.bits().tolist()
+        if forecast is None:
+            bits = [1.0] * len(texts)
+        else:
+            bits = forecast.bits().tolist()
         best = max(left, key=lambda n: (bits[n] * (1 + unlike(words[n], taken)), -n))
         left.remove(best)
-        picked.append((best, None if forecast is None else bits[best]))
         taken.append(words[best])
-        forecast = None if forecast is None else forecast.after(best)
+        if forecast is None:
+            picked.append((best, None))
+        else:
+            picked.append((best, bits[best]))
+            forecast = forecast.after(best)
     return picked

@@ -164,7 +164,10 @@ class Loop:
             return False
         items = [item for item in ratings.items(self.batch) if item.kind == "normal"]
         first = 1 + max((int(item.meta.get("place", -1)) for item in items), default=-1)
-        version = self.folder.version(now.current) if now.current else None
+        if now.current:
+            version = self.folder.version(now.current)
+        else:
+            version = None
         places = []
         for place in range(first, first + self.cfg.ahead - waiting):
             why = kind_of_place(

@@ -79,7 +79,10 @@ def standing(folder: RoundsFolder, ratings: Ratings, *, simulated: bool = False)
         learned = _lines(version.votes)
         marks = _marks(version)
         blind = share_of(compared, version.name)
-        refused = refusal(blind, start_marks(folder), marks) if marks is not None else ""
+        if marks is not None:
+            refused = refusal(blind, start_marks(folder), marks)
+        else:
+            refused = ""
         state = _state(version, refused)
         if state == "ready":
             current = version.number
@@ -233,7 +236,10 @@ def render(found: Mapping[str, Any]) -> str:
             )
         elif blind["of"]:
             share = f"not yet known ({blind['of']})"
-        state = "in use" if one["number"] == found["current"] else one["state"]
+        if one["number"] == found["current"]:
+            state = "in use"
+        else:
+            state = one["state"]
         lines.append(_row(name_of(one["number"]), str(one["learned"]), share, one["skills"], state))
     lines.append("")
     for one in found["versions"]:

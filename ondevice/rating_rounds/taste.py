@@ -96,5 +96,6 @@ def _sigmoid(x: Any) -> Floats:
 
 def _entropy(z: Floats) -> Floats:
     """Bits of a coin that shows heads with probability Φ(z)."""
-    p = np.clip([0.5 * math.erfc(-x / math.sqrt(2)) for x in z], 1e-12, 1 - 1e-12)
+    heads = [0.5 * math.erfc(-x / math.sqrt(2)) for x in z]
+    p = np.clip(heads, 1e-12, 1 - 1e-12)
     return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))

@@ -79,7 +79,10 @@ def _surroundings(folder: RoundsFolder, stop: StopRequest) -> RunSettings:
     if recipe is None:
         return RunSettings(stop)
     # what is compared with the start is the person's business here
-    exam = recipe.exam if recipe.exam.data else replace(recipe.exam, duels=0)
+    if recipe.exam.data:
+        exam = recipe.exam
+    else:
+        exam = replace(recipe.exam, duels=0)
     return RunSettings(
         stop,
         corpus=recipe.corpus,
@@ -105,7 +108,10 @@ def prompts_of(cfg: RoundsConfig, folder: RoundsFolder) -> str:
     """What is asked. Raises UserError where neither the settings nor the run's recipe say it: the
     built-in prompts are for models of the built-in corpus alone."""
     recipe = recipe_of(folder)
-    sample = None if recipe is None else recipe.stages.get("sample")
+    if recipe is None:
+        sample = None
+    else:
+        sample = recipe.stages.get("sample")
     data = cfg.data or (sample.data if isinstance(sample, SampleConfig) else "")
     if not data and recipe is not None and recipe.stages.get("sft") is not None:
         tuned = str(getattr(recipe.stages["sft"], "data", ""))
@@ -157,7 +163,10 @@ def stage_settings(
 
 def _of_recipe(cls: type[C], name: str, folder: RoundsFolder) -> C:
     recipe = recipe_of(folder)
-    found = None if recipe is None else recipe.stages.get(name)
+    if recipe is None:
+        found = None
+    else:
+        found = recipe.stages.get(name)
     if found is None and recipe is not None and recipe.name in recipe_names():
         # a run of the other way through preferences has left this one out
         for way in recipe_ways(name):

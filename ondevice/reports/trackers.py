@@ -122,10 +122,16 @@ class Tracker:
 def _ident(file: Path) -> str:
     """The name of the tracker's run: kept beside the stage, so that a resume goes on with it."""
     try:
-        known = load_json(file, 1 << 16) if file.is_file() else {}
+        if file.is_file():
+            known = load_json(file, 1 << 16)
+        else:
+            known = {}
     except (OSError, ValueError, RecursionError):
         known = {}
-    ident = known.get("id") if isinstance(known, dict) else None
+    if isinstance(known, dict):
+        ident = known.get("id")
+    else:
+        ident = None
     if isinstance(ident, str) and ident.isalnum() and len(ident) <= 32:
         return ident
     ident = uuid.uuid4().hex[:8]
@@ -167,7 +173,9 @@ def _figures(event: Mapping[str, Any]) -> dict[str, float]:
 
 def _step(event: Mapping[str, Any]) -> int:
     step = event.get("step")
-    return step if isinstance(step, int) and not isinstance(step, bool) else 0
+    if isinstance(step, int) and not isinstance(step, bool):
+        return step
+    return 0
 
 
 def _first_line(error: Exception) -> str:

@@ -60,7 +60,10 @@ class Work:
                 size += one.bit_length() // 64
             elif isinstance(one, dict):
                 _few(one.keys())
-                inner = (*one, *one.values()) if len(one) <= LARGEST else one
+                if len(one) <= LARGEST:
+                    inner = (*one, *one.values())
+                else:
+                    inner = one
             elif isinstance(one, (set, frozenset)):
                 _few(one)
                 inner = one
@@ -187,7 +190,9 @@ def _at_most(size: float) -> None:
 
 
 def _bits(value: Any) -> int:
-    return value.bit_length() if isinstance(value, int) else 0
+    if isinstance(value, int):
+        return value.bit_length()
+    return 0
 
 
 def _times(one: Any, other: Any) -> Any:
@@ -331,9 +336,10 @@ def _check_own(node: ast.expr, under_test: Set[str], work: Work, asking: Set[int
         inner = [*node.args, *(keyword.value for keyword in node.keywords)]
         if isinstance(node.func, ast.Attribute) and _dotted(node.func) not in PURE:
             inner.append(node.func.value)  # what has the method
-    parts = [
-        _check_own(part, under_test, work, asking) for part in inner if isinstance(part, ast.expr)
-    ]
+    parts = []
+    for part in inner:
+        if isinstance(part, ast.expr):
+            parts.append(_check_own(part, under_test, work, asking))
     if isinstance(node, ast.Call) and _dotted(node.func) in under_test:
         room = [LARGEST]
         encode(parts, room)

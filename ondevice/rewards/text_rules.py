@@ -157,7 +157,9 @@ def _within(count: int, least: float, most: float) -> float:
     if count < least:
         return max(0.0, 2 * count / least - 1)
     if count > most:
-        return max(0.0, 3 - 2 * count / most) if most else 0.0
+        if most:
+            return max(0.0, 3 - 2 * count / most)
+        return 0.0
     return 1.0
 
 

@@ -312,7 +312,10 @@ def _setup(row: Mapping[str, Any], prompt: str) -> str:
         if given:
             parts.append(str(given))
     try:
-        statements = ast.parse(prompt).body if row.get("entry_point") else []
+        if row.get("entry_point"):
+            statements = ast.parse(prompt).body
+        else:
+            statements = []
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         statements = []  # words, and no Python
     for statement in statements:

@@ -72,7 +72,10 @@ def whiten(rows: Sequence[Floats]) -> list[Floats]:
     """All tokens of a batch shifted and scaled to mean 0 and variance 1 (unbiased variance, as
     TRL's masked_whiten).
     """
-    flat = np.concatenate(rows) if rows else np.zeros(0)
+    if rows:
+        flat = np.concatenate(rows)
+    else:
+        flat = np.zeros(0)
     if len(flat) < 2:
         return [np.zeros_like(row) for row in rows]
     mean = flat.mean()

@@ -78,7 +78,10 @@ class PromptWidths:
         generator = sampler.generator
         # else like lengths are read together
         at_once = sampler.batch_size >= self._prompts * self._group
-        generator.width_of = self.together(self._prompts).of if at_once else general_width
+        if at_once:
+            generator.width_of = self.together(self._prompts).of
+        else:
+            generator.width_of = general_width
         generator.room = whole_room(generator, max(map(max, self._lengths())), max_new_tokens)
 
 

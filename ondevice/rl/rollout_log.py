@@ -125,7 +125,10 @@ def to_records(
                 "advantage": _number(advantages[i]),
                 **_parsed(sampled[i].text, opened, form),
             }
-            verdict = tests[i] if i < len(tests) else None
+            if i < len(tests):
+                verdict = tests[i]
+            else:
+                verdict = None
             if verdict is not None:
                 completion["tests"] = {
                     "passed": verdict.passed,

@@ -73,8 +73,11 @@ def _note(config: RunsConfig) -> Result:
 
 def _tag(config: RunsConfig) -> Result:
     run = listing.find_run(config.run, config.folder).path
-    change = labels.add_tags if config.action == "tag" else labels.remove_tags
-    found = change(run, _split(config.also))
+    tags = _split(config.also)
+    if config.action == "tag":
+        found = labels.add_tags(run, tags)
+    else:
+        found = labels.remove_tags(run, tags)
     told = f"{run.name}: {', '.join(found.tags) or 'no tags'}"
     return {"run": str(run), "tags": list(found.tags)}, told
 

@@ -149,7 +149,9 @@ class Context:
     @property
     def prompts(self) -> Sequence[str | tuple[str, Sequence[int]]]:
         """What the model is asked through training and at its end."""
-        return self.shared.prompts if self.asked is None else self.asked
+        if self.asked is None:
+            return self.shared.prompts
+        return self.asked
 
     @property
     def group(self) -> Group:
@@ -185,7 +187,10 @@ class Context:
 
     def versions(self) -> dict[str, str]:
         """What an exact resume needs to be the same."""
-        several = {"processes": str(self.group.size)} if self.group.several else {}
+        if self.group.several:
+            several = {"processes": str(self.group.size)}
+        else:
+            several = {}
         return {
             "backend": self.backend.name,
             "device": self.backend.device,

@@ -48,7 +48,10 @@ def _base_of(model: Path) -> str:
         config = load_json(model / "adapter_config.json")
     except (OSError, ValueError, RecursionError):
         return ""
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if isinstance(config, dict):
+        base = config.get("base_model_name_or_path")
+    else:
+        base = None
     return base if isinstance(base, str) else ""
 
 
@@ -79,5 +82,8 @@ def _inside(path: str, root: str) -> bool:
 
 
 def _short(path: Path, folder: RunFolder | Path) -> str:
-    start = folder.path.parent if isinstance(folder, RunFolder) else folder
+    if isinstance(folder, RunFolder):
+        start = folder.path.parent
+    else:
+        start = folder
     return os.path.relpath(path, start)

@@ -256,7 +256,10 @@ def lines(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with bounded.open_plain(path) as file:
-        start = os.fstat(file.fileno()).st_size - tail if tail else 0
+        if tail:
+            start = os.fstat(file.fileno()).st_size - tail
+        else:
+            start = 0
         if start > 0:
             file.seek(start - 1)
             # the rest of a line that began before, or the newline just before

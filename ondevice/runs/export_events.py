@@ -38,7 +38,10 @@ def export_run(run: Path, to: Literal["csv", "parquet"], out: Path) -> dict[str,
 
     def write() -> int:
         with atomic.aside(out) as new:
-            rows = _to_csv(run, kinds, new) if to == "csv" else _to_parquet(run, kinds, new)
+            if to == "csv":
+                rows = _to_csv(run, kinds, new)
+            else:
+                rows = _to_parquet(run, kinds, new)
             atomic.sync(new)
             atomic.place(new, out)
         return rows

@@ -227,7 +227,9 @@ class StageFolder:
         may decide with their values; {} where a stage does not train, has not come so far, or was
         begun by an earlier version, or the file is damaged."""
         record = _read_object(self.settings) or {}
-        return record if isinstance(record.get("settings"), dict) else {}
+        if isinstance(record.get("settings"), dict):
+            return record
+        return {}
 
 
 class StopRequest:

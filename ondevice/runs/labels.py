@@ -37,13 +37,20 @@ def read_labels(run: Path) -> Labels:
     if not os.path.lexists(file):
         return Labels()
     try:
-        value = load_json(file, _LARGEST) if file.is_file() else None
+        if file.is_file():
+            value = load_json(file, _LARGEST)
+        else:
+            value = None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(file)) from error
     except (ValueError, RecursionError) as error:
         raise _damaged(file) from error
-    note = value.get("note", "") if isinstance(value, dict) else None
-    tags = value.get("tags", []) if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        note = value.get("note", "")
+        tags = value.get("tags", [])
+    else:
+        note = None
+        tags = None
     if not isinstance(note, str) or not isinstance(tags, list):
         raise _damaged(file)
     if not all(isinstance(tag, str) for tag in tags):

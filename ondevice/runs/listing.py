@@ -201,7 +201,10 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         seen.add(event)
     holder = stage.holder()
     done = stage.done_record()
-    ended = seen.last if seen.last.get("event") == "failed" else {}
+    if seen.last.get("event") == "failed":
+        ended = seen.last
+    else:
+        ended = {}
     if not ended and holder is None and done is None and (stopped := stage.stopped_in_pause()):
         ended = {"event": "failed", "reason": "stopped", "message": stopped}
     record = done or {}
@@ -239,7 +242,9 @@ def _time(first: Mapping[str, Any]) -> dict[str, Any] | None:
 def _planned(first: Mapping[str, Any]) -> float | None:
     """The seconds of a stage's plan, which its first event tells."""
     plan = first.get("plan")
-    return number_or_none(plan.get("seconds")) if isinstance(plan, Mapping) else None
+    if isinstance(plan, Mapping):
+        return number_or_none(plan.get("seconds"))
+    return None
 
 
 _USUAL = 64  # steps by which one is unusual
@@ -289,10 +294,16 @@ class _Events:
             self.idle = 0.0
 
     def _look_for_sickness(self, event: Mapping[str, Any]) -> None:
-        message = str(event.get("message", "")) if event.get("sick") is True else ""
+        if event.get("sick") is True:
+            message = str(event.get("message", ""))
+        else:
+            message = ""
         if event.get("event") == "step" and "kl_coef" not in event:  # PPO looks to it by itself
             kl = number_or_none(event.get("kl"))
-            self._far = self._far + 1 if kl is not None and kl > FAR else 0
+            if kl is not None and kl > FAR:
+                self._far = self._far + 1
+            else:
+                self._far = 0
             if self._far == _FAR_STEPS:
                 message = f"the policy is {kl:.1f} nats per token away from its reference"
         if message:
@@ -305,7 +316,10 @@ class _Events:
         seconds = number_or_none(step.get("seconds"))
         if seconds is None or seconds < 0:
             return 0.0
-        usual = statistics.median(self._step_seconds) if self._step_seconds else seconds
+        if self._step_seconds:
+            usual = statistics.median(self._step_seconds)
+        else:
+            usual = seconds
         self._step_seconds.append(seconds)
         work = seconds
         if len(self._step_seconds) > _USUAL // 8 and seconds > 10 * usual:
@@ -400,7 +414,10 @@ def _stage_line(stage: Mapping[str, Any]) -> str:
         step = f"step {stage['step']}"
         if stage["steps"]:
             step += f"/{stage['steps']}"
-    state = "paused" if stage.get("waiting") else stage["state"]
+    if stage.get("waiting"):
+        state = "paused"
+    else:
+        state = stage["state"]
     line = f"  {stage['stage']:<12}{state:<10}{step:<18}{numbers_line(stage['numbers'])}".rstrip()
     if stage.get("waiting"):
         line += f"\n  {'':<12}{stage['waiting']}: it goes on once there is room"

@@ -161,11 +161,10 @@ def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -
     """
     file = stage / FOLDER / f"batch-{number:08d}.npz"
     buffer = io.BytesIO()
-    arrays: Any = {
-        f"{n}.{name}": np.asarray(values)
-        for n, batch in enumerate(batches)
-        for name, values in batch.items()
-    }
+    arrays: Any = {}
+    for n, batch in enumerate(batches):
+        for name, values in batch.items():
+            arrays[f"{n}.{name}"] = np.asarray(values)
     np.savez(buffer, **arrays)
 
     def write() -> None:

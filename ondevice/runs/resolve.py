@@ -39,9 +39,10 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
     folder = snapshot.resolve(path)
     if holds_model(folder) or not folder.is_dir():
         return folder
-    models = [
-        s.model for s in RunFolder(folder).stages() if s.has_model and wanted(labels(s.model))
-    ]
+    models = []
+    for stage in RunFolder(folder).stages():
+        if stage.has_model and wanted(labels(stage.model)):
+            models.append(stage.model)
     if models:
         return models[-1]
     return find_model(path)

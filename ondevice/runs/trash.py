@@ -98,7 +98,10 @@ def as_word(name: str) -> str:
 def _in_trash_by(name: str, folder: Path) -> dict[str, Any]:
     """The entry of the trash that is meant by a name in `folder`, or by a path."""
     for path in (folder / name, Path(name)):
-        place = path.parent.parent if path.parent.name == TRASH else path.parent
+        if path.parent.name == TRASH:
+            place = path.parent.parent
+        else:
+            place = path.parent
         chosen = [one for one in entries(place) if path.name in (one["entry"], one["run"])]
         if chosen:
             return chosen[-1]

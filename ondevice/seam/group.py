@@ -202,11 +202,17 @@ class Group:
         if self._engine is None:
             return list(own)
         lengths = self.gather([len(array) for array in own])
-        flat = np.concatenate(own) if len(own) else np.zeros(0, np.float32)
+        if len(own):
+            flat = np.concatenate(own)
+        else:
+            flat = np.zeros(0, np.float32)
         flats = self._gather_flat(flat.astype(np.float32, copy=False), [sum(x) for x in lengths])
         out: list[HostArray] = [flat] * sum(map(len, parts))
         for places, sizes, all_of_one in zip(parts, lengths, flats, strict=True):
-            pieces = np.split(all_of_one, np.cumsum(sizes)[:-1]) if sizes else []
+            if sizes:
+                pieces = np.split(all_of_one, np.cumsum(sizes)[:-1])
+            else:
+                pieces = []
             for place, piece in zip(places, pieces, strict=True):
                 out[place] = piece
         return out
@@ -252,7 +258,10 @@ class Group:
         if self._engine is None:
             return data
         self._meet(_SEND, size)
-        own = np.frombuffer(data, np.uint8) if self.leader else np.zeros(size, np.uint8)
+        if self.leader:
+            own = np.frombuffer(data, np.uint8)
+        else:
+            own = np.zeros(size, np.uint8)
         sent: HostArray = self._guard(self._engine.send_host, own, 0)
         return sent.tobytes()
 
@@ -329,7 +338,10 @@ class Group:
         parts = self._gather_flat(np.frombuffer(text, np.uint8), sizes.tolist())
         out = []
         for rank, part in enumerate(parts):
-            one = parse_json(part.tobytes()) if len(part) else {"value": None, "said": []}
+            if len(part):
+                one = parse_json(part.tobytes())
+            else:
+                one = {"value": None, "said": []}
             for line in one["said"]:
                 self.on_said(rank, line)
             out.append(one["value"])

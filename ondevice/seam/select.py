@@ -37,7 +37,10 @@ def available() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name, (_, library) in _MODULES.items():
         try:
-            found[name] = version(library) if importlib.util.find_spec(library) else None
+            if importlib.util.find_spec(library):
+                found[name] = version(library)
+            else:
+                found[name] = None
         except PackageNotFoundError:
             found[name] = None
     return found
@@ -52,7 +55,10 @@ def choose(name: str = "auto") -> str:
         name = by.engine
     if name == "auto":
         apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-        order = ("mlx", "torch") if apple else ("torch", "mlx")
+        if apple:
+            order = ("mlx", "torch")
+        else:
+            order = ("torch", "mlx")
         name = next((n for n in order if n in have), order[0])
     if name not in _MODULES:
         raise UserError(

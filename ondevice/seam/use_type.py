@@ -38,7 +38,9 @@ def load_backend_for_use(name: str = "auto", device: str = "auto", dtype: str = 
     if dtype != "auto" or backend.group.several:
         return backend
     found = fastest(backend)
-    return backend if found == backend.dtype else load_backend(name, device, found)
+    if found == backend.dtype:
+        return backend
+    return load_backend(name, device, found)
 
 
 def fastest(backend: Backend) -> str:
@@ -52,7 +54,9 @@ def fastest(backend: Backend) -> str:
     except (OSError, ValueError, TypeError, LookupError):
         return backend.dtype  # nothing was measured, or nothing that can be believed
     best = min(seconds, key=seconds.__getitem__)
-    return best if seconds[best] * GAIN <= seconds[backend.dtype] else backend.dtype
+    if seconds[best] * GAIN <= seconds[backend.dtype]:
+        return best
+    return backend.dtype
 
 
 def keep(backend: Backend, seconds: Mapping[str, float]) -> Path:

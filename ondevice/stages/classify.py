@@ -206,7 +206,10 @@ class LabelledSource(RowSource):
 
     def _collate(self, group: list[tuple[int, int]], size: int) -> Batch:
         chosen = [row for _, row in group]
-        types = None if self._types is None else [self._types[i] for i in chosen]
+        if self._types is None:
+            types = None
+        else:
+            types = [self._types[i] for i in chosen]
         batch = text_batch([self._texts[i] for i in chosen], size, self.reads, types)
         batch |= packing.pad_targets(self._classes[chosen], batch["read"][: len(chosen)], size)
         del batch["index"]  # a text is read at `read`

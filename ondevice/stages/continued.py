@@ -114,7 +114,10 @@ def _check_same_parameters(cfg: StageConfig, stage: StageFolder, before: Mapping
     for name in _OF_PARAMETERS:
         now, then = _plain(getattr(cfg, name, None)), before.get(name)
         if name in before and now != then:
-            told = ",".join(then) if isinstance(then, list) else str(then)
+            if isinstance(then, list):
+                told = ",".join(then)
+            else:
+                told = str(then)
             raise UserError(
                 f"the finished stage has {told or 'none'}, and its optimizer's state is of that",
                 where=name,

@@ -219,7 +219,9 @@ class Drift:
         self.scorer.batch_size = self.ctx.device_batch.micro_batch or self.scorer.batch_size
         each = self.scorer.logprobs(params, [self.crossed[i] for i in rows])
         sums = np.array([row.sum(dtype=np.float64) for row in each])
-        return np.asarray(max(0.0, float((sums - self.reference[list(rows)]).mean())), np.float32)
+        apart = sums - self.reference[list(rows)]
+        estimate = max(0.0, float(apart.mean()))
+        return np.asarray(estimate, np.float32)
 
 
 def _heldout_drift(

@@ -138,7 +138,10 @@ def _put_beside(out: dict[str, Any], cfg: ChatsBesideConfig, corpus: CorpusConfi
         del out["sft_coef"], out["sft_batch"]
         return
     wanted = chats_wanted(cfg, corpus)
-    out["sft_data"] = f"none, not {data}" if wanted.why_not else wanted.digest()
+    if wanted.why_not:
+        out["sft_data"] = f"none, not {data}"
+    else:
+        out["sft_data"] = wanted.digest()
 
 
 def settle_fingerprint(fingerprint: dict[str, Any], cfg: TrainingConfig) -> None:

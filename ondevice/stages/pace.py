@@ -30,7 +30,10 @@ def pace(
     """Seconds of a step of running text, as a part of what the calibration says; takes about so
     many `seconds`. `cfg` has no auto, and trains all weights."""
     model = load_model(folder, backend)
-    rows = cfg.batch_size if isinstance(cfg.micro_batch, str) else cfg.micro_batch
+    if isinstance(cfg.micro_batch, str):
+        rows = cfg.batch_size
+    else:
+        rows = cfg.micro_batch
     rows = max(1, min(rows, cfg.batch_size, 64))
     length = min(getattr(cfg, "sequence_length", 128), model.cfg.max_position_embeddings)
     batch = text_batch(rows, length, min(256, model.cfg.vocab_size))

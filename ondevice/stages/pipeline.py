@@ -163,7 +163,10 @@ def _run_folder(recipe: Recipe, cfg: RunConfig) -> RunFolder:
     """The folder `cfg.out`, or a new one. Raises UserError where it holds a run that the command
     does not continue.
     """
-    folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(recipe.name)
+    if cfg.out:
+        folder = RunFolder(cfg.out)
+    else:
+        folder = RunFolder.new(recipe.name)
     begun = [stage.name for stage in folder.stages()]
     if begun and not _goes_on(cfg):
         raise UserError(
@@ -315,7 +318,10 @@ def run_one(name: str, cfg: StageConfig) -> Path:
 
 def _run_one(name: str, cfg: StageConfig) -> Path:
     cfg = with_models(name, cfg)
-    folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
+    if cfg.out:
+        folder = RunFolder(cfg.out)
+    else:
+        folder = RunFolder.new(name)
     resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     stop = StopRequest()
     pause = DiskPause(stop)

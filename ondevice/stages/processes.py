@@ -83,7 +83,9 @@ def _with_pairs(cfg: StageConfig, run: Path) -> StageConfig:
     if not isinstance(cfg, GRPOConfig):
         return cfg
     kept = kept_pairs(cfg, run)
-    return cfg if kept is None else replace(cfg, pair_data=kept.data)
+    if kept is None:
+        return cfg
+    return replace(cfg, pair_data=kept.data)
 
 
 def examined(ctx: Context, model: Model, group: Group) -> Mapping[str, Any]:
@@ -119,7 +121,8 @@ def _made_before(stage: StageFolder) -> dict[str, Path]:
 def _send_files(group: Group, files: Mapping[str, Path], target: Path | None) -> None:
     """Files of the first process to the others that have none of that name and size in their folder
     `target`; None: the first process's own call."""
-    sizes: dict[str, int] = group.tell({name: file.stat().st_size for name, file in files.items()})
+    own_sizes = {name: file.stat().st_size for name, file in files.items()}
+    sizes: dict[str, int] = group.tell(own_sizes)
     lacking = []
     if not group.leader:
         assert target is not None
@@ -157,7 +160,10 @@ def _compare(ctx: Context, cfg: StageConfig) -> None:
     contents = dict(ctx.start.fingerprint)
     if isinstance(cfg, GRPOConfig) and cfg.pair_coef:  # the reference of pairs beside
         before = sft_before(cfg.model)
-        contents["sft"] = model_digest(before.model) if before and before.has_model else ""
+        if before and before.has_model:
+            contents["sft"] = model_digest(before.model)
+        else:
+            contents["sft"] = ""
     own = {
         "contents": contents,
         "versions": {n: v for n, v in ctx.versions().items() if n not in _MACHINES_OWN},

@@ -194,7 +194,10 @@ def _attempt(one: _Ready, folder: StageFolder, *, shared: RunSettings, caller: C
         _clear(folder, shared.say)
     notes = _look_at_place(folder, shared)
     planned = _plan(cfg, folder, one.backend, shared)
-    plan, foreseen = planned if planned is not None else (None, "")
+    if planned is not None:
+        plan, foreseen = planned
+    else:
+        plan, foreseen = (None, "")
     disk.over()  # what an attempt before this one has waited for
     shared.stop.begin(folder)
     if shared.pause is not None:
@@ -356,7 +359,9 @@ def _tell_end(ctx: Context, reason: str, message: str) -> None:
 def _time(ctx: Context) -> dict[str, Any]:
     """How much of the run's time is used, where it has one."""
     time = ctx.shared.time()
-    return {} if time is None else {"time": asdict(time)}
+    if time is None:
+        return {}
+    return {"time": asdict(time)}
 
 
 def _known_steps(cfg: StageConfig) -> int:
@@ -390,7 +395,10 @@ def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
         return {}
     if known := origin(start):
         return known
-    repo, commit = ("", None) if model is None else snapshot.name_of(model.folder)
+    if model is None:
+        repo, commit = ("", None)
+    else:
+        repo, commit = snapshot.name_of(model.folder)
     if commit:
         return {"repo": repo, "commit": commit, "kind": "model"}
     return {}
@@ -417,7 +425,10 @@ def _work(ctx: Context, cfg: StageConfig) -> Path:
     }
     if base := _base(cfg, stage_result.model):
         record["base"] = base
-    model = None if stage_result.model is None else result(stage_result.model, cfg, ctx)
+    if stage_result.model is None:
+        model = None
+    else:
+        model = result(stage_result.model, cfg, ctx)
     if model is not None:
         ended = outcome(ctx)
         record["outcome"] = ended.mapping()

@@ -167,7 +167,10 @@ def _record(
     ctx: Context,
 ) -> dict[str, Any]:
     """Writes what is in force now, and returns it; the reasons of what was settled earlier stay."""
-    before = ctx.folder.settings_record() if ctx.start.resume else {}
+    if ctx.start.resume:
+        before = ctx.folder.settings_record()
+    else:
+        before = {}
     epochs = getattr(given, given.epochs_field)
     if epochs == AUTO:
         epochs = before.get("epochs")

@@ -158,7 +158,11 @@ def _tell_of_empty_answers(
     """Warns where more than one chat in a hundred teaches special tokens alone: to stop without a
     word.
     """
-    empty = sum(bool(row.mask.any()) and bool(special[row.ids[row.mask]].all()) for row in rows)
+    empty = 0
+    for row in rows:
+        learned = row.ids[row.mask]
+        if len(learned) and special[learned].all():
+            empty += 1
     if empty > 0.01 * len(rows):
         ctx.warn(
             f"{empty} of {len(rows)} chats have empty answers: of them the stop token alone is learned"

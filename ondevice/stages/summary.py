@@ -58,12 +58,18 @@ def outcome(ctx: Context) -> Outcome:
     data: Mapping[str, Any] = next((e for e in reversed(recorded) if e["event"] == "data"), {})
     step: Mapping[str, Any] = next((e for e in reversed(recorded) if e["event"] == "step"), {})
     tokens = int(step.get("tokens", 0))
-    epochs = tokens / data["tokens"] if data.get("tokens") else None
+    if data.get("tokens"):
+        epochs = tokens / data["tokens"]
+    else:
+        epochs = None
     taken = ctx.taken
     if taken is None:  # nothing was trained
         return Outcome(int(step.get("step", 0)), tokens, epochs)
     loss, size = number_or_none(taken.figures.get("loss")), data.get("held_bytes_per_token")
-    bits = loss / math.log(2) / size if loss is not None and size else None
+    if loss is not None and size:
+        bits = loss / math.log(2) / size
+    else:
+        bits = None
     unit = next((name for name in UNITS if name in taken.figures), None)
     return Outcome(
         int(step.get("step", 0)),
@@ -108,7 +114,10 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
         kind = f"an adapter beside {sanitize(low.base, newlines=False)}"
     else:
         kind = model.cfg.model_type
-    weights = sum(math.prod(model.params[n].shape) for n in low.trained) if low else model.size
+    if low:
+        weights = sum(math.prod(model.params[n].shape) for n in low.trained)
+    else:
+        weights = model.size
     lines = [f"{ctx.name}: done in {spent}"]
     if ended.steps:
         often = f", {ended.epochs:.1f} times through the data" if ended.epochs else ""

@@ -77,7 +77,10 @@ class Timed:
     def time(self) -> RunTime:
         """How much of the time is used."""
         names = [name for name in self.recipe.stages if name not in self.record.left_out]
-        place = names.index(self._stage) + 1 if self._stage in names else len(names)
+        if self._stage in names:
+            place = names.index(self._stage) + 1
+        else:
+            place = len(names)
         return RunTime(place, len(names), self.used, self.record.seconds)
 
     def ended(self) -> str:
@@ -148,7 +151,9 @@ class Timed:
         ]
 
     def _before(self, name: str) -> str:
-        return self.record.ended[-1] if self.record.ended else ""
+        if self.record.ended:
+            return self.record.ended[-1]
+        return ""
 
     def _around(self, given: Mapping[str, str]) -> Surroundings:
         """What the next stage begins from, by the models that are there."""

@@ -71,7 +71,10 @@ def heldout_metrics(
 
     def measure(params: Params) -> dict[str, float]:
         sums: dict[str, np.ndarray] = {}
-        shared = {} if beside is None else dict(beside(params))
+        if beside is None:
+            shared = {}
+        else:
+            shared = dict(beside(params))
         group = ctx.group  # each process measures some of the batches
         batches = heldout.eval_batches(cfg.eval_batches, ctx.device_batch.micro_batch)
         for batch in islice(batches, group.rank, None, group.size):

@@ -80,7 +80,10 @@ def fit(
     stop has been saved, UserError where the run cannot go on.
     """
     ctx.tell_foreseen()
-    measure = held if callable(held) else heldout_metrics(model.network, loss, held, ctx, cfg)
+    if callable(held):
+        measure = held
+    else:
+        measure = heldout_metrics(model.network, loss, held, ctx, cfg)
     feed: Any = source
     if not hasattr(source, "plan_step"):
         feed = Prefetcher(source, cfg.steps, ctx.device_batch, ctx.group.size)
@@ -396,7 +399,10 @@ class _Fit:
             )
             self.trained.save()
         if state.ended:
-            warn = self.ctx.warn_sick if self._sick_end else self.ctx.warn
+            if self._sick_end:
+                warn = self.ctx.warn_sick
+            else:
+                warn = self.ctx.warn
             warn(state.ended, state.step)
         elif stopping and not last:
             raise Interrupted(f"stopped after step {state.step}, saved")

@@ -131,7 +131,10 @@ def clipped_objective(
     """(K,) -min(ρA, clip(ρ, 1 − low, 1 + high)A) with ρ = exp(logp − old_logps), and what is told
     of ρ. Without old_logps they are `logp` itself: the first update's ratio is 1."""
     weights, gain = batch["weights"], batch["advantages"]
-    old = batch["old_logps"] if "old_logps" in batch else ops.stop_gradient(logp)
+    if "old_logps" in batch:
+        old = batch["old_logps"]
+    else:
+        old = ops.stop_gradient(logp)
     moved = (logp - old) * weights
     if sequence:
         lengths = ops.maximum(row_sums(ops, batch, weights), 1.0)

@@ -264,7 +264,10 @@ def preference_objective(
         )
     total, count = ops.sum(each * real), ops.sum(real)
     per_token = kind in WITHOUT_REFERENCE
-    said = (c / lengths[:p], r / lengths[p : 2 * p]) if per_token else (c, r)
+    if per_token:
+        said = (c / lengths[:p], r / lengths[p : 2 * p])
+    else:
+        said = (c, r)
     apart = beta * (said[0] - said[1])
     return total / batch["denominator"], {
         "loss": (total, count * 2 if kind == "kto" else count),

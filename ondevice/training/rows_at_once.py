@@ -154,9 +154,10 @@ class RowsAtOnce:
                 "lora, or end other programs; --resume goes on from the last checkpoint",
             )
         self._tell(step, during)
-        changed = [
-            f"{name} {value}" for name, value in asdict(now).items() if value != before[name]
-        ]
+        changed = []
+        for name, value in asdict(now).items():
+            if value != before[name]:
+                changed.append(f"{name} {value}")
         self.ctx.warn(
             f"step {step + 1}: memory ran out ({said}); going on with {', '.join(changed)}", step
         )

@@ -25,7 +25,10 @@ def newest_checkpoint(ctx: Context) -> Checkpoint | None:
     be on the first one's disk alone."""
     if not ctx.group.several:
         return ctx.newest_checkpoint()
-    found = ctx.newest_checkpoint() if ctx.group.leader else None
+    if ctx.group.leader:
+        found = ctx.newest_checkpoint()
+    else:
+        found = None
     return as_told(ctx.group.tell(to_tell(found)))
 
 
@@ -60,7 +63,9 @@ def read(found: Checkpoint, models: JoinedModels, group: Group) -> Params:
     """The parameters of a checkpoint; where the first process alone can read it, those of the
     stage's start, into which the trainer gets the first one's.
     """
-    return models.read(found) if group.leader else models.start()
+    if group.leader:
+        return models.read(found)
+    return models.start()
 
 
 def may_take(models: JoinedModels, read_anew: bool, group: Group) -> bool:
@@ -98,7 +103,10 @@ def chosen(
     if not group.several:
         return weights.choose(take_best)
     params = weights.choose(take_best) if group.leader else None
-    own = None if ctx.taken is None else [asdict(ctx.taken), params is not None]
+    if ctx.taken is None:
+        own = None
+    else:
+        own = [asdict(ctx.taken), params is not None]
     taken, others = group.tell(own)
     ctx.taken = ResultRecord(**taken)
     if not others:

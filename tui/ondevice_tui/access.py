@@ -39,15 +39,16 @@ def of_command(words: Sequence[str], run: Path) -> Access:
     """
     if words[0] in ("push", "pull"):
         return Access.HUB
-    values = [
-        (word.partition("=")[0].lstrip("-").replace("-", "_"), word.partition("=")[2] or word)
-        for word in words[1:]
-    ]
+    values = []
+    for word in words[1:]:
+        flag, _, joined = word.partition("=")
+        values.append((flag.lstrip("-").replace("-", "_"), joined or word))
     if words[0] in _RECIPES:
-        files = [Path(value) for _, value in values if value.endswith((".yaml", ".yml"))] or [
-            run / "recipe.yaml"
-        ]
-        values += [pair for file in files for pair in _settings(file)]
+        files = [Path(value) for _, value in values if value.endswith((".yaml", ".yml"))]
+        if not files:
+            files = [run / "recipe.yaml"]
+        for file in files:
+            values += _settings(file)
     if any(_remote(name, value) for name, value in values):
         return Access.HUB
     return Access.OWN

@@ -50,9 +50,14 @@ class Alerts:
 def _news(
     what: str, before: tuple[str, Any], now: tuple[str, Any], stage: Mapping[str, Any]
 ) -> list[Alert]:
-    fresh = now[1][1] if now[1] != before[1] else None
+    if now[1] != before[1]:
+        fresh = now[1][1]
+    else:
+        fresh = None
     if now[0] == "training":
-        return [Alert(f"{what} is not well: {fresh}", sick=True)] if fresh else []
+        if fresh:
+            return [Alert(f"{what} is not well: {fresh}", sick=True)]
+        return []
     if before[0] != "training" or now[0] not in ENDS:
         return []
     why = fresh or (stage.get("message") if now[0] == "failed" else "")

@@ -68,7 +68,9 @@ def in_groups(verb: str, cls: type, specs: Iterable[FieldSpec]) -> dict[str, lis
     for base in cls.__mro__:
         for name in vars(base).get("__annotations__", {}):
             declared.setdefault(name, base.__name__)
-    found: dict[str, list[FieldSpec]] = {FIRST: [], verb: [], **{name: [] for name in _ORDER}}
+    found: dict[str, list[FieldSpec]] = {FIRST: [], verb: []}
+    for name in _ORDER:
+        found[name] = []
     for spec in specs:
         found[_group(verb, spec.name, declared.get(spec.name, ""))].append(spec)
     found[FIRST].sort(key=lambda spec: BASICS.index(spec.name))

@@ -57,7 +57,9 @@ class Browser:
     def of_step(self, step: int) -> list[Group]:
         """All groups of a step, whatever passes."""
         place = self._until(step)
-        return self._groups(place) if place is not None and place[0] == step else []
+        if place is not None and place[0] == step:
+            return self._groups(place)
+        return []
 
     def answers(self, group: Group) -> list[tuple[int, Answer]]:
         """(number, completion) of a group in the order that was chosen."""
@@ -173,7 +175,10 @@ class Browser:
             begin = 0 if inside is None else inside + 1
             order = range(max(begin, 0), len(groups))
         else:
-            begin = len(groups) - 1 if inside is None else inside - 1
+            if inside is None:
+                begin = len(groups) - 1
+            else:
+                begin = inside - 1
             order = range(min(begin, len(groups) - 1), -1, -1)
         for number in order:
             if self.passes(groups[number]):

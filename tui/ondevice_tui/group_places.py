@@ -87,7 +87,10 @@ class GroupPlaces:
         if self.stride == 1:
             return [kept]
         assert self.newest is not None
-        end = self.newest[1] if last else self._offsets[at + 1]
+        if last:
+            end = self.newest[1]
+        else:
+            end = self._offsets[at + 1]
         if self._block is None or self._block[0] != (kept[1], end):
             self._block = ((kept[1], end), [kept, *_between(path, kept, end, 8 * self.stride)])
         found = self._block[1]

@@ -65,7 +65,10 @@ class KeysInOrder(App[str]):
     @property
     def _opens(self) -> bool:
         """Whether what is in front, or comes to the front in a moment, takes no keys yet."""
-        front = self.screen_stack[-1] if self.screen_stack else None
+        if self.screen_stack:
+            front = self.screen_stack[-1]
+        else:
+            front = None
         return self._comes is not None or (isinstance(front, Opening) and not front.takes_keys)
 
     async def _take(self, key: Key) -> None:
@@ -91,7 +94,10 @@ class KeysInOrder(App[str]):
             await self._take(self._aside.popleft())
 
     async def _wait_no_longer(self) -> None:
-        front = self.screen_stack[-1] if self.screen_stack else None
+        if self.screen_stack:
+            front = self.screen_stack[-1]
+        else:
+            front = None
         if self._aside and isinstance(front, Opening):
             front.takes_keys = True
         await self.release()

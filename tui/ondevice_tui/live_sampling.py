@@ -38,7 +38,10 @@ IDLE_S = 1.0  # between two looks at whether there is something to do
 def rater_name(remembered: Remembered | None = None) -> str:
     """Who rates: the name that was given last, else the login name; a name for anybody where the
     system knows none."""
-    given = remembered.get("rater", _is_name) if remembered is not None else None
+    if remembered is not None:
+        given = remembered.get("rater", _is_name)
+    else:
+        given = None
     if given:
         return str(given)
     try:
@@ -179,7 +182,10 @@ class Pairing:
 
     def _look_for_judge(self) -> Judge | None:
         run = self._run()
-        found = judge_of(run, self.judge) if run is not None else None
+        if run is not None:
+            found = judge_of(run, self.judge)
+        else:
+            found = None
         if found != self.judge:
             self.forget()
             self.judge = found

@@ -15,7 +15,10 @@ async def ask(words: Sequence[str], run: Path, *, measure: bool = False) -> dict
     """The plan of a command of `words` (`sft MODEL DATA …`, `run RECIPE …`), or {"wrong": why} where
     it has none. `measure`: this machine, where it was not before, which takes some seconds. Whoever
     waits no longer ends the process."""
-    planned = list(words[1:]) if words[0] == "run" else list(words)
+    if words[0] == "run":
+        planned = list(words[1:])
+    else:
+        planned = list(words)
     if not measure:
         planned.append("--no-time")
     try:

@@ -112,7 +112,10 @@ class Problems:
             record = parse_json(raw)
         except (ValueError, RecursionError):
             return
-        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(record, dict):
+            step = record.get("step")
+        else:
+            step = None
         if not isinstance(step, int) or not 0 <= step < 1 << 53:
             return
         self.last_step = max(self.last_step, step)
@@ -128,7 +131,10 @@ class Problems:
             if len(self.found) >= PROBLEMS:
                 self.left_out += 1
                 return
-            answer = None if group.answer is None else group.answer[:PROMPT]
+            if group.answer is None:
+                answer = None
+            else:
+                answer = group.answer[:PROMPT]
             problem = Problem(key, group.prompt[:PROMPT], answer, held_out, place, place)
             self.found[key] = problem
         problem.asked += 1
@@ -193,7 +199,10 @@ def blocks(values: Iterable[float | None], low: float, high: float) -> str:
         if value is None:
             drawn.append(" ")
             continue
-        height = (value - low) / (high - low) if high > low else 0.0
+        if high > low:
+            height = (value - low) / (high - low)
+        else:
+            height = 0.0
         drawn.append(BLOCKS[round(height * (len(BLOCKS) - 1))])
     return "".join(drawn)
 

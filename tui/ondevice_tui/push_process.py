@@ -118,9 +118,8 @@ class Push:
             event = parse_json(line)
             kind = event["event"]
         except (ValueError, TypeError, KeyError):
-            self.said = (
-                [*self.said[-5:], line.removeprefix("ondevice: ")] if line.strip() else self.said
-            )
+            if line.strip():
+                self.said = [*self.said[-5:], line.removeprefix("ondevice: ")]
             return
         if kind == "plan":
             self.of = int(event.get("bytes") or 0)
@@ -142,6 +141,9 @@ class Push:
 def begin(run: RunFolder, values: Mapping[str, Any]) -> Push:
     """Starts the push; it goes on when this app is closed. Raises OSError."""
     log = run.path / "push.log"
-    offset = log.stat().st_size if log.is_file() else 0
+    if log.is_file():
+        offset = log.stat().st_size
+    else:
+        offset = 0
     words = stage_processes.words_for("push", PushConfig, {**values, "lines": True, "yes": True})
     return Push(stage_processes.start(words, run.path), offset)

@@ -403,12 +403,18 @@ def run_seconds_left(run: Mapping[str, Any]) -> float | None:
         return None
     took = foreseen = 0.0
     for one, stage in states.items():
-        share = 1.0 if stage["state"] == "done" else _share(stage)
+        if stage["state"] == "done":
+            share = 1.0
+        else:
+            share = _share(stage)
         worked = _seconds(stage)
         if one in planned and share and worked is not None and worked > 0:
             took += worked
             foreseen += planned[one] * share
-    pace = took / foreseen if took > 0 and foreseen > 0 else 1.0
+    if took > 0 and foreseen > 0:
+        pace = took / foreseen
+    else:
+        pace = 1.0
     left_now, measured = seconds_left(now)
     if left_now is None or not measured:
         left_now = pace * planned[name] * (1 - (_share(now) or 0.0))

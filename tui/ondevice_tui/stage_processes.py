@@ -91,7 +91,10 @@ class Child:
 def start(words: Sequence[str], run: Path) -> Child:
     """`ondevice WORDS…`, detached; `run` is the run folder that the words name."""
     run.mkdir(parents=True, exist_ok=True)
-    log = run / f"{words[0]}.log" if words[0] != "runs" else run / "run.log"
+    if words[0] != "runs":
+        log = run / f"{words[0]}.log"
+    else:
+        log = run / "run.log"
     with open(log, "ab") as out:
         process = processes.start(
             processes.command("ondevice", *words),
@@ -150,7 +153,8 @@ def words_for(
     words, given = [verb], dict(values)
     if verb in VERBS:
         for name in VERBS[verb].positional:
-            if given.get(name) in (None, "", plain.get(name)) or str(given[name]).startswith("-"):
+            value = given.get(name)
+            if value in (None, "", plain.get(name)) or str(value).startswith("-"):
                 break  # a later word would stand in its place
             words.append(str(given.pop(name)))
     if recipe:
@@ -182,8 +186,14 @@ def resume_words(run: RunFolder, stage: StageFolder) -> list[str]:
 def _defaults(cls: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
-        made = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
-        found[f.name] = made if f.default is dataclasses.MISSING else f.default
+        if f.default_factory is not dataclasses.MISSING:
+            made = f.default_factory()
+        else:
+            made = None
+        if f.default is dataclasses.MISSING:
+            found[f.name] = made
+        else:
+            found[f.name] = f.default
     return found
 
 

@@ -39,7 +39,10 @@ def write_trouble(doing: str, problem: BaseException) -> str:
     file = log_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        mode = "w" if file.is_file() and file.stat().st_size > MOST_BYTES else "a"
+        if file.is_file() and file.stat().st_size > MOST_BYTES:
+            mode = "w"
+        else:
+            mode = "a"
         with open(file, mode, encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{when} pid {os.getpid()}: {doing}\n{told}\n")
     except OSError as error:

@@ -159,7 +159,10 @@ class ModelProcess:
 
     async def _listen(self) -> None:
         """Keeps the end of stderr, so that the pipe never fills."""
-        stderr = self._process.stderr if self._process is not None else None
+        if self._process is not None:
+            stderr = self._process.stderr
+        else:
+            stderr = None
         while stderr is not None and (raw := await stderr.readline()):
             self._errors = [*self._errors[-20:], raw.decode("utf-8", "replace").rstrip()]
 

@@ -120,7 +120,10 @@ class Corpus:
         pairs = self.sums.pool(split, problems=True)
 
         def draw() -> Row:
-            kind = "quick" if random.random() < self.cfg.problem_quick_share else "sum"
+            if random.random() < self.cfg.problem_quick_share:
+                kind = "quick"
+            else:
+                kind = "sum"
             return self._sum(random, pairs, kind)
 
         wanted = self.cfg.held_problem_count

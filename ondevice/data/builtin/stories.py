@@ -262,7 +262,9 @@ def story(random: Random, world: World) -> str:
         return told
     asked = random.sample(QUESTIONS[name], random.randint(1, 2))
     pair = random.choice(PAIRS)
-    return told + "".join(pair.format(q=q.format(**slots), a=a.format(**slots)) for q, a in asked)
+    for question, answer in asked:
+        told += pair.format(q=question.format(**slots), a=answer.format(**slots))
+    return told
 
 
 def _slots(random: Random, world: World, a: Person, b: Person, thing: Thing) -> dict[str, str]:

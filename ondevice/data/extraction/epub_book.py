@@ -40,7 +40,10 @@ def _refuse_protected(book: Archive) -> None:
 
 def _chapters(book: Archive) -> list[str]:
     root = _xml(book, _CONTAINER).find(".//{*}rootfile")
-    package = "" if root is None else str(root.get("full-path") or "")
+    if root is None:
+        package = ""
+    else:
+        package = str(root.get("full-path") or "")
     if not package:
         raise Unreadable("is no EPUB book: its container names no package")
     content = _xml(book, package)

@@ -33,8 +33,14 @@ def _language(found: Any) -> str:
     """Empty where it is not said: the cells are there without it."""
     metadata = found.get("metadata")
     for place, field in (("kernelspec", "language"), ("language_info", "name")):
-        said = metadata.get(place) if isinstance(metadata, dict) else None
-        name = said.get(field) if isinstance(said, dict) else None
+        if isinstance(metadata, dict):
+            said = metadata.get(place)
+        else:
+            said = None
+        if isinstance(said, dict):
+            name = said.get(field)
+        else:
+            name = None
         if isinstance(name, str) and name.isidentifier():
             return name
     return ""

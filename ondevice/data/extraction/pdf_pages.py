@@ -82,7 +82,10 @@ def _pages(document: Any, account: Account) -> tuple[list[list[str]], dict[str, 
         if not any(letter.isalnum() for line in lines for letter in line):
             account.without_text.append(number)
         pages.append(lines)
-    usual = counted.most_common(1)[0][0] if counted else 0.0
+    if counted:
+        usual = counted.most_common(1)[0][0]
+    else:
+        usual = 0.0
     return pages, {line: size / usual for line, size in sizes.items() if usual}
 
 
@@ -96,7 +99,10 @@ def without_repeated(pages: Sequence[Sequence[str]]) -> tuple[list[list[str]], i
         counted.update({_alike(page[n]) for n in edges})
         within.update(_alike(line) for n, line in enumerate(page) if n not in edges)
     two = sum(map(bool, pages)) == 2
-    least = 2 if two else max(LEAST_PAGES, LEAST_SHARE * len(pages))
+    if two:
+        least: float = 2
+    else:
+        least = max(LEAST_PAGES, LEAST_SHARE * len(pages))
     repeated = {line for line, count in counted.items() if count >= max(least, within[line] + 1)}
     kept, left_out = [], 0
     for page in pages:
@@ -146,7 +152,9 @@ def joined(lines: Sequence[str], sizes: dict[str, float]) -> Iterator[str]:
 def _longest(lines: Sequence[str]) -> int:
     """The length of lines that fill their column: a tenth may be longer."""
     lengths = sorted(map(len, lines))
-    return lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
+    if lengths:
+        return lengths[int(0.9 * (len(lengths) - 1))]
+    return 0
 
 
 def _between_headings(lines: Sequence[str], longest: int) -> Iterator[str]:

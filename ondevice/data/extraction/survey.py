@@ -243,6 +243,9 @@ def _load(place: Path, files: Sequence[Path]) -> Survey | None:
 
 
 def _restored(row: dict[str, Any], file: Path) -> Document:
-    text = file if row["text"] == row["file"] else Path(row["text"])
+    if row["text"] == row["file"]:
+        text = file
+    else:
+        text = Path(row["text"])
     more = {"file": file, "text": text, "without_text": tuple(row["without_text"])}
     return Document(**{**row, **more})

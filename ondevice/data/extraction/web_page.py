@@ -142,7 +142,9 @@ class _Walk:
 
     def _after(self, name: str) -> str:
         """The mark of a list's entry stays where a paragraph opens in it."""
-        return self._prefix if self._prefix == "- " and name in ("p", "div") else ""
+        if self._prefix == "- " and name in ("p", "div"):
+            return self._prefix
+        return ""
 
     def _close(self, name: str) -> Iterator[str]:
         if name == "pre":

@@ -65,7 +65,10 @@ class _Styles:
 
     def prefix(self, paragraph: Any) -> str:
         style = paragraph.find("{*}pPr/{*}pStyle")
-        name = "" if style is None else next(iter(style.attrib.values()), "")
+        if style is None:
+            name = ""
+        else:
+            name = next(iter(style.attrib.values()), "")
         mark = self._marks.get(name, self._usual)
         if not mark and paragraph.find("{*}pPr/{*}numPr") is not None:
             return "- "

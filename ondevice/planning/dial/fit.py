@@ -178,13 +178,19 @@ class _Size:
         init = self.recipe.stages["init"]
         assert isinstance(init, InitConfig)
         self.init = init
-        self.main = "pretrain" if "pretrain" in self.recipe.stages else ""
+        if "pretrain" in self.recipe.stages:
+            self.main = "pretrain"
+        else:
+            self.main = ""
         if not self.main:
             training = [n for n, c in self.recipe.stages.items() if isinstance(c, TrainingConfig)]
             self.main = training[0]
 
     def chosen(self) -> Fitted:
-        share = self.scale.stages[self.main].share if self.main in self.scale.stages else 1.0
+        if self.main in self.scale.stages:
+            share = self.scale.stages[self.main].share
+        else:
+            share = 1.0
         shares = sum(one.share for n, one in self.scale.stages.items() if n in self.recipe.stages)
         seconds = 0.7 * self.seconds * share / max(shares, share)
         number, size = self._best(seconds, _TRIED)
@@ -251,7 +257,10 @@ class _Size:
         tokens = cost.plan.tokens_per_step * seconds / cost.per_step
         unique = cost.plan.tokens or tokens
         # what a text can no longer teach is no reason for a small model
-        limit = self.scale.stages[self.main].epochs if self.main in self.scale.stages else 0.0
+        if self.main in self.scale.stages:
+            limit = self.scale.stages[self.main].epochs
+        else:
+            limit = 0.0
         if limit and cost.plan.tokens:
             tokens = min(tokens, limit * cost.plan.tokens)
         width = shape.hidden
@@ -383,7 +392,9 @@ def _what(cfg: StageConfig, cost: Cost) -> str:
 
 def _steps(cfg: TrainingConfig, cost: Cost) -> int:
     """Those that were shared out; of a stage that is not scaled what the rules will say."""
-    return cost.plan.steps if is_auto(cfg, "steps") else cfg.steps
+    if is_auto(cfg, "steps"):
+        return cost.plan.steps
+    return cfg.steps
 
 
 def _short(count: float) -> str:

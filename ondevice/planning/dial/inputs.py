@@ -147,7 +147,10 @@ def _on(cfg: StageConfig, given: Inputs) -> StageConfig:
             "optimizer": "adamw",
             "beta2": type(cfg).beta2,
         }
-        template = None if given.facts is None else given.facts.model.tokenizer.chat_template
+        if given.facts is None:
+            template = None
+        else:
+            template = given.facts.model.tokenizer.chat_template
         if isinstance(cfg, SFTConfig) and given.facts is not None and template is None:
             changes["chat_template"] = "chatml"
     return _changed(cfg, **changes)

@@ -43,7 +43,10 @@ def divided(seconds: float, parts: Sequence[Part]) -> dict[str, int]:
         if not bound:
             return steps | {name: max(1, round(count)) for name, count in wanted.items()}
         for part in bound:
-            count = part.least if wanted[part.stage] < part.least else int(part.most)
+            if wanted[part.stage] < part.least:
+                count = part.least
+            else:
+                count = int(part.most)
             steps[part.stage] = count
             left -= count * part.per_step
             open_parts.remove(part)

@@ -347,9 +347,10 @@ def _join(
     if before is None or before[0] >= place:
         canvas.set(target, place, row, row)
         return
-    then = before[1]
-    for x in range(before[0] + 1, place + 1):
-        now = round(before[1] + (row - before[1]) * (x - before[0]) / (place - before[0]))
+    start, first = before
+    then = first
+    for x in range(start + 1, place + 1):
+        now = round(first + (row - first) * (x - start) / (place - start))
         canvas.set(target, x, min(then, now), max(then, now))
         then = now
 

@@ -202,7 +202,10 @@ def _table_row(
     for number in range(max(map(len, wrapped))):
         parts: list[Content] = []
         for cell_lines, width, to_right in zip(wrapped, widths, right, strict=True):
-            shown = cell_lines[number] if number < len(cell_lines) else content("")
+            if number < len(cell_lines):
+                shown = cell_lines[number]
+            else:
+                shown = content("")
             room = content(" " * max(width - shown.cell_length, 0))
             parts += [room, shown] if to_right else [shown, room]
             parts.append(content(" │ ", MUTED))
