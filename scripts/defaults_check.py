@@ -30,7 +30,7 @@ from ondevice.evaluation.held_out import EvalSuite
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 MEMORY = "8GB"
-ROWS = {"sft": 150, "dpo": 160, "reward": 240, "grpo": 64}
+ROWS = {"sft": 150, "dpo": 160, "reward": 160, "grpo": 64}
 """Of the data that a stage learns from: some minutes of one core each."""
 DATA = {"sft": "chats", "dpo": "pairs", "reward": "pairs", "grpo": "sums"}
 PAIR_CHARACTERS = 400  # of a pair at most: short ones, of which more are read in the time

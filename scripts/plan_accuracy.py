@@ -98,7 +98,6 @@ def _measure_size(
             "cpu": statistics.median(run["cpu_per_step"] for run in runs),
             "process": statistics.median(run["process"] for run in runs),
             "micro_batch": runs[0]["micro_batch"],
-            "peaks": runs[0]["peaks"],
         }
         known["cases"] = [one for one in known["cases"] if one["key"] != key] + [row]
         file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
