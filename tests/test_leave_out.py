@@ -16,7 +16,7 @@ from ondevice.preferences.votes import Response
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.rate import RateScreen
 from test_tui import play
-from test_tui_rate import no_guard, settled  # noqa: F401
+from test_tui_rate import no_guard, press, settled  # noqa: F401
 from tui_runs import a_run, shown, until, until_shown
 
 
@@ -60,7 +60,7 @@ def test_a_list_and_what_waits_are_left_out_in_the_app(tmp_path: Path) -> None:
         await until_shown(pilot, "Question 0?")
         screen = app.screen
         assert isinstance(screen, RateScreen)
-        await pilot.press("f", "1")
+        await press(app, pilot, "f", "1")
         await until_shown(pilot, "Question 1?", "last: 1")
         await pilot.press("H")
         await until_shown(pilot, "votes so far")

@@ -62,6 +62,14 @@ async def settled(app: OndeviceApp, pilot: Pilot[Any]) -> None:
     await pilot.pause()
 
 
+async def press(app: OndeviceApp, pilot: Pilot[Any], *keys: str) -> None:
+    """Keys, each after the database has done what the one before asked for: those that come sooner
+    are not taken (test_rate_refusals)."""
+    for key in keys:
+        await pilot.press(key)
+        await settled(app, pilot)
+
+
 def rate(folder: Path, keys: list[str], size: tuple[int, int] = (80, 24)) -> str:
     """The screen after these keys."""
     seen: list[str] = []
@@ -70,9 +78,7 @@ def rate(folder: Path, keys: list[str], size: tuple[int, int] = (80, 24)) -> str
         await pilot.press("4")
         await until(pilot, lambda: isinstance(app.screen, RateScreen))
         await settled(app, pilot)
-        for key in keys:
-            await pilot.press(key)
-            await settled(app, pilot)
+        await press(app, pilot, *keys)
         seen.append(shown(app))
 
     play(folder, script, size)
@@ -202,7 +208,7 @@ def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
                 break
             await pilot.press("j")
         await until(pilot, lambda: all(pane.read_to_end for pane in panes))
-        await pilot.press("right")
+        await press(app, pilot, "right")
 
     play(tmp_path, script)
     assert votes(run)[1].seen_end is True
@@ -312,7 +318,7 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
         await until_shown(pilot, "─ 2 → ─")
         await pilot.press("w")
         await until_shown(pilot, "1 ← above")
-        await pilot.press("d", "left", "right")
+        await press(app, pilot, "d", "left", "right")
         await until_shown(pilot, "Everything here is rated")
         await pilot.press("i")
         app.screen.query_one(Input).value = "Vera [/]"
@@ -320,7 +326,7 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
         await until_shown(pilot, "0 of 2", "Vera [/]")
         await pilot.press("S")
         await until_shown(pilot, "sways a rater")
-        await pilot.press("n", "left", "left", "S")
+        await press(app, pilot, "n", "left", "left", "S")
         text = await until_shown(pilot, "what the votes are worth", "Vera [/]")
         assert "secret-0" in text
         await pilot.press("escape", "m")
@@ -367,8 +373,9 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
                 while app.runs is None:
                     await pilot.pause(0.05)
                 await pilot.press("4")
-                await pilot.pause()
                 for key in keys.split(","):
+                    while getattr(app.screen, "item", None) is None or app.screen.busy:
+                        await pilot.pause(0.01)
                     before = app.screen.item.id
                     await pilot.press(key)
                     while app.screen.item is not None and app.screen.item.id == before:

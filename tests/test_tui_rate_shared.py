@@ -30,7 +30,7 @@ from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.widgets.answers import Answers
 from ondevice_tui.widgets.markdown import drawn
 from test_tui import fits, play
-from test_tui_rate import no_guard, queue, settled, votes  # noqa: F401
+from test_tui_rate import no_guard, press, queue, settled, votes  # noqa: F401
 from test_tui_safe import STRINGS
 from tui_runs import a_run, shown, until, until_shown
 
@@ -365,7 +365,7 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
         await pilot.press("escape", "asterisk")
         text = await until_shown(pilot, "scores, 1 to 5", "helpful", "correct")
         assert "Question 1?" in text and " to 1" in text  # the answers stay in view
-        await pilot.press("4", "2", "5", "u", "1", "3", "enter")
+        await press(app, pilot, "4", "2", "5", "u", "1", "3", "enter")
         await until_shown(pilot, "scored: helpful 4 2 · correct 1 3")
         await settled(app, pilot)
         await pilot.press("E")
@@ -381,7 +381,7 @@ def test_guidelines_reasons_filter_and_goal(tmp_path: Path) -> None:
         await pilot.press("ctrl+g")
         await until_shown(pilot, "this session 0 of 1", "up to 99 characters")
         await settled(app, pilot)
-        await pilot.press("r", "2", "enter", "left")
+        await press(app, pilot, "r", "2", "enter", "left")
         await until_shown(pilot, "the goal of this session is reached", "was by secret-")
 
     play(tmp_path, script, (120, 36))
@@ -420,7 +420,7 @@ def test_two_people_at_once_get_other_pairs_and_a_known_answer_is_told(tmp_path:
         await settled(app, pilot)
         await pilot.press("x")
         await until_shown(pilot, "Everything that you are asked is rated", "P dpo on these votes")
-        await pilot.press("u", "1")
+        await press(app, pilot, "u", "1")
         await until(pilot, lambda: isinstance(app.screen, RateScreen) and app.screen.item is None)
         await pilot.press("P")
         await until(pilot, lambda: isinstance(app.screen, StartScreen))
