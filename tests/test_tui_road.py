@@ -208,12 +208,19 @@ def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(
     # something new in its folder
     write_stage(RunFolder(tmp_path / "run-20").stage("sft"), 5, end="died")
     assert read() == ["run-03", "run-20"]
+    # somebody writes into files that were there
+    for n in range(30):
+        with open(tmp_path / f"run-{n:02}" / "pretrain" / "events.jsonl", "ab") as file:
+            file.write(b"\n")
     most = 0
     seen: set[str] = set()
     for _ in range(10):
         found = read()
         most, seen = max(most, len(found)), seen | set(found)
     assert len(seen) == 30 and most <= 20, "each within ten seconds"
+    for _ in range(10):
+        assert read() == ["run-03"], "nothing has changed in the others"
+    assert len(read(run_reader.WHOLE_S)) == 30, "all the same, once in a while"
     (tmp_path / "run-31").mkdir()
     assert "run-31" in read()
 

@@ -40,17 +40,21 @@ def unstarted_stages(
 ) -> dict[str, str]:
     """Stages whose process has left a log and nothing else, with its last line. A recipe's log
     counts for its first stage."""
+    try:
+        there = set(os.listdir(run.path))  # once, and not a look for each stage
+    except OSError:
+        return {}
     logs = [(name, run.path / f"{name}.log") for name in STAGES]
     if not begun:
         first = next((name for name in recipe if name in STAGES), "init")
         logs.append((first, run.path / "run.log"))
     reasons: dict[str, str] = {}
     for stage, log in logs:
-        if stage in begun:
+        if stage in begun or log.name not in there:
             continue
         try:
             status = log.stat()
-        except OSError:  # there is none
+        except OSError:  # it is gone
             continue
         if status.st_size:
             reasons[stage] = log_tail(log, 1).strip() or "it said nothing"

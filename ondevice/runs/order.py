@@ -57,13 +57,25 @@ def start_in_run(stage: Path, config: Mapping[str, Any], field: str = "model") -
 
 
 def _began_with(stage: Path) -> set[str]:
+    events = stage / "events.jsonl"
     try:
-        config = first_event(stage / "events.jsonl").get("config")
+        status = events.stat()
+        config = _start_settings(
+            events.absolute(), status.st_mtime_ns, status.st_size, status.st_ino
+        )
     except OSError:
         return set()
-    if not isinstance(config, Mapping):
-        return set()
     return {start_in_run(stage, config, field) for field in STARTS} - {"", stage.name}
+
+
+@lru_cache(maxsize=4096)
+def _start_settings(events: Path, changed: int, size: int, number: int) -> dict[str, Any]:
+    """What `start_in_run` asks of a stage's settings. Read once while the file is as it was, as
+    `_stages_in`. Raises OSError where it cannot be read, which is not kept."""
+    config = first_event(events).get("config")
+    if not isinstance(config, Mapping):
+        return {}
+    return {name: config[name] for name in (*STARTS, "out") if name in config}
 
 
 def _ranks(run: Path) -> dict[str, int]:

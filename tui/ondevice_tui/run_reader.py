@@ -21,14 +21,19 @@ SPACE_S = 60.0  # between two looks at the space that a run takes
 SPACE_LOOK_S = 0.05  # that one look at the runs may take for that, beyond the first run
 FIRST_S = 0.5  # that one look may take for runs that were never read: they come bit by bit
 REST_S = 10.0  # between two looks at a run that is not chosen and in which nothing trains
+WHOLE_S = 60.0  # between two whole looks at one of whose files none has changed
+IN_STAGE = ("lock", "events.jsonl", "done.json")  # what a look at a stage goes by
 
 
 class Look(NamedTuple):
-    """One look at a run: when (in ticks), the folder's stamp before it, and what was found."""
+    """One look at a run: when (in ticks), the folder's stamp before it, and what was found; when
+    all of it was last read, and what its files were like before that."""
 
     at: float
     stamp: Any
     run: dict[str, Any] | None
+    whole: float
+    files: Any
 
 
 class RunsReader:
@@ -68,8 +73,14 @@ class RunsReader:
                 if fresh and ticks() - began > FIRST_S:
                     break  # they come last
                 fresh += 1
-            stamp = _stamp(path)  # before the look: what changes meanwhile is looked at again
-            self._looks[path] = Look(ticks(), stamp, self._same(path, self._run(path)))
+            # before the look: what changes meanwhile is looked at again
+            now, stamp, files = ticks(), _stamp(path), _files(path)
+            look = self._looks.get(path)
+            if look is not None and path != chosen and _is_as_it_was(look, files, now):
+                self._looks[path] = look._replace(at=now, stamp=stamp)
+                continue
+            run = self._same(path, self._run(path))
+            self._looks[path] = Look(ticks(), stamp, run, now, files)
         self.unread = len(paths) - len(self._looks)
         if not self.unread:
             self._look_at_space()
@@ -208,6 +219,31 @@ class RunsReader:
         return Votes(0, 0, "")
 
 
+def _files(path: Path) -> Any:
+    """What a look at a run goes by, of all its files: a look itself takes ten times as long. None
+    where they cannot be read."""
+    found: list[Any] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                found.append((entry.name, _stamp(entry)))
+                if entry.is_dir():
+                    found += [_stamp(f"{entry.path}/{name}") for name in IN_STAGE]
+    except OSError:
+        return None
+    return found
+
+
+def _is_as_it_was(look: Look, files: Any, now: float) -> bool:
+    """Whether a look at this run would find what the one before has found."""
+    if files is None or files != look.files or now - look.whole >= WHOLE_S:
+        return False
+    run = look.run
+    if run is None or run.get("wrong") or run["unstarted"] or run["ratings_trouble"]:
+        return False  # the clock, or another program, may have changed that
+    return all(stage["state"] != "training" for stage in run["stages"])
+
+
 def _newest_change(path: Path) -> float:
     """When something was last added to a run's folder or to one of its stages'."""
     try:
@@ -219,9 +255,9 @@ def _newest_change(path: Path) -> float:
     return newest
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
