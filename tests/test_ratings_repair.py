@@ -226,6 +226,22 @@ def test_a_statement_of_the_file_that_is_damaged_is_found(
         ratings.vote(1, "ann", "s", ranking=[0])
 
 
+def test_a_damaged_version_is_found(file: Path) -> None:
+    with sqlite3.connect(file) as raw:
+        raw.execute("PRAGMA user_version = 1")  # which had no project
+    with pytest.raises(Damaged, match="is damaged"):
+        Ratings.open(file)
+    repaired = repair_if_damaged(file)
+    assert repaired is not None and repaired.lost_votes == 0
+
+
+def test_a_trigger_that_is_no_text_is_found(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"scores are append-only", b"scores are append-onl\xff"))
+    repaired = repair_if_damaged(file)
+    assert repaired is not None and repaired.lost_votes == 0
+
+
 def test_a_table_that_is_missing_is_damage(file: Path) -> None:
     with sqlite3.connect(file) as raw:
         raw.execute("DROP VIEW live")

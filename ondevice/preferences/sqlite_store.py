@@ -148,7 +148,7 @@ class Store:
         if lines != ["ok"]:
             return "; ".join(lines[:3])
         # SQLite finds no fault in a trigger that says something else
-        if _has_other_statements(self._connection):
+        if _is_declared_otherwise(self.path):
             return "its tables or what guards them are not as they were made"
         return ""
 
@@ -340,7 +340,9 @@ def refused(error: Exception, file: Path) -> Exception:
     # what SQLite makes no sense of, or does not allow, is our mistake, unless the file says otherwise
     # than we do what may stand in it
     ours = name == "SQLITE_ERROR" or name.startswith("SQLITE_CONSTRAINT")
-    if ours and _is_declared_otherwise(file):
+    # a number of the version that is damaged asks for tables that are there
+    is_there = name == "SQLITE_ERROR" and str(error).endswith("already exists")
+    if is_there or (ours and _is_declared_otherwise(file)):
         return Damaged("is damaged", where=str(file), hint=REPAIR)
     return error
 
