@@ -19,6 +19,7 @@ from textual.pilot import Pilot
 
 from ondevice.preferences.sqlite_store import FILE
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.widgets.key_footer import Keys
 
 # each picture: the screen, and the keys that are pressed on it
 SCREENS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -62,7 +63,7 @@ async def shoot(
         app.stage = next((name for name in ("sft", "pretrain") if name in stages), "")
     app.action_go(mode)
     await pilot.pause(WAIT_S)
-    while not app.screen.query("FooterKey"):  # the footer fills itself later than the rest
+    while not app.screen.query_one(Keys).rows:  # the footer fills itself later than the rest
         await pilot.pause(0.2)
     await pilot.pause(0.2)
     page = app.screen

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets._footer import FooterKey
 
 from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Ratings
@@ -24,6 +23,7 @@ from ondevice_tui.app import OndeviceApp, own_bindings
 from ondevice_tui.proposals import proposal
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.widgets.curve import Curve
+from ondevice_tui.widgets.key_footer import Keys
 from ondevice_tui.widgets.rows import Rows
 from tui_runs import SIZES, WIDE, a_run, app_on, shown, until, until_shown, write_done, write_stage
 
@@ -447,23 +447,35 @@ def test_help_lists_every_key_of_each_screen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_foot_shows_every_action(tmp_path: Path) -> None:
-    """At 80 columns too; where two keys are one action each way, they stand together."""
+    """At 80 columns too; where two keys are one action each way, they stand together. A click
+    presses a key."""
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         for mode in ("road", "train", "ladder", "reason", "chat"):
             app.action_go(mode)
-            await until(
-                pilot, lambda: [key for key in app.screen.query(FooterKey) if key.size], mode
-            )
+            await until(pilot, lambda: app.screen.query_one(Keys).rows, mode)
             await pilot.pause()
-            keys = list(app.screen.query(FooterKey))
+            foot = app.screen.query_one(Keys)
+            keys = [key for row in foot.rows for key in row]
             wanted = {verb(binding.action) for binding, _ in own_bindings(app.screen)}
             # tab and ctrl+c, as everywhere
             textuals = {"focus_next", "focus_previous", "screen.copy_text"}
             assert wanted - textuals <= {verb(key.action) for key in keys}, mode
-            assert all(app.screen.region.contains_region(key.region) for key in keys), mode
-            assert max(key.region.y for key in keys) == 23
+            assert all(x + key.cells <= foot.size.width for key, x, _ in foot.placed()), mode
+            assert app.screen.region.contains_region(foot.region) and foot.region.bottom == 24
+            assert foot.size.height == len(foot.rows)
+            for key, x, y in foot.placed():
+                drawn = shown(app).splitlines()[foot.region.y + y]
+                assert f"{drawn[x:]} ".startswith(f"{key.display} {key.description} "), drawn
+        app.action_go("train")
+        await until(pilot, lambda: app.screen.query_one(Keys).rows, "train")
+        foot = app.screen.query_one(Keys)
+        x, y = next((x, y) for key, x, y in foot.placed() if key.action == "app.go('road')")
+        await pilot.hover(Keys, offset=(x, y))
+        assert str(foot.tooltip) == "Back to the road"
+        await pilot.click(Keys, offset=(x, y))
+        await until(pilot, lambda: app.current_mode == "road", "a click presses the key")
 
     def verb(action: str) -> str:
         return action.removeprefix("app.").split("(")[0]

@@ -375,7 +375,7 @@ def test_folders_of_any_name(tmp_path: Path) -> None:
 # the source
 
 # what they are given is checked below
-ALLOWED = {"Checkbox", "Footer", "Input", "OptionList", "Select"}
+ALLOWED = {"Checkbox", "Input", "OptionList", "Select"}
 DOORS = {"content", "line", "lines", "cell"}
 
 

@@ -32,6 +32,7 @@ from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate_queue, stage_page
 from ondevice_tui.screens.chat_pane import Pane
 from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.widgets.key_footer import Keys
 from test_tui_push import PLAN
 from tui_runs import (
     SIZES,
@@ -194,7 +195,7 @@ def test_the_screen_is_drawn_as_it_was(screen: str, size: tuple[int, int]) -> No
         async with app.run_test(size=size) as pilot:
             await until(pilot, lambda: app.runs is not None, "the runs are read")
             await SCREENS[screen](app, pilot)
-            await until(pilot, lambda: app.screen.query("FooterKey"), "the footer")
+            await until(pilot, lambda: app.screen.query_one(Keys).rows, "the footer")
             for field in (*app.screen.query(Input), *app.screen.query(TextArea)):
                 field.cursor_blink = False
             before, still = "", 0
