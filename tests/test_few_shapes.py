@@ -182,6 +182,7 @@ def test_the_loss_and_its_gradients_are_the_same(backend: Backend) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_mlx_traces_a_ragged_stage_as_often_as_it_has_shapes() -> None:
     """Twice the gradient of micro-batches of two pairs, and once the update of every tensor."""
     pytest.importorskip("mlx.core")

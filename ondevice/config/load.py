@@ -9,6 +9,7 @@ its own `check()`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import types
 import typing
@@ -35,7 +36,7 @@ def from_mapping(
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"expected keys and values, got {mapping!r}", where=where)
-    hints = typing.get_type_hints(cls)
+    hints = _types(typing.cast(type, cls))
     fields = {
         field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init
     }
@@ -69,6 +70,12 @@ def from_mapping(
                 error.message, where=join(where, error.where), hint=error.hint
             ) from None
     return config
+
+
+@functools.cache
+def _types(cls: type) -> Mapping[str, Any]:
+    """The type of each field: resolved once, since a form asks at every key."""
+    return typing.get_type_hints(cls)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

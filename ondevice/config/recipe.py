@@ -17,6 +17,8 @@ seed, backend, device and dtype at the top are every stage's, unless a stage has
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,8 +212,6 @@ def for_decoders() -> list[str]:
 
 def _read(name: str) -> tuple[str, dict[str, Any]]:
     """(what errors call it, the mapping, with its name in it)."""
-    from importlib.resources import files  # 20 ms
-
     path = Path(name)
     if path.is_dir() and (path / "recipe.yaml").is_file():  # a run folder: its recipe again
         path = path / "recipe.yaml"
@@ -224,8 +224,16 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
             f"unknown recipe {name!r}",
             hint=f"{near}{' Or' if near.endswith('?') else '; or'} give a .yaml file",
         )
+    return f"{name}.yaml", {"name": name, **copy.deepcopy(_of_the_program(name))}
+
+
+@functools.cache
+def _of_the_program(name: str) -> dict[str, Any]:
+    """A recipe's file, parsed once: a form of the app looks into all of them."""
+    from importlib.resources import files  # 20 ms
+
     text = files("ondevice").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
-    return f"{name}.yaml", {"name": name, **parse_yaml(text, f"{name}.yaml")}
+    return parse_yaml(text, f"{name}.yaml")
 
 
 def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:

@@ -59,6 +59,7 @@ class FormPage(Page):
         # a field that was looked for and is not mounted yet: what is typed is for it
         self._goal: Field | None = None
         self._reached: Field | None = None  # the one that was looked for last
+        self.fields: list[Field] = []  # those that are on the screen
         self._coming: list[Widget] = []
         for name, specs in self.groups.items():
             if name != FIRST:
@@ -113,7 +114,7 @@ class FormPage(Page):
         titled(self.query_one("#about"), f"{self.verb}: this field, what to watch")
         self.query_one("#find").display = False
         self.top(("start ", ""), (self.verb, "bold"))
-        for field in self.query(Field):
+        for field in self.fields:
             if field.spec.name in ("recipe", "model", "data"):
                 field.control.focus()
                 break
@@ -125,11 +126,12 @@ class FormPage(Page):
     def _next_fields(self, most: int = AT_ONCE) -> list[Widget]:
         made = self._coming[:most]
         self._coming = self._coming[most:]
+        self.fields += [one for one in made if isinstance(one, Field)]
         return made
 
     def _all_fields(self) -> list[Field]:
         """Those that are mounted, and those that are still coming."""
-        return [*self.query(Field), *(one for one in self._coming if isinstance(one, Field))]
+        return [*self.fields, *(one for one in self._coming if isinstance(one, Field))]
 
     async def _fill(self) -> None:
         """Mounts the other fields once the first ones are there, in two parts: more of them would
@@ -174,14 +176,14 @@ class FormPage(Page):
         if self._goal is None and box.display:
             part = as_name(box.value)
         changed: dict[str, int] = {}
-        for field in self.query(Field):
+        for field in self.fields:
             if field.changed:
                 changed[field.group] = changed.get(field.group, 0) + 1
             if part:
                 field.display = part in field.spec.name
             else:
                 field.display = self._is_shown(field)
-        for head in self.query(GroupHead):
+        for head in self.heads.values():
             head.display = not part
             head.tell(changed.get(head.group, 0))
 
@@ -209,14 +211,14 @@ class FormPage(Page):
     def help_here(self) -> list[Content]:
         """The whole help of the field with the cursor, and what the stage does: below the form
         there is room for some lines of it."""
-        told = [field.told for field in self.query(Field) if field.control.has_focus]
+        told = [field.told for field in self.fields if field.control.has_focus]
         return [*told, content(guide.about(self.verb, self.cls))]
 
     def _show_hint(self) -> None:
         """The help of the field with the cursor, what follows from the values, and, beside the
         form, what the stage does."""
         rows = []
-        for field in self.query(Field):
+        for field in self.fields:
             if field.control.has_focus:
                 rows.append(field.told)
         if not rows:
@@ -254,7 +256,7 @@ class FormPage(Page):
             self.app.action_focus_next()
         elif not self.check():
             self._go_to_wrong()
-        elif self.focused is [field for field in self.query(Field) if field.display][-1].control:
+        elif self.focused is [field for field in self.fields if field.display][-1].control:
             self.ui.say("nothing is wrong: ctrl+g starts it")
         else:
             self.app.action_focus_next()
@@ -329,9 +331,8 @@ class FormPage(Page):
         box.value = ""
         box.display = False
         box.placeholder = FIND
-        mounted = list(self.query(Field))
-        if had_focus and mounted:
-            self.set_focus(mounted[0].control)
+        if had_focus and self.fields:
+            self.set_focus(self.fields[0].control)
         self._filter()
         return typed
 

@@ -97,14 +97,14 @@ The stage is started as a process of its own: it goes on when this app is closed
             return False
         where, told = self._find_wrong()
         self.wrong = where.partition(".")[0]
-        for field in self.query(Field):
+        for field in self.fields:
             field.mark(field.spec.name == self.wrong)
         planned = ""
         if not told:
             planned = self._planned()
         self._show_command()
         self._show_verdict(told, planned)
-        for field in self.query(Field):
+        for field in self.fields:
             self._explain(field, planned)
         self._planned_line = planned
         self._filter()
@@ -147,7 +147,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             recipe = ""
         entries = {}
         filled = set()
-        for field in self.query(Field):
+        for field in self.fields:
             entries[field.spec.name] = field.entry
             if recipe and not field.changed:
                 filled.add(field.spec.name)
@@ -206,7 +206,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         if not self.check():
             self._go_to_wrong()
             return
-        out = next(field.entry for field in self.query(Field) if field.spec.name == "out")
+        out = next(field.entry for field in self.fields if field.spec.name == "out")
         if self.ui.start(self._words, Path(str(out))):
             self.dismiss(None)
             self.ui.action_go("train")
@@ -245,7 +245,7 @@ The stage is started as a process of its own: it goes on when this app is closed
     def _model_field(self) -> Field | None:
         """The field of a model that has the cursor, else the field `model`, where there is one."""
         found: Field | None = None
-        for field in self.query(Field):
+        for field in self.fields:
             if field.spec.name not in MODEL_FIELDS:
                 continue
             if field.control.has_focus:

@@ -59,6 +59,7 @@ class Field(Vertical):
         self.spec = spec
         self.group = group
         self.wrong = False
+        self._marked: tuple[bool, bool] | None = None  # (wrong, changed), as the label shows it
         self.follows = ""  # what follows from the values
         self.default = default
         self.control: Input | Checkbox | Select[str]
@@ -117,7 +118,11 @@ class Field(Vertical):
         return self.entry != self.spec.text(self.default)
 
     def mark(self, wrong: bool) -> None:
+        """Shows whether it is wrong, or changed."""
         self.wrong = wrong
+        if (wrong, self.changed) == self._marked:
+            return
+        self._marked = (wrong, self.changed)
         mark: str | tuple[str, str] = "  "
         style = ""
         if wrong:

@@ -76,6 +76,8 @@ class Keys(Widget, can_focus=False):
 
     def _look(self) -> None:
         """Draws the keys anew if they are others than before."""
+        if not self.is_attached:  # the screen was left meanwhile
+            return
         width, height = self.app.size
         most = MOST_ROWS
         if height < SHORT:
