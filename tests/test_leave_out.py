@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from ondevice.config.ratings import RateConfig
+from ondevice.preferences import assignment, terminal
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.rating_queue import Asking, Wanted, next_turn
@@ -16,8 +18,9 @@ from ondevice.preferences.votes import Response
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.rate import RateScreen
 from test_tui import play
-from test_tui_rate import no_guard, press, settled  # noqa: F401
+from tui_rating import no_guard, press, settled  # noqa: F401
 from tui_runs import a_run, shown, until, until_shown
+from typed_keys import Typed
 
 
 def _queue(path: Path, count: int = 6) -> None:
@@ -48,6 +51,41 @@ def test_all_of_one_checkpoint_leave_and_come_back(tmp_path: Path) -> None:
         after = [(vote.item, vote.rater, vote.action) for vote in ratings.live_votes()]
         assert after == [*before, (6, "ann", "vote")]
         assert put_back(ratings, skips, "s") == [] == put_back(ratings, [], "s")
+
+
+def test_all_that_waits_and_a_list_are_left_out_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ctrl+a asks, y does it; u takes it back as a whole, also where nothing is left."""
+    path = tmp_path / "r.db"
+    _queue(path)
+
+    def session(*typed: str, **fields: Any) -> tuple[list[tuple[int, str]], str]:
+        with Ratings.open(path) as ratings:
+            cfg = RateConfig(ratings=str(path), rater="ann", repeat_share=0, **fields)
+            rated = terminal.Session(ratings, Typed(typed), cfg)  # type: ignore[arg-type]
+            rated.run(stays=True)
+            assignment.release(ratings, rated.name)
+            said = [(vote.item, vote.action) for vote in ratings.live_votes(raters=["ann"])]
+        return said, capsys.readouterr().out
+
+    # asked, and another key: nothing is done
+    assert session("\x01", "f", "y", "q")[0] == []
+    said, told = session("1", "\x01", "y", "u", "q", source="b")
+    assert "Leave out 2 pairs that wait (b)?" in told and "left out: 2 pairs" in told
+    assert "nothing is left to rate" in told and "taken back: 2 pairs as before" in told
+    assert said == [(2, "vote")], "item 2 was voted on, 4 and 6 are as before"
+    # a list of H: what is flagged, and the own vote on it; then nothing else waits
+    said, told = session("H", "flagged", "\x01", "y", "\x01", "y", "u", "u", "t", "q")
+    assert "Leave out 1 pair of the list 'flagged'? They come" in told
+    assert "Leave out 4 pairs that wait?" in told and told.count("taken back:") == 2
+    assert sorted(said) == [(1, "vote"), (2, "vote")]
+    said, told = session("H", "", "\x01", "y", "x", "u", "u", "q")
+    assert "Leave out 2 pairs of the list 'mine'? Your votes on 2 of them no longer count" in told
+    assert "undone: here it is again (it was: all bad)" in told and "2 pairs as before" in told
+    assert sorted(said) == [(1, "vote"), (2, "vote")]
+    _, told = session("\x01", "q", settle=True)
+    assert "nothing is left to settle" in told
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ondevice.preferences.database import Ratings
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.rate import RateScreen
 from test_tui import play
-from test_tui_rate import no_guard, queue, settled, votes  # noqa: F401
+from tui_rating import no_guard, queue, settled, votes  # noqa: F401
 from tui_runs import a_run, until, until_shown
 
 pytestmark = pytest.mark.slow

@@ -29,6 +29,7 @@ from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.project import change_project
 from ondevice.preferences.project_command import project_text
 from ondevice.preferences.votes import Response, said
+from typed_keys import Typed
 
 PROMPT = b"? help > "
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J \u202eevil a\0b \x9b31m\r\n[B]\nno"
@@ -360,21 +361,14 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     made.close()
 
 
-class Typed:
-    """Keys that were typed beforehand; `before` is called ahead of each."""
-
-    interactive = False
-
-    def __init__(self, *answers: str) -> None:
-        self.answers = list(answers)
-
-
 def test_a_vote_of_another_window_is_not_replaced_unasked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = fill(tmp_path / "r.db", 2)
     with Ratings.open(path) as ratings:
-        session = rating.Session(ratings, Typed(), RateConfig(ratings=str(path), rater="ann"))  # type: ignore[arg-type]
+        session = rating.Session(
+            ratings, Typed("", interactive=False), RateConfig(ratings=str(path), rater="ann")
+        )  # type: ignore[arg-type]
         item = ratings.item(1)
         with Ratings.open(path) as other:
             other.vote(1, "ann", "another window", "tie")

@@ -4,7 +4,6 @@ keys, which are the same in the plain terminal.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,21 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.inference.conversations import load, saved
-from ondevice.preferences import history, rubric, terminal, terminal_text
+from ondevice.preferences import history, rubric, terminal
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.project import Project, change_project, read_project
 from ondevice.preferences.rating_queue import Asking
 from ondevice.preferences.votes import Response
-from ondevice_tui import imports
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens.keep_pair import Keep
 from ondevice_tui.screens.rate import RateScreen
-from ondevice_tui.screens.rate_keys import KEYS
 from ondevice_tui.screens.rate_messages import last_line, top_parts
-from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.widgets.answers import Answers
 from ondevice_tui.widgets.markdown import drawn
 from test_tui import fits, play
-from test_tui_rate import no_guard, press, queue, settled, votes  # noqa: F401
 from test_tui_safe import STRINGS
+from tui_rating import no_guard, press, queue, settled, votes  # noqa: F401
 from tui_runs import a_run, shown, until, until_shown
 
 # Markdown
@@ -137,91 +132,6 @@ def test_the_last_vote_is_visible(tmp_path: Path) -> None:
 
 
 # the keys
-
-
-def keys_of(screen: Any) -> dict[str, str]:
-    """Key → deed."""
-    found = {}
-    for binding in screen.BINDINGS:
-        for key in binding.key.split(","):
-            found[key] = binding.action
-    return found
-
-
-PAGES = [
-    ("ondevice_tui.screens.road", "RoadScreen"),
-    ("ondevice_tui.screens.train", "TrainScreen"),
-    ("ondevice_tui.screens.ladder", "LadderScreen"),
-    ("ondevice_tui.screens.rewards", "ReasonScreen"),
-    ("ondevice_tui.screens.rate", "RateScreen"),
-    ("ondevice_tui.screens.push", "PushScreen"),
-    ("ondevice_tui.widgets.run_list", "RunList"),
-]
-
-
-# Of the app's deeds, what the plain terminal does by the same key.
-SAME = {
-    "1": "pick(0)", "2": "pick(1)", "3": "pick(2)", "4": "pick(3)", "t": "outcome('tie')",
-    "x": "outcome('all_bad')", "s": "skip", "u": "undo", "U": "redo", "N": "note", "f": "flag",
-    "r": "reasons", "H": "history", "I": "guidelines", "*": "scores",
-}  # fmt: skip
-
-
-def test_a_key_does_the_same_in_the_app_and_in_the_terminal() -> None:
-    rate = keys_of(RateScreen)
-    rate["*"] = rate.pop("asterisk")
-    assert {key: rate[key] for key in SAME} == SAME
-    in_terminal = {
-        key for key in terminal._COMMANDS + terminal._CAPITALS if terminal._means(key, 2)
-    }
-    # a quit and help are the app's own; y answers a question, as it does there; n is what N is
-    assert in_terminal - {"q", "?", "y", "n"} == {key for key in SAME if not key.isdecimal()}
-    assert {"q", "question_mark"} <= {key for key in keys_of(OndeviceApp)}
-    for key in SAME:
-        assert key in terminal_text.HELP or key.isdecimal()
-    assert [rate[key] for key in ("less_than_sign", "greater_than_sign")] == [
-        "pick(0, 2)",
-        "pick(1, 2)",
-    ]
-    assert [terminal._letters(key, 2) for key in "12<>"] == ["a", "b", "A", "B"]
-    assert [terminal._letters(key, 3) for key in "13<"] == ["a", "c", "<"]
-    # a letter that would be an answer in a line is no vote in the app, nor on a terminal
-    assert {rate[key] for key in "abABn"} == {"letter"} and set("abABn") < set(terminal._NO_KEYS)
-
-
-def test_the_cards_of_rating_have_the_keys_of_the_screen() -> None:
-    keep, rate = keys_of(Keep), keys_of(RateScreen)
-    for key, deed in (("1", "'1'"), ("left", "'1'"), ("2", "'2'"), ("t", "'tie'"), ("x", "'bad'")):
-        assert keep[key] == f"dismiss({deed})" and key in rate
-
-
-def test_keys_of_the_road_mean_nothing_else_where_one_rates() -> None:
-    """n, g and p lead somewhere on the road: here they do nothing but say so."""
-    rate, road = keys_of(RateScreen), keys_of(RoadScreen)
-    for key in "ngp":
-        assert key in road and rate[key] == "letter"
-
-
-def test_a_capital_letter_has_one_deed_on_every_screen() -> None:
-    """J and K scroll wherever they are; a letter that only says what it is not does nothing."""
-    deeds: dict[str, set[str]] = {}
-    imports.load_all()
-    screens = [getattr(sys.modules[module], name) for module, name in PAGES] + [OndeviceApp]
-    for screen in screens:
-        for binding in screen.BINDINGS:
-            for key in binding.key.split(","):
-                if len(key) == 1 and key.isupper() and key not in "JK" and binding.description:
-                    deeds.setdefault(key, set()).add(binding.description)
-    assert {key: found for key, found in deeds.items() if len(found) > 1} == {}
-    assert {"H", "N", "P", "U", "W", "R", "X", "D"} <= deeds.keys()
-
-
-def test_every_key_has_one_deed_and_is_explained() -> None:
-    found: list[str] = []
-    for binding in KEYS:
-        found += binding.key.split(",")  # type: ignore[union-attr]
-        assert binding.tooltip or not binding.description  # type: ignore[union-attr]
-    assert len(found) == len(set(found))
 
 
 # by keys

@@ -11,8 +11,6 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.common.remembered import Remembered, settings_file
-from ondevice.preferences.database import Ratings
-from ondevice.preferences.votes import Response
 from ondevice_tui import live_sampling
 from ondevice_tui.app import DARK, LIGHT, OndeviceApp
 from ondevice_tui.screens.chat import ChatScreen
@@ -21,6 +19,7 @@ from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.sample_pairs import SAMPLING, is_pair_sampling
 from ondevice_tui.widgets.curve import Curve
 from test_tui import play
+from tui_rating import queue
 from tui_runs import a_run, until, until_shown
 
 
@@ -88,9 +87,7 @@ def test_a_rater_and_how_pairs_are_sampled(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_choices_are_there_again(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    with Ratings.open(run.path, create=True) as ratings:
-        for n in range(3):
-            ratings.add("b", f"Question {n}?", [Response("yes"), Response("no")], seed=0)
+    queue(run, 3)
 
     async def first(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         assert app.theme == DARK.name

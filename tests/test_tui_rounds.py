@@ -20,7 +20,7 @@ from ondevice_tui.screens import rounds as card
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.rounds import BAR, RoundsCard, interval, told_of
 from test_tui import fits, play
-from test_tui_rate import no_guard  # noqa: F401
+from tui_rating import no_guard  # noqa: F401
 from tui_runs import a_run, until, until_shown
 
 CFG = RoundsConfig(run="runs/x")

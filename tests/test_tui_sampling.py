@@ -22,7 +22,7 @@ from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.sample_pairs import MorePairs
 from ondevice_tui.worker_client import ModelProcess
 from test_tui import play
-from test_tui_rate import no_guard, queue, rate, settled, votes  # noqa: F401
+from tui_rating import no_guard, queue, rate, settled, votes  # noqa: F401
 from tui_runs import a_run, until, until_shown, write_done
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,8 @@ NONE = "none"  # in place of keys: no own ones from now on
 
 
 class Deed(NamedTuple):
-    """`key`: the character that does it on every screen; `told`: what it does."""
+    """`key`: the character, or ctrl and a letter, that does it on every screen; `told`: what it
+    does."""
 
     key: str
     told: str
@@ -43,6 +44,8 @@ DEEDS: dict[str, Deed] = {
     "note": Deed("N", "note"),
     "history": Deed("H", "history"),
     "guidelines": Deed("I", "guidelines"),
+    "leave_out": Deed("ctrl+a", "all that is asked now is left out"),
+    "own_keys": Deed("ctrl+k", "keys of your own"),
     "page": Deed(" ", "a page down", False),
     "down": Deed("j", "scroll down", False),
     "up": Deed("k", "scroll up", False),
@@ -74,6 +77,13 @@ FIXED: dict[str, str] = {
     "T": "light or dark",
     "Q": "questions that a model wrote",
 }
+
+
+def typed_as(key: str) -> str:
+    """The character that a terminal sends for a key of a deed."""
+    if key.startswith("ctrl+"):
+        return chr(ord(key[-1].upper()) - ord("@"))
+    return key
 
 
 def parse_keys(text: str) -> dict[str, str]:
@@ -131,17 +141,18 @@ class OwnKeys:
     """A person's own keys ({deed: key}) on the terminal."""
 
     def __init__(self, own: Mapping[str, str]) -> None:
-        self._own = own
-        self._deeds = {key: DEEDS[name] for name, key in own.items()}
+        self.own = own
+        self._deeds = {deed.key: deed for deed in DEEDS.values()}
+        self._deeds |= {key: DEEDS[name] for name, key in own.items()}
 
     def meant(self, key: str) -> str:
         """The key that does what this one is to do."""
         if key in self._deeds:
-            return self._deeds[key].key
+            return typed_as(self._deeds[key].key)
         return key
 
     def only_in_app(self, key: str) -> str:
-        """What an own key does that the terminal does not do; else empty."""
+        """What a key does that the terminal does not do; else empty."""
         deed = self._deeds.get(key)
         if deed is not None and not deed.in_terminal:
             return deed.told
@@ -150,18 +161,22 @@ class OwnKeys:
     @property
     def told(self) -> str:
         """A line for the help; empty where there are none."""
-        if not self._own:
+        if not self.own:
             return ""
         return "\n  your own   " + "   ".join(
-            f"{key} {DEEDS[name].told}" for name, key in self._own.items()
+            f"{key} {DEEDS[name].told}" for name, key in self.own.items()
         )
 
     def prompt(self, names: Sequence[str], *, much: bool) -> str:
-        """The keys that are asked for; `names`: of the answers; `much`: whether < and > are keys."""
+        """The keys that are asked for; `names`: of the answers, none where no pair is shown; `much`:
+        whether < and > are keys."""
 
         def key(name: str, usual: str = "") -> str:
-            return self._own.get(name, usual or DEEDS[name].key)
+            return self.own.get(name, usual or DEEDS[name].key)
 
+        if not names:
+            parts = [f"{key(name)} {name}" for name in ("undo", "redo", "history")]
+            return " · ".join([*parts, "q quit > "])
         places = ("left", "right", "third", "fourth")
         best = "/".join(
             key(place, name.lower()) for place, name in zip(places, names, strict=False)

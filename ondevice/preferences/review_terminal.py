@@ -12,10 +12,11 @@ from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.sanitize import sanitize
 from ondevice.config.asking import ReviewConfig
 from ondevice.preferences.review import Review, Row, Verdict
-from ondevice.preferences.terminal_keys import Keys
+from ondevice.preferences.terminal_keys import LEFT, RIGHT, Keys
 
 VERDICTS: dict[str, Verdict] = {"k": "keep", "d": "drop"}
-_HELP = "k keep · d drop · u undo · s later · q quit, all is saved"
+_ARROWS = {RIGHT: "k", LEFT: "d"}  # as in the app
+_HELP = "k → keep · d ← drop · u undo · s later · q quit, all is saved"
 
 
 def review(cfg: ReviewConfig) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def _answered(rows: Review, row: Row, keys: Keys) -> Row | None:
         _say(f"{_HELP} > ", end="")
         if keys.interactive:
             typed = keys.key()
+            typed = _ARROWS.get(typed or "", typed)
         else:
             typed = keys.line()
         said = (typed or "q").strip()[:1].lower()

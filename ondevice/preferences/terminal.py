@@ -8,9 +8,7 @@ when they were queued, A first. A vote is on disk before the next item is shown.
 from __future__ import annotations
 
 import getpass
-import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
@@ -27,11 +25,7 @@ from ondevice.preferences.history import (
     Entry,
     Filter,
     check_name,
-    clear_flags,
     disagreements,
-    flag,
-    gold_hit,
-    gold_score,
     history,
     newest_of,
     settler,
@@ -42,36 +36,34 @@ from ondevice.preferences.rating_queue import Asking, Wanted, next_turn, queue_r
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.rubric_terminal import ask_scores
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
-from ondevice.preferences.terminal_keys import ESCAPE, Keys
+from ondevice.preferences.terminal_answers import COMMANDS, LETTERS, Answers
+from ondevice.preferences.terminal_aside import (
+    ask_note,
+    ask_own_keys,
+    ask_reasons,
+    tell_after,
+    turn_flag,
+)
+from ondevice.preferences.terminal_keys import Keys
 from ondevice.preferences.terminal_text import (
     HELP,
-    block,
     guidelines,
     history_lines,
-    message_text,
+    pair_lines,
     say,
 )
-from ondevice.preferences.undo import store_again, undo_newest
+from ondevice.preferences.undo import (
+    leave_out,
+    pairs_in_words,
+    put_back_newest,
+    question_to_leave_out,
+    store_again,
+    undo_newest,
+)
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_simulated, said
 
-LETTERS = "abcd"
-_NUMBERS = "1234"  # the keys of the app
-_DIGITS = str.maketrans(_NUMBERS, LETTERS)
-_MUCH = str.maketrans("<>", "AB")
-# On a terminal: in the app they are other keys, or none (`rate_keys`).
-_NO_KEYS = "abcdABCDn"
-# A capital that is none of these is what its small letter is. n is N in a line, as it was before: a
-# script that gives a note is to go on doing that.
-_COMMANDS = "txsunfqry?*"
-_CAPITALS = "UNHI"
-_ASIDE = {
-    "N": "_note",
-    "n": "_note",
-    "f": "_flag",
-    "r": "_reasons",
-    "*": "_scores",
-    "I": "_guidelines",
-}
+# What is done beside the votes, by the names of the deeds.
+_ASIDE = ("note", "flag", "reasons", "scores", "guidelines", "own_keys")
 _HISTORY = 20  # votes that H lists
 
 
@@ -86,7 +78,7 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
             say(line)
         session = Session(ratings, keys, cfg, own)
         try:
-            session.run()
+            session.run(stays=True)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; {session.voted} votes are saved, and rating goes on there"
@@ -105,19 +97,23 @@ class Session:
     ) -> None:
         self.ratings, self.keys, self.cfg = ratings, keys, cfg
         # lines of a file or a program mean what they always did
-        self._own = OwnKeys(own or {} if keys.interactive else {})
+        self._answers = Answers(keys, OwnKeys(own or {} if keys.interactive else {}))
         self.rater = clean(check_name(cfg.rater or login()))
         self.batch = cfg.batch or None
         self.name = new_session()
-        self.names = _NUMBERS if keys.interactive else LETTERS.upper()  # of the answers
+        self.names = self._answers.names
         self.voted = 0
         self.reasons: list[str] = []  # of the next vote
         self._total = 0  # that this rater is asked
         self._skipped: set[int] = set()  # in this session: each is offered once
         self._undone: list[Vote] = []  # the newest last
+        self._left_out: list[list[Vote]] = []  # many at once, each a whole
         self._voter = self.rater  # in whose name the next vote is stored
         self._known = -1  # a vote that the next answer replaces, as the rater was told
         self._asked = -1  # the vote whose loss was asked about by the last key
+        self._offered: tuple[int, ...] = ()  # what the last key asked to leave out
+        self._waiting: list[int] = []
+        self._away = False  # the rater has left, or the input has ended
         if not ratings.progress(self.rater, self.batch).total:
             problem, hint = "has nothing to rate yet", "ondevice sample queues some"
             known = ratings.batches()
@@ -126,17 +122,37 @@ class Session:
                 hint = f"known: {', '.join(known)}"
             raise UserError(problem, where=str(ratings.path), hint=hint)
 
-    def run(self) -> None:
-        """Until nothing is left or the rater leaves."""
+    def run(self, *, stays: bool = False) -> None:
+        """Until nothing is left or the rater leaves. `stays`: where nothing is left, it is asked
+        whether something is to be taken back or changed."""
         project = read_project(self.ratings)
         item = self._next()
         if self.keys.interactive and item is not None:
-            say(HELP + self._own.told)
+            say(self._help)
             if project.guidelines:
                 say(guidelines(project))
-        while item is not None:
-            self._show(item)
-            item = self._answered(item)
+        while True:
+            while item is not None:
+                self._show(item)
+                item = self._answered(item)
+            if self._away or not stays:
+                return
+            self._tell_what_learns()
+            # lines that were written for the pairs alone are not asked for more
+            if not self.keys.interactive and not self._left_out:
+                return
+            item = self._earlier()
+            if item is None:
+                return
+
+    def _tell_what_learns(self) -> None:
+        if self.ratings.progress(self.rater, self.batch).usable:
+            path = sanitize(str(self.ratings.path), newlines=False)
+            say(f"what learns from these votes: ondevice dpo MODEL {path} (or reward, for ppo)")
+
+    @property
+    def _help(self) -> str:
+        return HELP + self._answers.own.told
 
     def summary(self) -> dict[str, Any]:
         progress = self.ratings.progress(self.rater, self.batch)
@@ -153,17 +169,16 @@ class Session:
         if self.cfg.settle:
             return self._next_disagreement()
         self._voter = self.rater
-        wanted = Wanted(self.cfg.source, self.cfg.kind, self.cfg.batch, self.cfg.longest)
         asking = Asking(
             self.rater,
             self.name,
             self.cfg.repeat_share,
             self.cfg.seed,
-            wanted,
+            self._wanted,
             skipped=frozenset(self._skipped),
         )
         turn = next_turn(self.ratings, asking)
-        self._total = turn.total
+        self._total, self._waiting = turn.total, turn.waiting
         if turn.item is not None:
             return turn.item
         left = ""
@@ -171,6 +186,10 @@ class Session:
             left = f"; {turn.progress.skipped} that you skipped come again another time"
         say(f"nothing is left to rate: {turn.progress}{left}")
         return None
+
+    @property
+    def _wanted(self) -> Wanted:
+        return Wanted(self.cfg.source, self.cfg.kind, self.cfg.batch, self.cfg.longest)
 
     def _next_disagreement(self) -> Item | None:
         self._voter = settler(self.rater)
@@ -189,12 +208,13 @@ class Session:
         the rater leaves or nothing is left."""
         began = ticks()
         while True:
-            answer = self._ask(len(item.responses))
+            answer = self._answers.ask(len(item.responses))
             dwell = round((ticks() - began) * 1000)
             if answer is None or answer == "q":
+                self._away = True
                 return None
             if answer == "?":
-                say(HELP + self._own.told)
+                say(self._help)
                 continue
             try:
                 then = self._do(item, answer, dwell)
@@ -209,31 +229,47 @@ class Session:
             if then is not item:
                 return then
 
+    def _earlier(self) -> Item | None:
+        """Nothing is left: what was said may still be taken back, or changed. Returns the item to
+        show then, None where the rater leaves."""
+        while (answer := self._answers.ask(0)) not in (None, "q"):
+            assert answer is not None
+            if answer == "?":
+                say(self._help)
+            elif answer not in "uUHy":
+                say("there is no pair for that here")
+            else:
+                try:
+                    then = self._looked_back(None, answer)
+                except (Damaged, Replaced):
+                    raise
+                except UserError as problem:
+                    say(f"not saved: {problem}")
+                    continue
+                then = then or self._next()
+                if then is not None:
+                    return then
+        return None
+
     def _do(self, item: Item, answer: str, dwell: int) -> Item | None:
         """Stores what the answer says; returns the item to show then, `item` itself where it is not
         done with, None for the next one."""
-        asked, self._asked = self._asked, -1
-        if answer == "u":
-            return self._undo(item, -1)
-        if answer == "y":
-            newest = newest_of(self.ratings, self.rater)
-            if newest is None or newest.id != asked:
-                say("y means nothing here: nothing was asked")
-                return item
-            return self._undo(item, asked)
-        if answer == "U":
-            return self._redo(item)
-        if answer == "H":
-            return self._history(item)
-        if answer in _ASIDE:
-            getattr(self, _ASIDE[answer])(item)
+        if answer in "uUHy":
+            return self._looked_back(item, answer)
+        asked, self._asked, self._offered = self._asked, -1, ()
+        name = COMMANDS.get(answer)
+        if name is not None and name in _ASIDE:
+            self._aside(item, name)
+            return item
+        if name == "leave_out":
+            self._ask_to_leave_waiting()
             return item
         # in another window: it stays
-        if answer == "s" and self.ratings.voted(item.id, self._voter) is not None:
+        if name == "skip" and self.ratings.voted(item.id, self._voter) is not None:
             return None
         if self._voted_elsewhere(item, asked):
             return item
-        if answer == "s":
+        if name == "skip":
             if self._voter == self.rater:
                 self.ratings.skip(item.id, self.rater, self.name, dwell_ms=dwell)
             self._skipped.add(item.id)
@@ -241,10 +277,37 @@ class Session:
             self._vote(item, answer, dwell)
         return None
 
-    def _undo(self, item: Item, confirmed: int) -> Item:
+    def _looked_back(self, item: Item | None, answer: str) -> Item | None:
+        """Undo, redo, history, and `y` to what the key before has asked. `item`: what is shown, which
+        comes back where it is not done with."""
+        asked, self._asked = self._asked, -1
+        offered, self._offered = self._offered, ()
+        if answer == "u":
+            return self._undo(item, -1)
+        if answer == "U":
+            return self._redo(item)
+        if answer == "H":
+            return self._history(item)
+        if offered:
+            self._leave_out(offered)
+            return None
+        newest = newest_of(self.ratings, self.rater)
+        if newest is None or newest.id != asked:
+            say("y means nothing here: nothing was asked")
+            return item
+        return self._undo(item, asked)
+
+    def _undo(self, item: Item | None, confirmed: int) -> Item | None:
         """Takes the newest vote back and returns its item. For one of an earlier session it asks,
         by another key: a key that is held down ends at what this session did. `confirmed`: the vote
         of which that was answered."""
+        if self._left_out:
+            back = put_back_newest(self.ratings, self._left_out[-1], self.rater, self.name)
+            if back is not None:
+                self._left_out.pop()
+                self._skipped.difference_update(back)
+                say(f"taken back: {pairs_in_words(len(back))} as before")
+                return None
         found = undo_newest(self.ratings, self.rater, self.name, confirmed)
         if found is None:
             say("nothing to undo")
@@ -261,7 +324,30 @@ class Session:
         self._known = found.still.id if found.still is not None else -1
         return found.item
 
-    def _redo(self, item: Item) -> Item | None:
+    # many at once
+
+    def _ask_to_leave_waiting(self) -> None:
+        if self.cfg.settle:
+            say("what people disagree on is not asked in turn: s leaves one, q all of them")
+            return
+        wanted = str(self._wanted)
+        self._ask_to_leave_out(self._waiting, f"that wait ({wanted})" if wanted else "that wait", 0)
+
+    def _ask_to_leave_out(self, items: Sequence[int], which: str, own: int) -> None:
+        """Asks by another key, as the app does. `own`: how many of them this rater has rated."""
+        if not items:
+            say("no pair is there to leave out")
+            return
+        self._offered = tuple(items)
+        told = question_to_leave_out(len(items), which, own)
+        say(f"{sanitize(told, newlines=False)} y leaves them out")
+
+    def _leave_out(self, items: Sequence[int]) -> None:
+        self._left_out.append(leave_out(self.ratings, items, self.rater, self.name))
+        self._skipped.update(items)
+        say(f"left out: {pairs_in_words(len(items))}; u takes that back")
+
+    def _redo(self, item: Item | None) -> Item | None:
         found = store_again(self.ratings, self.name, self._undone)
         if found.vote is None:
             say("nothing to store again")
@@ -269,7 +355,7 @@ class Session:
         say(f"stored again: {said(found.vote, self.names)}")
         return None
 
-    def _history(self, item: Item) -> Item:
+    def _history(self, item: Item | None) -> Item | None:
         """Lists votes, and goes to one of them."""
         say("which votes? Enter: yours; or " + ", ".join(FILTERS[1:]) + " > ", end="")
         name = (self.keys.line() or "").strip()
@@ -278,8 +364,13 @@ class Session:
         say(history_lines(entries, self.rater, wanted, _HISTORY) or "none")
         if not entries:
             return item
-        say("number of the one to change (Enter: none) > ", end="")
+        say("number of the one to change (ctrl+a: leave all out; Enter: none) > ", end="")
         number = (self.keys.line() or "").strip()
+        if COMMANDS.get(number) == "leave_out":
+            own = sum(each.vote is not None and each.vote.rater == self.rater for each in entries)
+            items = [entry.item for entry in entries]
+            self._ask_to_leave_out(items, f"of the list '{wanted}'", own)
+            return item
         for entry in entries:
             if str(entry.item) == number:
                 return self._jump(entry, settle=wanted == "disagreements")
@@ -332,7 +423,9 @@ class Session:
             dwell_ms=dwell,
         )
         self.voted += 1
-        self._tell_after(item, vote)
+        tell_after(self.ratings, self.rater, item, vote, self.names)
+        if self.cfg.goal and self.voted == self.cfg.goal:
+            say(f"{self.voted} votes: the goal of this session is reached")
         if self._voter != self.rater:
             return
         try:
@@ -341,122 +434,28 @@ class Session:
         except UserError as problem:
             say(f"no repeat was queued: {problem}")
 
-    def _tell_after(self, item: Item, vote: Vote) -> None:
-        """Whether a known answer was hit, who wrote the answers, that the goal is reached: what the
-        project's raters have agreed to be told."""
-        project = read_project(self.ratings)
-        if project.feedback and item.kind == "gold":
-            hits, of = gold_score(self.ratings, self.rater)
-            best = self.names[item.shown.index(item.gold or 0)]
-            hit = "as you said" if gold_hit(item, vote) else "you said otherwise"
-            say(f"known answer: {best} is better, {hit} ({hits} of {of} right)")
-        if project.reveal and item.kind == "normal":
-            for letter, slot in zip(self.names, vote.shown, strict=False):
-                source = item.responses[slot].source or "nobody known"
-                say(sanitize(f"{letter} was by {source}", newlines=False))
-        if self.cfg.goal and self.voted == self.cfg.goal:
-            say(f"{self.voted} votes: the goal of this session is reached")
-
-    def _note(self, item: Item) -> None:
-        say("note: ", end="")
-        note = self.keys.line()
-        if not note:
-            say("no note")
-            return
-        self.ratings.note(item.id, self.rater, self.name, note)
-        say("noted")
-
-    def _flag(self, item: Item) -> None:
-        if self.cfg.settle:
-            by = clear_flags(self.ratings, item.id, self.rater, self.name)
-            if by:
-                say(sanitize(f"looked at: no flag of {', '.join(by)} any more", newlines=False))
-                return
-        flagged = flag(self.ratings, item.id, self.rater, self.name)
-        say("flagged" if flagged else "the flag is taken back")
-
-    def _reasons(self, item: Item) -> None:
-        """Numbers of the reasons for the next vote."""
-        known = read_project(self.ratings).reasons
-        say(sanitize("  ".join(f"{n} {reason}" for n, reason in enumerate(known, 1))))
-        say("numbers (Enter: none) > ", end="")
-        typed = self.keys.line() or ""
-        self.reasons = [reason for n, reason in enumerate(known, 1) if str(n) in typed]
-        say(sanitize(f"why: {', '.join(self.reasons) or 'no reason'}", newlines=False))
-
-    def _scores(self, item: Item) -> None:
-        ask_scores(self.ratings, self.keys, item, self.rater, self.name)
-
-    def _guidelines(self, item: Item) -> None:
-        say(guidelines(read_project(self.ratings)))
-
-    # What is shown
+    def _aside(self, item: Item, name: str) -> None:
+        """What is said beside the vote."""
+        if name == "note":
+            ask_note(self.ratings, self.keys, item, self.rater, self.name)
+        elif name == "flag":
+            turn_flag(self.ratings, item, self.rater, self.name, settles=self.cfg.settle)
+        elif name == "reasons":
+            self.reasons = ask_reasons(self.keys, read_project(self.ratings))
+        elif name == "scores":
+            ask_scores(self.ratings, self.keys, item, self.rater, self.name)
+        elif name == "guidelines":
+            say(guidelines(read_project(self.ratings)))
+        else:
+            self._answers.own = ask_own_keys(self.keys, self._answers.own)
 
     def _show(self, item: Item) -> None:
         progress = self.ratings.progress(self.rater, self.batch)
-        width = 0
-        if sys.stdout.isatty():
-            width = shutil.get_terminal_size().columns
         lines = ["", f"━━ {progress} · this session {self.voted} ━━"]
-        for message in item.messages:
-            lines += block(f"prompt · {message.get('role', 'user')}", message_text(message), width)
-        for name, slot in zip(self.names, item.shown, strict=False):
-            lines += block(f"[{name}]", item.responses[slot].text, width)
         # everything up to the keys in one piece; what was typed before it stood there was not meant
         # for it
-        say("\n".join(lines))
+        say("\n".join([*lines, *pair_lines(item, self.names)]))
         self.keys.forget()
-
-    def _ask(self, width: int) -> str | None:
-        """A command, or letters: the best first, all in upper case for much better. None: the end
-        of the input.
-        """
-        prompt = self._own.prompt(self.names[:width], much=self.keys.interactive and width == 2)
-        while True:
-            say(prompt, end="")
-            typed = self._keys(width) if self.keys.interactive else self.keys.line()
-            if typed is None:
-                say("")
-                return None
-            if self.keys.interactive and set(typed) & set(_NO_KEYS):
-                say("letters are no answers here: 1 2 say which is better, N is a note; ? helps")
-                continue
-            answer = _letters(typed.strip(), width)
-            if not self.keys.interactive:
-                say("")
-            if _means(answer, width):
-                if _is_letters(answer, width):
-                    return answer
-                return answer if answer in _CAPITALS else answer.lower()
-            say(f"{sanitize(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
-
-    def _keys(self, width: int) -> str | None:
-        """Single keys: a command at once; numbers until the order is clear or Enter is pressed."""
-        typed = ""
-        while True:
-            key = self.keys.key()
-            if key is None:
-                return None
-            if key == ESCAPE:
-                continue
-            if elsewhere := self._own.only_in_app(key):
-                say(f"{key} is {elsewhere} in the app, and nothing here")
-                continue
-            key = self._own.meant(key)
-            if key in "\x7f\b" and typed:
-                typed = typed[:-1]
-                say("\b \b", end="")
-            elif key in "\r\n" and typed:
-                break
-            elif key.strip() and key.isprintable():
-                shown = sanitize(key, newlines=False)
-                say(shown, end="")
-                typed += key
-                ranked = _is_letters(_letters(typed, width), width)
-                if key in _NO_KEYS or not ranked or len(typed) >= width - 1:
-                    break
-        say("")
-        return typed
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -467,24 +466,6 @@ def render(summary: Mapping[str, Any]) -> str:
     plural = "" if summary["votes_now"] == 1 else "s"
     progress = Progress(**{field.name: summary[field.name] for field in fields(Progress)})
     return f"{rater}: {summary['votes_now']} vote{plural} now, {progress}"
-
-
-def _means(answer: str, width: int) -> bool:
-    return _is_letters(answer, width) or (
-        len(answer) == 1 and (answer in _CAPITALS or answer.lower() in _COMMANDS)
-    )
-
-
-def _letters(typed: str, width: int) -> str:
-    """Numbers as the letters that they stand for, < and > of two answers as capitals."""
-    return typed.translate(_DIGITS | _MUCH if width == 2 else _DIGITS)
-
-
-def _is_letters(text: str, width: int) -> bool:
-    """Letters of answers, none twice, in one case."""
-    if not text or not (text.islower() or text.isupper()):
-        return False
-    return len(set(text)) == len(text) and set(text.lower()) <= set(LETTERS[:width])
 
 
 def login() -> str:

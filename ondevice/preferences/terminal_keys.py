@@ -20,6 +20,17 @@ from typing import Any
 from ondevice.common.errors import Interrupted
 
 ESCAPE = "\x1b"
+LEFT, RIGHT, MUCH_LEFT, MUCH_RIGHT = "left", "right", "shift+left", "shift+right"
+ARROWS = {LEFT: "1", RIGHT: "2", MUCH_LEFT: "<", MUCH_RIGHT: ">"}
+"""Arrows, and the keys that say the same of two answers."""
+_SEQUENCES = {
+    b"[D": LEFT,
+    b"OD": LEFT,
+    b"[C": RIGHT,
+    b"OC": RIGHT,
+    b"[1;2D": MUCH_LEFT,
+    b"[1;2C": MUCH_RIGHT,
+}
 _AFTER_ESCAPE_S = 0.05  # an arrow key sends its bytes at once; a person does not follow Esc so fast
 
 
@@ -63,8 +74,8 @@ class Keys:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def key(self) -> str | None:
-        """The next character typed, an arrow or function key as one ESCAPE; None at the end of the
-        input.
+        """The next character typed; LEFT and the others for arrows to the sides, any other arrow or
+        function key as one ESCAPE; None at the end of the input.
         """
         while True:
             byte = os.read(self._descriptor, 1)
@@ -72,7 +83,7 @@ class Keys:
                 return None
             text = self._decoder.decode(byte)
             if text == ESCAPE:
-                self._drain()
+                return _SEQUENCES.get(self._drain(), ESCAPE)
             if text:
                 return text
 
@@ -101,18 +112,25 @@ class Keys:
 
     def _single(self) -> None:
         tty.setcbreak(self._descriptor, termios.TCSADRAIN)
+        # ctrl+q is to arrive, and ctrl+s is not to hold the screen: in the app neither does
+        modes = termios.tcgetattr(self._descriptor)
+        modes[0] &= ~termios.IXON
+        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, modes)
 
     def _cooked(self) -> None:
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._modes)
 
-    def _drain(self) -> None:
+    def _drain(self) -> bytes:
         """Reads the rest of an escape sequence: ESC [ … up to its final byte, ESC O and one more,
-        or ESC and one.
+        or ESC and one. Returns it, what is longer than any that means something cut.
         """
         kind = self._soon()
         byte = self._soon() if kind in (b"[", b"O") else b""
+        read = kind + byte
         while kind == b"[" and byte and not 0x40 <= byte[0] <= 0x7E:
             byte = self._soon()
+            read = (read + byte)[:16]
+        return read
 
     def _soon(self) -> bytes:
         ready = select.select([self._descriptor], [], [], _AFTER_ESCAPE_S)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,10 @@ from typing import Any
 from ondevice.common.sanitize import sanitize
 from ondevice.preferences.history import Entry, Filter
 from ondevice.preferences.project import Project
-from ondevice.preferences.votes import brief
+from ondevice.preferences.votes import Item, brief
 
 HELP = """\
-  1 2 …      that answer is the best      < >  the first, the second is much better
+  1 2 … ← →  that answer is the best      < >  the first, the second is much better (shift ← →)
   213        with more than two answers: an order, the best first; Enter ends it early
              (in lines from a file or a program: a b …, bac, A B much better)
   t          a tie: equally good       x  all are bad
@@ -21,6 +22,8 @@ HELP = """\
   N          note, then a line         f  flag, for someone to look at   r  reasons of the next vote
   H          history: look at votes, change one                          I  guidelines of this project
   *          scores of the answers, 1 to 5, on the project's scales
+  ctrl+a     all that is asked now is left out: it comes at the end, another time; u takes it back
+  ctrl+k     keys of your own
   q          quit, all votes are saved ?  this help"""
 
 
@@ -38,6 +41,19 @@ def block(title: str, text: str, width: int) -> list[str]:
             ) or [""]
         block += [f"│ {part}" for part in parts]
     return block
+
+
+def pair_lines(item: Item, names: Sequence[str]) -> list[str]:
+    """A prompt, whole, and its answers under `names`, as wide as the terminal is."""
+    width = 0
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    lines = []
+    for message in item.messages:
+        lines += block(f"prompt · {message.get('role', 'user')}", message_text(message), width)
+    for name, slot in zip(names, item.shown, strict=False):
+        lines += block(f"[{name}]", item.responses[slot].text, width)
+    return lines
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -66,6 +66,32 @@ def put_back(ratings: Ratings, skips: Sequence[Vote], session: str) -> list[int]
     return [skip.item for skip in back]
 
 
+def put_back_newest(
+    ratings: Ratings, skips: Sequence[Vote], rater: str, session: str
+) -> list[int] | None:
+    """`put_back` where this rater has voted on nothing since; else None, and nothing is done: an
+    undo is then of what they said last."""
+    with ratings.transaction():
+        newest = newest_of(ratings, rater)
+        if newest is None or all(newest.id != skip.id for skip in skips):
+            return None
+        return put_back(ratings, skips, session)
+
+
+def pairs_in_words(count: int) -> str:
+    """`1 pair`, `3 pairs`."""
+    return "1 pair" if count == 1 else f"{count} pairs"
+
+
+def question_to_leave_out(count: int, which: str, own: int) -> str:
+    """What a rater is asked before so many pairs are left out; `own`: how many of them have a vote
+    of theirs."""
+    told = f"Leave out {pairs_in_words(count)} {which}?"
+    if own:
+        told += f" Your votes on {own} of them no longer count."
+    return f"{told} They come again at the end, another time; u takes this back as a whole."
+
+
 def store_again(ratings: Ratings, session: str, undone: list[Vote]) -> Restored:
     """Stores the newest of these votes whose item has not been rated anew since. Takes the votes
     that it has looked at off the list."""

@@ -17,6 +17,7 @@ from ondevice.config.ratings import RateConfig
 from ondevice.config.rounds import RoundsConfig
 from ondevice.preferences import assignment
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.own_keys import own_keys
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.terminal import Session, login
@@ -102,7 +103,7 @@ class RoundsSession(Session):
     def __init__(
         self, ratings: Ratings, keys: Keys, cfg: RateConfig, look: Callable[[], str]
     ) -> None:
-        super().__init__(ratings, keys, cfg)
+        super().__init__(ratings, keys, cfg, own_keys(cfg.keys))
         self._look = look
         self._said = ""
 

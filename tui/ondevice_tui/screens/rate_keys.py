@@ -1,4 +1,4 @@
-"""The keys of the Rate screen. `ondevice rate` has the same (`ondevice/preferences/terminal.py`): a
+"""The keys of the Rate screen. `ondevice rate` has the same (`ondevice/preferences/terminal_answers.py`): a
 test compares them. The ids are those of `ondevice/preferences/own_keys.py`: what a person may give
 another key.
 """
@@ -69,6 +69,7 @@ VOTES: list[BindingType] = [
         "skip all",
         show=False,
         tooltip="Leave out all that is asked now, of / or of a list of H: they come at the end",
+        id="leave_out",
     ),
     Binding(
         "u,backspace",
@@ -205,7 +206,14 @@ PROJECT: list[BindingType] = [
     Binding(
         "W", "learn('reward')", "reward", tooltip="Train a reward model on these votes", id="reward"
     ),
-    Binding("ctrl+k", "own_keys", "keys", show=False, tooltip="Keys of your own for all this"),
+    Binding(
+        "ctrl+k",
+        "own_keys",
+        "keys",
+        show=False,
+        tooltip="Keys of your own for all this",
+        id="own_keys",
+    ),
     # what these keys are elsewhere, or once were here: said, and nothing done
     Binding("a,b,A,B,g,G,n,p", "letter", "", show=False),
 ]

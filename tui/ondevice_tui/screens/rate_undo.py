@@ -10,7 +10,9 @@ from ondevice.preferences.undo import (
     Restored,
     Undone,
     leave_out,
-    put_back,
+    pairs_in_words,
+    put_back_newest,
+    question_to_leave_out,
     store_again,
     undo_newest,
 )
@@ -67,9 +69,9 @@ class UndoPage(QueuePage):
         group = self._undone.left_out[-1] if self._undone.left_out else []
 
         def work(ratings: Ratings) -> _Found | list[int]:
-            newest = newest_of(ratings, rater)
-            if newest is not None and any(newest.id == skip.id for skip in group):
-                return put_back(ratings, group, self.session)
+            back = put_back_newest(ratings, group, rater, self.session)
+            if back is not None:
+                return back
             undone = undo_newest(ratings, rater, self.session, confirmed)
             others = []
             if undone is not None and is_settled(undone.was.rater):
@@ -81,7 +83,7 @@ class UndoPage(QueuePage):
                 self._undone.left_out.pop()
                 self._skipped.difference_update(found)
                 self.count_marks()
-                self.next(f"taken back: {_pairs(len(found))} as before")
+                self.next(f"taken back: {pairs_in_words(len(found))} as before")
                 return
             undone, self.newest, others = found
             self._taken_back(undone, others)
@@ -96,22 +98,18 @@ class UndoPage(QueuePage):
         if not items:
             self._show_told("no pair is there to leave out")
             return
-        told = f"Leave out {_pairs(len(items))} {which}?"
-        if own:
-            told += f" Your votes on {own} of them no longer count."
-        told += " They come again at the end, another time; u takes this back as a whole."
         rater, session = self.rater, self.session
 
         def then(skips: list[Vote]) -> None:
             self._undone.left_out.append(skips)
             self._skipped |= set(items)
             self.count_marks()
-            self.next(f"left out: {_pairs(len(items))}   u takes that back")
+            self.next(f"left out: {pairs_in_words(len(items))}   u takes that back")
 
         ask(
             self.ui,
             "leave out",
-            told,
+            question_to_leave_out(len(items), which, own),
             "leave them out",
             lambda: self._do(lambda ratings: leave_out(ratings, items, rater, session), then),
         )
@@ -173,7 +171,3 @@ class UndoPage(QueuePage):
         if self.ratings is not None:
             database = str(self.ratings.path)
         self._undone.keep_only_of(database, self.rater)
-
-
-def _pairs(count: int) -> str:
-    return "1 pair" if count == 1 else f"{count} pairs"
