@@ -11,6 +11,8 @@ import pytest
 import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
+from ondevice.config.finetuning import SFTConfig
+from ondevice.config.load import from_mapping
 from ondevice.inference.fixed_prompts import given_prompts
 from ondevice.runs.events import read, read_at
 from ondevice.runs.folder import StageFolder
@@ -20,6 +22,9 @@ from ondevice.seam.select import load_backend
 def test_prompts_are_given_in_one_setting_or_in_a_file(tmp_path: Path) -> None:
     assert given_prompts("") == ()
     assert given_prompts("One, two? | Once upon a time… |") == ("One, two?", "Once upon a time…")
+    assert given_prompts('["a | b, c", "d"]') == ("a | b, c", "d")
+    assert given_prompts("[1, 2] and then") == ("[1, 2] and then",)
+    assert given_prompts("[1, 2]") == ("[1, 2]",)
     file = tmp_path / "asked.txt"
     file.write_text("Who | what?\n\nWhere?\n")
     assert given_prompts(str(file)) == ("Who | what?", "Where?")
@@ -30,6 +35,16 @@ def test_prompts_are_given_in_one_setting_or_in_a_file(tmp_path: Path) -> None:
         given_prompts(str(file))
     with pytest.raises(UserError, match="has no prompt"):
         given_prompts(" | ")
+
+
+def test_prompts_are_given_as_a_list(tmp_path: Path) -> None:
+    listed = from_mapping(SFTConfig, {"model": "m", "sample_prompts": ["a | b", "c"]})
+    assert given_prompts(listed.sample_prompts) == ("a | b", "c")
+    assert from_mapping(SFTConfig, {"model": "m", "sample_prompts": []}).sample_prompts == ""
+    for odd, words in (('["a", 1]', "1 is not a prompt"), ('["a",', "is not a JSON list")):
+        with pytest.raises(UserError, match=words) as caught:
+            from_mapping(SFTConfig, {"model": "m", "sample_prompts": odd})
+        assert caught.value.where == "sample_prompts"
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,20 @@ from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
 
 import ondevice as od
+from ondevice.common.errors import UserError
+from ondevice.config.command_line import take_apart
 from ondevice.config.recipe import STAGES, load_recipe
 from ondevice.config.runs import RunConfig
+from ondevice.config.verbs import VERBS
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import plan_process
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.field_groups import in_groups
-from ondevice_tui.fields import fields_of
+from ondevice_tui.fields import fields_of, settings
 from ondevice_tui.screens.confirm import Question
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.screens.start_fields import Field, GroupHead, best_field
+from ondevice_tui.stage_processes import words_for
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import YesNo
 from test_tui import fits, no_plans, play, started  # noqa: F401
@@ -553,3 +557,23 @@ def test_the_form_of_a_recipe_takes_a_time_where_the_recipe_scales(tmp_path: Pat
         await until_shown(pilot, "✗ text: there is no ")
 
     play(tmp_path, script)
+
+
+def test_a_list_is_the_same_in_a_form_and_on_a_command_line() -> None:
+    cls = STAGES["grpo"]
+    spec = next(spec for spec in fields_of(cls) if spec.name == "rewards")
+    for typed, parts in (
+        ("correct, format ,", ["correct", "format"]),
+        ('["correct", "a, b"]', ["correct", "a, b"]),
+        ("[0-9]x, y", ["[0-9]x", "y"]),
+        ("[]", []),
+    ):
+        assert spec.value(typed) == parts
+        assert take_apart(VERBS["grpo"], cls, ["--rewards", typed]).values == {"rewards": parts}
+        assert spec.value(spec.text(parts)) == parts
+        words = words_for("grpo", cls, {"rewards": parts})
+        assert take_apart(VERBS["grpo"], cls, words[1:]).values.get("rewards", []) == parts
+    with pytest.raises(UserError, match=r"rewards: is not a JSON list.*\[\"one\""):
+        settings([spec], {"rewards": '["correct'})
+    with pytest.raises(UserError, match="--rewards: is not a JSON list"):
+        take_apart(VERBS["grpo"], cls, ["--rewards", '["correct'])

@@ -14,6 +14,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.auto import AUTO
+from ondevice.config.lists import parts_of
 from ondevice.config.verbs import Verb, usage
 
 
@@ -150,8 +151,7 @@ def _take_flag(
     elif key in kinds:
         value = _value(name, given, rest)
         if typing.get_origin(kinds[key]) is tuple:
-            parts = filter(None, value.split(","))
-            line.values[key] = [*line.values.get(key, []), *parts]
+            line.values[key] = [*line.values.get(key, []), *_parts(name, value)]
         else:
             line.values[key] = value
     else:
@@ -206,6 +206,13 @@ def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
     if hint.startswith("did"):
         return hint
     return f"ondevice {verb.name} --help lists them"
+
+
+def _parts(name: str, value: str) -> list[Any]:
+    try:
+        return parts_of(value)
+    except UserError as error:
+        raise UserError(error.message, where=name, hint=error.hint) from None
 
 
 def _value(name: str, given: str | None, rest: list[str]) -> str:

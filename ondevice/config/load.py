@@ -31,7 +31,7 @@ def from_mapping(
 
     `where` goes before a field's name in errors ("tiny.yaml: stages.sft"). `filled`: fields that a
     recipe has filled in; those that have no effect beside the others are left at their defaults.
-    What a class `reads` (field → function) may be given in another form than it is kept in. Raises
+    What a class or its bases `reads` (field → function) may be given in another form than it is kept in. Raises
     UserError: unknown key, missing key, wrong type, `check()` not passed.
     """
     if not isinstance(mapping, Mapping):
@@ -52,7 +52,9 @@ def from_mapping(
         )
         if required and name not in mapping:
             raise UserError("is missing", where=join(where, name))
-    reads: Mapping[str, Callable[[Any], Any]] = getattr(cls, "reads", {})
+    reads: dict[str, Callable[[Any], Any]] = {}
+    for base in reversed(cls.__mro__):
+        reads.update(vars(base).get("reads", {}))
     try:
         given = {
             key: reads[key](value) if key in reads else value for key, value in mapping.items()

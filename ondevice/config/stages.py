@@ -8,14 +8,15 @@ field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ondevice.common.errors import UserError
 from ondevice.config.auto import AUTO, AutoBool, AutoFloat, AutoInt, auto, is_auto
 from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
+from ondevice.config.lists import prompts_of, prompts_text
 from ondevice.config.rows import RowsConfig
 from ondevice.config.sizes import parse_memory
 
@@ -201,8 +202,9 @@ class TrainingConfig(RowsConfig, StageConfig):
     sample_every: int = 0
     """Steps between answers to the fixed prompts; 0: only at the end."""
     sample_prompts: str = ""
-    """The fixed prompts: several with | between them, or a file with one a line; one that ends in …
-    is continued. Empty: the recipe's, else the first three of what is held out."""
+    """The fixed prompts, 20 at most: several with | between them, as a JSON list (["one", "two"]), or a
+    file with one a line; one that ends in … is continued. Empty: the recipe's, else the first three of
+    what is held out."""
     save_every: AutoInt = auto()
     """Steps between checkpoints; 0: only at the end and at a stop. auto: at every second
     measurement. A save measures nothing."""
@@ -225,6 +227,7 @@ class TrainingConfig(RowsConfig, StageConfig):
     )
     """The stage's result is the best checkpoint on held-out data, not the last."""
 
+    reads: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"sample_prompts": prompts_text}
     epochs_field = "epochs"  # the setting that says how often the data is gone through
     gone = {"accumulate": "give --batch-size, rows per step, and --micro-batch, rows at once"}
 
@@ -235,6 +238,7 @@ class TrainingConfig(RowsConfig, StageConfig):
         self._above(0, self.epochs_field)
         self._check_rows_at_once("micro_batch")
         self._at_least(2, "keep")
+        prompts_of(self.sample_prompts)
         self._at_least(
             0,
             "limit",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ondevice.common import bounded
 from ondevice.common.errors import UserError
+from ondevice.config.lists import prompts_of
 from ondevice.config.stages import TrainingConfig
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.tokenizer import Tokenizer
@@ -26,7 +27,6 @@ from ondevice.seam.protocols import Backend
 
 CONTINUED = "…"
 LONGEST = 48
-BETWEEN = "|"  # prompts that are given in one setting
 HELD = 3  # held-out prompts that are asked where none are given
 MOST = 20  # prompts of a file
 SHOWN = 300  # characters of a held-out prompt that are shown
@@ -48,14 +48,15 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
 def given_prompts(told: str) -> tuple[str, ...]:
     """The prompts of the setting `sample_prompts`: its parts, or the lines of the file that it
     names. Raises UserError for a file that cannot be read or has none."""
-    parts: Iterable[str] = told.split(BETWEEN)
     file = Path(told)
     if told and len(told) < 1000 and "\n" not in told and file.is_file():
         try:
-            parts = bounded.read_text(file, 1 << 20).splitlines()
+            lines = bounded.read_text(file, 1 << 20).splitlines()
         except (OSError, ValueError) as problem:
             raise UserError(f"cannot be read: {problem}", where=f"sample_prompts: {told}") from None
-    found = tuple(part.strip() for part in parts if part.strip())
+        found = tuple(part.strip() for part in lines if part.strip())
+    else:
+        found = prompts_of(told)
     if told and not found:
         raise UserError("has no prompt", where=f"sample_prompts: {told}", hint="write one a line")
     return found[:MOST]

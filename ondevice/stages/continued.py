@@ -11,6 +11,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.earlier import upgraded
+from ondevice.config.lists import list_text
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig
 from ondevice.models.digest import model_digest
@@ -115,7 +116,7 @@ def _check_same_parameters(cfg: StageConfig, stage: StageFolder, before: Mapping
         now, then = _plain(getattr(cfg, name, None)), before.get(name)
         if name in before and now != then:
             if isinstance(then, list):
-                told = ",".join(then)
+                told = list_text(then)
             else:
                 told = str(then)
             raise UserError(

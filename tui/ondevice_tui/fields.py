@@ -16,6 +16,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.auto import AUTO
+from ondevice.config.lists import list_text, parts_of
 from ondevice.config.load import parse_yaml
 
 TRUTH = {"true": True, "false": False}
@@ -24,7 +25,7 @@ TRUTH = {"true": True, "false": False}
 @dataclass(frozen=True)
 class FieldSpec:
     """`choices` for a fixed set of words; `flag` for true or false; `many` for a list written with
-    commas.
+    commas or as JSON.
     """
 
     name: str
@@ -36,14 +37,14 @@ class FieldSpec:
 
     def value(self, text: str | bool) -> Any:
         """What a control holds, as `from_mapping` takes it. Raises UserError for keys and values
-        that are no YAML.
+        that are no YAML, and a list that is no JSON.
         """
         if isinstance(text, bool):
             return text
         if text in TRUTH and bool in typing.get_args(self.kind):
             return TRUTH[text]
         if self.many:
-            return [part.strip() for part in text.split(",") if part.strip()]
+            return parts_of(text)
         if typing.get_origin(self.kind) in (dict, Mapping) or dataclasses.is_dataclass(self.kind):
             return parse_yaml(f"{{{text.strip().strip('{}')}}}", self.name)
         if not text and type(None) in typing.get_args(self.kind):
@@ -57,7 +58,7 @@ class FieldSpec:
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, (list, tuple)):
-            return ", ".join(map(str, value))
+            return list_text(value, ", ")
         if isinstance(value, Mapping):
             return ", ".join(f"{key}: {inner}" for key, inner in value.items())
         if isinstance(value, float) and float(f"{value:g}") == value:
@@ -119,7 +120,6 @@ def settings(specs: list[FieldSpec], texts: Mapping[str, str | bool]) -> dict[st
         try:
             values[name] = by_name[name].value(text)
         except UserError as problem:
-            raise UserError(
-                problem.message, where=name, hint="write it as key: value, key: value"
-            ) from None
+            hint = problem.hint or "write it as key: value, key: value"
+            raise UserError(problem.message, where=name, hint=hint) from None
     return values

@@ -28,6 +28,7 @@ from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import parse_json
 from ondevice.config.earlier import upgraded
+from ondevice.config.lists import list_text
 from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.runs.events import read
@@ -203,7 +204,7 @@ def _flag(name: str, value: Any) -> list[str]:
     if value is False:
         return [f"--no-{name}"]
     if isinstance(value, (list, tuple)):
-        return [f"--{name}={','.join(map(str, value))}"]
+        return [f"--{name}={list_text(value)}"]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = to_mapping(value)
     if isinstance(value, Mapping):
