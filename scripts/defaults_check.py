@@ -5,7 +5,7 @@
     python scripts/defaults_check.py MODEL --data FOLDER --stages dpo reward --again
     python scripts/defaults_check.py --document                    what is measured already
 
-FOLDER holds chats.jsonl, pairs.jsonl and text.txt; sums are made here. What is measured is kept in
+FOLDER holds chats.jsonl, pairs.jsonl and text.txt; the questions of grpo are made here. What is measured is kept in
 docs/results/defaults.json; docs/results/defaults.md is written from it, with what a person has noted
 there of a stage ("notes"). A run that was stopped goes on.
 """
@@ -30,19 +30,28 @@ from ondevice.evaluation.held_out import EvalSuite
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 MEMORY = "8GB"
-ROWS = {"sft": 150, "dpo": 160, "reward": 160, "grpo": 64}
+ROWS = {"sft": 150, "dpo": 160, "reward": 160, "grpo": 128}
 """Of the data that a stage learns from: some minutes of one core each."""
-DATA = {"sft": "chats", "dpo": "pairs", "reward": "pairs", "grpo": "sums"}
+DATA = {"sft": "chats", "dpo": "pairs", "reward": "pairs", "grpo": "numbers"}
 PAIR_CHARACTERS = 400  # of a pair at most: short ones, of which more are read in the time
-TRIES = 8
-SHOWN = ("sequence_length", "batch_size", "prompts", "steps", "learning_rate", "warmup_steps")
+TRIES = 4
+MOST_NUMBER = 20
+SHOWN = (
+    "sequence_length",
+    "batch_size",
+    "prompts",
+    "steps",
+    "learning_rate",
+    "warmup_steps",
+    "answer",
+)
 TITLES = {
     "bits_per_byte": "bits per byte of held-out text",
     "loss": "loss of held-out chats, nats per token",
     "accuracy": "held-out pairs whose chosen response is preferred",
     "implicit": "held-out pairs whose chosen response gained more (DPO's own reward)",
-    "solved": "held-out sums solved, greedily",
-    "pass@1": f"held-out sums solved, mean of {TRIES} tries at temperature 1",
+    "solved": "held-out questions answered rightly, greedily",
+    "pass@1": f"held-out questions answered rightly, mean of {TRIES} tries at temperature 1",
 }
 
 
@@ -94,7 +103,7 @@ def write_material(options: argparse.Namespace) -> None:
     made: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "chats": lambda: _lines(options.data / "chats.jsonl"),
         "pairs": lambda: [row for row in _lines(options.data / "pairs.jsonl") if _is_short(row)],
-        "sums": _sums,
+        "numbers": _numbers,
     }
     for name in {DATA[stage] for stage in options.stages}:
         rows = made[name]()
@@ -124,12 +133,15 @@ def _is_short(pair: Mapping[str, Any]) -> bool:
     return all(isinstance(text, str) for text in texts) and sum(map(len, texts)) <= PAIR_CHARACTERS
 
 
-def _sums() -> list[dict[str, Any]]:
-    """Of two numbers up to 20: a small model is right about some of them."""
+def _numbers() -> list[dict[str, Any]]:
+    """The larger of two numbers, each pair once: a small model is right in some of its answers."""
     rows = []
-    for a in range(2, 21):
-        for b in range(2, 21):
-            rows.append({"question": f"What is {a} + {b}?", "answer": str(a + b)})
+    order = random.Random(1)
+    for a in range(1, MOST_NUMBER + 1):
+        for b in range(1, a):
+            one, other = order.sample((a, b), 2)
+            question = f"Which number is larger, {one} or {other}? The larger number is"
+            rows.append({"question": question, "answer": str(a)})
     return rows
 
 
@@ -140,7 +152,6 @@ def measured(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     """A stage by its defaults: what it chose, what it took, and what was reached before and after."""
     work: Path = options.work
     run = work / f"run-{stage}"
-    before = reached(stage, Path(options.model), options, None)
     words = [stage, options.model, str(work / f"{stage}.jsonl"), "--memory", MEMORY]
     words += ["--out", str(run)]
     if (run / stage).is_dir():
@@ -149,7 +160,10 @@ def measured(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     done = json.loads((run / stage / "done.json").read_text(encoding="utf-8"))
     chosen = json.loads((run / stage / "settings.json").read_text(encoding="utf-8"))["settings"]
     begun = (run / stage / "events.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    after = reached(stage, _apart(run / stage / "model", work / f"after-{stage}"), options, before)
+    form = chosen.get("answer", "")
+    before = reached(stage, Path(options.model), options, None, form)
+    made = _apart(run / stage / "model", work / f"after-{stage}")
+    after = reached(stage, made, options, before, form)
     return {
         "model": Path(options.model).name,
         "rows": len(_lines(work / f"{stage}.jsonl")),
@@ -181,9 +195,14 @@ def _apart(model: Path, place: Path) -> Path:
 
 
 def reached(
-    stage: str, model: Path, options: argparse.Namespace, before: Mapping[str, Any] | None
+    stage: str,
+    model: Path,
+    options: argparse.Namespace,
+    before: Mapping[str, Any] | None,
+    form: str,
 ) -> dict[str, float]:
-    """Figures of `TITLES`; `before`: None for the model that the stage begins from."""
+    """Figures of `TITLES`; `before`: None for the model that the stage begins from; `form`: of the
+    answers that the stage rewards."""
     work: Path = options.work
     held = str(work / f"{DATA[stage]}-held.jsonl")
     if stage == "reward":
@@ -200,7 +219,12 @@ def reached(
             found["implicit"] = _preferred(model, held, options.model)["accuracy"]
     else:
         figures = od.evaluate(
-            model=str(model), data=held, tasks=("problems",), tries=TRIES, max_new_tokens=64
+            model=str(model),
+            data=held,
+            tasks=("problems",),
+            answer=form,
+            tries=TRIES,
+            max_new_tokens=64,
         )
         found |= {"solved": figures["accuracy"], "pass@1": figures["pass@1"]}
     return found
@@ -234,7 +258,7 @@ def document(stages: Mapping[str, Mapping[str, Any]], notes: Mapping[str, list[s
 
 
 def _section(stage: str, row: Mapping[str, Any]) -> list[str]:
-    settings = ", ".join(f"`{name}` {value:g}" for name, value in row["settings"].items())
+    settings = ", ".join(_setting(*pair) for pair in row["settings"].items())
     planned = f"; {size(row['planned'])} were planned" if row["planned"] else ""
     lines = [
         f"`ondevice {stage} {row['model']} {DATA[stage]}.jsonl --memory {MEMORY}`, {row['rows']} rows: "
@@ -248,6 +272,10 @@ def _section(stage: str, row: Mapping[str, Any]) -> list[str]:
         cells = (_cell(name, was), _cell(name, value))
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
     return lines
+
+
+def _setting(name: str, value: float | str) -> str:
+    return f"`{name}` " + (f"`{value}`" if isinstance(value, str) else f"{value:g}")
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -156,11 +156,38 @@ def test_rates_are_the_published_ones_at_their_size(
     cfg: TrainingConfig, size: int, rate: float
 ) -> None:
     assert learning_rate_for(cfg, ModelFacts(size, 1024))[0] == rate
-    small = learning_rate_for(cfg, ModelFacts(size // 1000, 1024))[0]
-    assert small == pytest.approx(10 * rate, rel=0.05)  # the cube root of 1,000
+    if not isinstance(cfg, GRPOConfig):
+        small = learning_rate_for(cfg, ModelFacts(size // 1000, 1024))[0]
+        assert small == pytest.approx(10 * rate, rel=0.05)  # the cube root of 1,000
     if not isinstance(cfg, PretrainConfig | ClassifyConfig):
         adapter = dataclasses.replace(cfg, adapter="lora")  # type: ignore[call-arg]
         assert learning_rate_for(adapter, ModelFacts(size, 1024))[0] == pytest.approx(10 * rate)
+
+
+def test_grpo_of_small_models_has_a_published_rate_of_its_own() -> None:
+    rates = []
+    for size in (60_000_000, 1_500_000_000, 3_240_000_000, 7_000_000_000, 56_000_000_000):
+        rates.append(learning_rate_for(GRPOConfig(), ModelFacts(size, 1024))[0])
+    # Open R1's for 60 M and 1.5 B, half-way, DeepSeekMath's, and half of that for 8 times as many
+    assert rates == [5.8e-5, 2e-5, 4.5e-6, 1e-6, 5e-7]
+
+
+def test_few_prompts_are_read_in_smaller_steps() -> None:
+    def steps(cfg: TrainingConfig, rows: int, **facts: Any) -> tuple[int, int]:
+        found = settled(cfg, lengths((rows, 9)), **facts)
+        return found.prompts, found.steps
+
+    assert steps(GRPOConfig(), 58) == (4, 15)
+    assert steps(GRPOConfig(), 900) == (8, 113)
+    assert steps(GRPOConfig(), 5000) == (16, 313)
+    assert steps(GRPOConfig(epochs=10), 160) == (16, 100)
+    assert steps(PPOConfig(), 200) == (16, 13) and steps(PPOConfig(), 9000) == (64, 141)
+    assert steps(PPOConfig(minibatches=40), 200)[0] == 40
+    # what a person says, and what has no end, leaves it as it is
+    assert steps(GRPOConfig(steps=7), 58) == (16, 7)
+    assert steps(GRPOConfig(prompts=5), 58) == (5, 12)
+    assert steps(GRPOConfig(), 58, builtin=True) == (16, 60)
+    assert steps(PPOConfig(), 58, builtin=True) == (64, 20)
 
 
 def test_text_from_random_weights_has_a_rate_of_its_own() -> None:
@@ -189,7 +216,7 @@ def test_warm_up_measurements_and_saves_are_parts_of_the_steps() -> None:
 )
 def test_what_is_given_stays_and_what_is_settled_is_settled_again_alike(stage: str) -> None:
     cls: Any = STAGES[stage]
-    facts = DataFacts(np.arange(5, 900))
+    facts = DataFacts(np.arange(5, 900), answer=("whole", "the answers are texts"))
     first = resolved(cls(), SMALL, facts)
     left = [name for name in automatic(first.cfg) if is_auto(first.cfg, name)]
     assert left == ["checkpointing"]  # the machine's
@@ -359,6 +386,38 @@ def test_a_stage_of_an_earlier_version_goes_on_with_the_defaults_of_then(
     train(files, tmp_path / "r", resume=True)
     assert same(weights(tmp_path / "r"), whole)
     assert recorded(tmp_path / "r")["settings"] == then
+
+
+def test_grpo_reads_answers_as_the_problems_have_them_and_goes_on_so(
+    files: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "sums.jsonl"
+    rows = [{"question": f"Anna {n}", "answer": str(n)} for n in range(12)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    few = {"group_size": 2, "max_new_tokens": 4, "data": str(data), "steps": 2, "save_every": 1}
+    train(files, tmp_path / "r", "grpo", **few)
+    settings = recorded(tmp_path / "r", "grpo")["settings"]
+    assert (settings["answer"], settings["prompts"]) == ("last_number", 16)
+    assert fingerprint(tmp_path / "r", "grpo")["answer"] == "last_number"
+    undone(tmp_path / "r", "grpo", steps=1)
+    # whatever the rule would say of the data by then
+    with pytest.raises(UserError, match="with other contents of data"):
+        data.write_text("\n".join(json.dumps({**row, "answer": "Rome"}) for row in rows))
+        train(files, tmp_path / "r", "grpo", resume=True, **few)
+    data.write_text("\n".join(map(json.dumps, rows)))
+    train(files, tmp_path / "r", "grpo", resume=True, **few)
+    assert recorded(tmp_path / "r", "grpo")["settings"] == settings
+
+    # of an earlier version, whose answers were numbers alone
+    train(files, tmp_path / "then", "grpo", answer="number", prompts=3, **few)
+    place = tmp_path / "then" / "grpo" / "settings.json"
+    record = json.loads(place.read_text())
+    del record["settings"]["answer"], record["settings"]["prompts"]
+    place.write_text(json.dumps(record))
+    undone(tmp_path / "then", "grpo", steps=1)
+    train(files, tmp_path / "then", "grpo", resume=True, **few)
+    kept = recorded(tmp_path / "then", "grpo")["settings"]
+    assert (kept["answer"], kept["prompts"]) == ("number", 3)
 
 
 def test_epochs_at_a_resume(files: Path, tmp_path: Path) -> None:

@@ -200,10 +200,20 @@ def test_right_answers_that_nothing_reads_are_counted_before_the_run(
         UserError,
         match="'number' can be any of the 30 right answers, the first of which is 'Paris'",
     ):
-        grpo(files, tmp_path / "none", data=str(tmp_path / "none.jsonl"), rewards=("correct",))
+        grpo(
+            files,
+            tmp_path / "none",
+            data=str(tmp_path / "none.jsonl"),
+            rewards=("correct",),
+            answer="number",
+        )
     assert not list((tmp_path / "none" / "grpo").glob("checkpoints/*"))
     events, _ = grpo(
-        files, tmp_path / "some", data=str(tmp_path / "some.jsonl"), rewards=("correct", "length")
+        files,
+        tmp_path / "some",
+        data=str(tmp_path / "some.jsonl"),
+        rewards=("correct", "length"),
+        answer="number",
     )
     said = [e["message"] for e in events if e["event"] == "warning"]
     assert any(

@@ -476,7 +476,7 @@ def defaults_check(place: Place) -> None:
     for stage, row in found.items():
         assert row["peak"] > 50e6 and row["planned"] > 10e6 and row["rows"] == 12
         assert row["settings"]["steps"] >= 1 and row["after"].keys() >= row["before"].keys()
-        kind = {"sft": "chats", "grpo": "sums"}.get(stage, "pairs")
+        kind = {"sft": "chats", "grpo": "numbers"}.get(stage, "pairs")
         held = (place.here / "work" / f"{kind}-held.jsonl").read_text(encoding="utf-8").splitlines()
         learned = (place.here / "work" / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
         assert held and not set(held) & set(learned), "what is held out is not learned from"

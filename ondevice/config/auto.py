@@ -1,7 +1,7 @@
 """Settings that may be left at `auto`. Standard library only.
 
-A stage puts a number in place of each `auto` at its start, before anything reads it, by the rules of
-`training/defaults.py`. To a type checker such a field is the number that a stage reads; a person may
+A stage puts a value in place of each `auto` at its start, before anything reads it, by the rules of
+`training/defaults.py`. To a type checker such a field is the value that a stage reads; a person may
 give `auto` too, and that is the default.
 """
 
@@ -15,16 +15,18 @@ EPOCHS = ("epochs", "prompt_epochs")
 BY_DATA = (
     "sequence_length",
     "batch_size",
+    "prompts",
     "steps",
     "learning_rate",
     "muon_learning_rate",
     "warmup_steps",
     "eval_every",
     "save_every",
+    "answer",
 )
 """Settings that follow from the data and the model, each after those that it follows from."""
 BY_RULE = (*BY_DATA, "checkpointing")
-"""Settings that a stage puts a number in place of. (What else may be auto, such as `micro_batch` or
+"""Settings that a stage puts a value in place of. (What else may be auto, such as `micro_batch` or
 `compile`, is chosen by who uses it.)"""
 
 if TYPE_CHECKING:
@@ -48,5 +50,5 @@ def is_auto(config: Any, name: str) -> bool:
 
 
 def left_to_rules(config: Any) -> set[str]:
-    """The settings that no number is known of yet, and the epochs that the steps follow from."""
+    """The settings that no value is known of yet, and the epochs that the steps follow from."""
     return {name for name in (*BY_RULE, *EPOCHS) if getattr(config, name, None) == AUTO}

@@ -248,8 +248,9 @@ class RolloutConfig(ChatsBesideConfig):
 
     model: str = ""
     """The folder to start from; it is the reference too."""
-    prompts: int = 64
-    """Prompts of one rollout."""
+    prompts: AutoInt = auto()
+    """Prompts of one rollout. auto: 64, and fewer of few prompts, so that there are about 100
+    rollouts."""
     max_new_tokens: int = 64
     """Longest completion in tokens."""
     temperature: float = 1.0
@@ -346,7 +347,7 @@ class PPOConfig(RolloutConfig):
     def check(self) -> None:
         super().check()
         self._at_least(1, "epochs", "minibatches")
-        if self.minibatches > self.prompts:
+        if not is_auto(self, "prompts") and self.minibatches > self.prompts:
             raise UserError(
                 f"{self.prompts} completions do not fill {self.minibatches} parts",
                 where="minibatches",
@@ -397,8 +398,9 @@ class GRPOConfig(RolloutConfig):
     steps: AutoInt = only(AUTO, *STEPS)
     """Rollouts. auto: as many as epochs needs; 60 on the built-in corpus and gyms, which have no
     end."""
-    prompts: int = 16
-    """Prompts of one rollout."""
+    prompts: AutoInt = auto()
+    """Prompts of one rollout. auto: 16, and fewer of few problems, so that there are about 100
+    rollouts."""
     group_size: int = 8
     """Completions of each prompt."""
     learning_rate: AutoFloat = auto()
@@ -451,10 +453,10 @@ class GRPOConfig(RolloutConfig):
     reward_file: str = ""
     """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count
     beside those that rewards names, or alone."""
-    answer: str = "number"
+    answer: str = auto()
     """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number,
-    whole.
-    """
+    whole. auto: as the questions ask for it, else as the model has learned it here, else
+    last_number for numbers and whole for any other answers; number for the built-in sums."""
     reward_timeout: float = only(
         10.0, _judged_apart, "no reward of this run has a process of its own"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.config.auto import AUTO
 from ondevice.config.effects import only
 
 
@@ -19,7 +20,7 @@ def _reads_rows(cfg: Any) -> bool:
     sources = (
         part.partition(":")[0]
         for data in named
-        if isinstance(data, str)
+        if isinstance(data, str) and data != AUTO  # prompts of a rollout are a number
         for part in data.split(",")
     )
     return any(

@@ -66,6 +66,17 @@ def _config(stage: StageFolder) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else {}
 
 
+def stage_settings(stage: StageFolder) -> dict[str, Any]:
+    """What a stage began with, with what rules have decided since."""
+    return {**_config(stage), **stage.settings_record().get("settings", {})}
+
+
+def sft_settings(stage: StageFolder) -> tuple[SFTConfig, CorpusConfig]:
+    """The settings of a stage sft, and what `builtin` means in them."""
+    settings = upgraded("sft", stage_settings(stage))
+    return from_mapping(SFTConfig, settings, str(stage.path)), _corpus_of(stage.path.parent)
+
+
 def sft_before(model: str) -> StageFolder | None:
     """The stage sft that a model came through; None where there is none."""
     return next((stage for stage in stages_before(model) if stage.name == "sft"), None)
@@ -92,9 +103,7 @@ def chats_wanted(cfg: ChatsBesideConfig, corpus: CorpusConfig) -> ChatsWanted:
     before = sft_before(str(getattr(cfg, "model", "")))
     learned = None
     if before is not None:
-        settings = {**_config(before), **before.settings_record().get("settings", {})}
-        learned = from_mapping(SFTConfig, upgraded("sft", settings), str(before.path))
-        own = _corpus_of(before.path.parent)
+        learned, own = sft_settings(before)
     named = cfg.sft_data
     if not named and learned is not None:
         return ChatsWanted(learned, own)

@@ -111,6 +111,12 @@ class Rewards:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    def read_in(self, form: str) -> None:
+        """From here on answers are read in this form. Raises UserError as `Rewards` does."""
+        check_form(form)
+        _need_all(self.weights, form)
+        self.form = form
+
     @property
     def unused(self) -> tuple[str, ...]:
         """Public functions of a person's file that are no rewards."""

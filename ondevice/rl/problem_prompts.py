@@ -26,6 +26,8 @@ from ondevice.rewards.scorer import Rewards
 
 HELD = 64  # held-out problems of a measurement
 Part = Literal["train", "validation", "all"]
+Problems = tuple[Sequence[Prompt], Sequence[Prompt], set[str]]
+"""Those to learn from, those held out, and the columns of all."""
 
 
 class ProblemPrompts:
@@ -37,7 +39,7 @@ class ProblemPrompts:
         self.policy = policy
         self.rewards = rewards
 
-    def parts(self) -> tuple[Sequence[Prompt], Sequence[Prompt], set[str]]:
+    def parts(self) -> Problems:
         """Problems to learn from, those held out, and the columns of all. Raises UserError for data
         that cannot be read or leaves no problem."""
         wanted = DataSpec.of(self.cfg).for_template(self.policy.tokenizer)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ondevice.config.auto import is_auto
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
@@ -37,6 +38,7 @@ from ondevice.models.model import Model, require_chat_template, require_generati
 from ondevice.rewards.isolate import Limits
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.advantages import group_advantages
+from ondevice.rl.answer_form import BUILTIN, answer_form
 from ondevice.rl.loss_scales import loss_scales
 from ondevice.rl.micro_batches import (
     Floats,
@@ -48,7 +50,7 @@ from ondevice.rl.micro_batches import (
     prompt_indices,
     repeat_per_token,
 )
-from ondevice.rl.problem_prompts import ProblemPrompts
+from ondevice.rl.problem_prompts import ProblemPrompts, Problems
 from ondevice.rl.prompt_widths import PromptWidths, whole_room
 from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
@@ -87,11 +89,12 @@ NOTHING_LEARNED = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy
 
 
 def rewards_of(cfg: GRPOConfig, log: Path) -> Rewards:
-    """The rewards that the settings name; `log` is for what a reward file prints. Raises UserError."""
+    """The rewards that the settings name; `log` is for what a reward file prints. An answer's form
+    that is left to a rule follows from the problems: `Rewards.read_in`. Raises UserError."""
     return Rewards(
         cfg.judges(),
         cfg.reward_weights,
-        cfg.answer,
+        BUILTIN if is_auto(cfg, "answer") else cfg.answer,
         cfg.reward_file,
         cfg.reward_timeout,
         log,
@@ -104,8 +107,11 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
     policy = with_adapter(start_model(cfg, ctx.backend), cfg, ctx)
     require_chat_template(policy)
     with rewards_of(cfg, ctx.folder.path / "rewards.log") as rewards:
-        feed = GRPOFeed(cfg, ctx, policy, rewards)
-        cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "problems", cfg.data), ctx)
+        problems = ProblemPrompts(cfg, ctx.data, policy, rewards).parts()
+        form = read_answers(cfg, problems, rewards, ctx)
+        facts = partial(prompt_facts, problems[0], "problems", cfg.data, form)
+        cfg = settle(cfg, policy, facts, ctx)
+        feed = GRPOFeed(cfg, ctx, policy, rewards, problems)
         held = bool(cfg.beta) and shares_reference(policy, ctx.backend)
         own = partial(
             grpo_loss,
@@ -142,6 +148,26 @@ def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
     return StageResult(policy.with_params(params), {"held_out": held_out(ctx.taken)}, notes=notes)
 
 
+def read_answers(
+    cfg: GRPOConfig, problems: Problems, rewards: Rewards, ctx: Context
+) -> tuple[str, str]:
+    """Has the rewards read answers in the form that is named, or that suits the problems; the form,
+    and why. Warns of right answers that no completion can give in it. Raises UserError for problems
+    that the rewards cannot judge."""
+    asked, held, columns = problems
+    rewards.check(columns)
+    form = cfg.answer, "named"
+    if is_auto(cfg, "answer"):
+        form = answer_form(cfg, asked)
+    rewards.read_in(form[0])
+    for one in rewards.check_answers(prompt.known for prompt in chain(islice(asked, GOLDS), held)):
+        ctx.warn(
+            f"{one.text} can be given by no completion in the form {form[0]!r} (such as "
+            f"{one.example[:60]!r}): the reward {one.reward} cannot teach them"
+        )
+    return form
+
+
 class Updates(NamedTuple):
     """A step's updates, a cut of all its completions, and how many of them the updates compute."""
 
@@ -158,16 +184,17 @@ def start_model(cfg: GRPOConfig, backend: Backend) -> Model:
 class GRPOFeed:
     """Each step's rollout and updates: a function of the seed, the step and the parameters."""
 
-    def __init__(self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards) -> None:
+    def __init__(
+        self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards, problems: Problems
+    ) -> None:
+        """`cfg` has no auto; `problems`: what `ProblemPrompts` gives."""
         self.cfg = cfg
         self.ctx = ctx
         self.rewards = rewards
         self.policy = policy
         # read where beta is not 0
         self.reference = reference_params(policy, ctx.backend) if cfg.beta else {}
-        self.asked, self.held, columns = ProblemPrompts(cfg, ctx.data, policy, rewards).parts()
-        rewards.check(columns)
-        self._check_answers()
+        self.asked, self.held, _ = problems
         self.no_signal = NoSignal(ctx.warn_sick)
         self.prompt_rows = least_prompt_rows(policy, ctx)
         self.sampler = self._sampler(policy, cfg.temperature)
@@ -179,8 +206,8 @@ class GRPOFeed:
             cfg.prompts,
             cfg.group_size,
         )
-        problems = Lazy(lambda n: self.asked[n].ids, np.arange(len(self.asked)))
-        rewarded = Rewarded(problems, policy.tokenizer)
+        asked = Lazy(lambda n: self.asked[n].ids, np.arange(len(self.asked)))
+        rewarded = Rewarded(asked, policy.tokenizer)
         self.chats = ChatsBeside(cfg, policy, ctx, rewarded)
         self.pairs = PairsBeside(cfg, policy, ctx, rewarded)
         self.log = GroupLog(ctx.folder.groups)
@@ -196,15 +223,6 @@ class GRPOFeed:
             max_new_tokens=self.cfg.max_new_tokens,
             seed=self.cfg.seed,
         )
-
-    def _check_answers(self) -> None:
-        """Warns of right answers that no completion can give in the form that rewards read."""
-        some = chain(islice(self.asked, GOLDS), self.held)
-        for one in self.rewards.check_answers(prompt.known for prompt in some):
-            self.ctx.warn(
-                f"{one.text} can be given by no completion in the form {self.cfg.answer!r} (such as "
-                f"{one.example[:60]!r}): the reward {one.reward} cannot teach them"
-            )
 
     def _tell(self) -> None:
         """Tells the rewards and the problems: people, and an event."""

@@ -77,6 +77,7 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
     judge = judge.with_params(reference_params(judge, ctx.backend))
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     cfg = settle(cfg, policy, partial(prompt_facts, feed.asked, "prompts", cfg.data), ctx)
+    feed.cfg = cfg  # which follows from the prompts that the feed has read
     names = list(policy.params)
     ppo = partial(
         ppo_loss,

@@ -10,11 +10,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from ondevice.common.clock import ticks
+from ondevice.config.auto import is_auto
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.context import DataContext, silent
 from ondevice.models.compute_type import cast_once
 from ondevice.models.model import require_chat_template
+from ondevice.rl.answer_form import answer_form
 from ondevice.rl.micro_batches import prompt_indices
 from ondevice.rl.problem_prompts import ProblemPrompts
 from ondevice.rl.rollout import Sampler, count_tokens
@@ -47,6 +49,8 @@ def probe(cfg: GRPOConfig, backend: Backend, corpus: CorpusConfig) -> Probe:
         with rewards_of(cfg, place / "rewards.log") as rewards:
             problems, _, columns = ProblemPrompts(cfg, ctx, policy, rewards).parts()
             rewards.check(columns)
+            if is_auto(cfg, "answer"):
+                rewards.read_in(answer_form(cfg, problems)[0])
             chosen = prompt_indices(count, 0, len(problems), cfg.seed, "problems")
             asked = [problems[i] for i in chosen]
             sampler = Sampler(

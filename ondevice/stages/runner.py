@@ -39,6 +39,7 @@ from ondevice.reports.tracker_writers import refuse_missing
 from ondevice.reports.trackers import FOLDER as TRACKERS
 from ondevice.reports.trackers import Tracker
 from ondevice.rewards.scorer import refuse_what_cannot_judge
+from ondevice.rl.answer_form import BUILTIN
 from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, RunSettings, StageResult, StageStart
 from ondevice.runs.events import EventWriter
@@ -131,7 +132,8 @@ def run_stage(
 def _refuse_rewards(cfg: StageConfig) -> None:
     """Raises UserError where a stage names rewards that cannot judge on this machine."""
     if isinstance(cfg, GRPOConfig):
-        refuse_what_cannot_judge(cfg.judges(), cfg.reward_weights, cfg.answer, cfg.reward_file)
+        form = BUILTIN if is_auto(cfg, "answer") else cfg.answer
+        refuse_what_cannot_judge(cfg.judges(), cfg.reward_weights, form, cfg.reward_file)
     elif isinstance(cfg, RaterConfig) and cfg.rewards:
         refuse_what_cannot_judge(cfg.rewards, cfg.reward_weights, cfg.answer)
 

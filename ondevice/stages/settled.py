@@ -1,4 +1,4 @@
-"""A stage's settings with a number in place of each `auto`: chosen once, at its start, by the rules
+"""A stage's settings with a value in place of each `auto`: chosen once, at its start, by the rules
 of `training/defaults.py`; said, recorded beside the stage, and the same again at a resume, whatever
 the data and the machine are by then.
 """
@@ -111,10 +111,16 @@ def by_rules(
     return settled, why, rows
 
 
-def prompt_facts(prompts: Sequence[Prompt], unit: str, data: str) -> DataFacts:
-    """What of the prompts to answer the settings follow from."""
+def prompt_facts(
+    prompts: Sequence[Prompt],
+    unit: str,
+    data: str,
+    answer: tuple[str, str] | None = None,
+) -> DataFacts:
+    """What of the prompts to answer the settings follow from; `answer`: the form of
+    answers, and why."""
     lengths = np.fromiter((len(prompt.ids) for prompt in prompts), np.int64, len(prompts))
-    return DataFacts(lengths, unit, builtin=is_generated(data))
+    return DataFacts(lengths, unit, builtin=is_generated(data), answer=answer)
 
 
 def _model_facts(cfg: TrainingConfig, model: Model, backend: Backend) -> ModelFacts:
@@ -153,7 +159,7 @@ def _shown(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:g}"
-    return f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 # ---- recorded ----------------------------------------------------------------------------------
@@ -201,7 +207,9 @@ def as_recorded(cfg: StageConfig, folder: StageFolder) -> StageConfig:
     if not isinstance(cfg, TrainingConfig):
         return cfg
     record = folder.settings_record()
-    before = record.get("settings") or _told_before(folder)
+    before = record.get("settings") or {}
+    if set(automatic(cfg)) - set(before):  # an earlier version began it, or nobody has yet
+        before = {**_told_before(folder), **before}
     steps = _steps(cfg, record, before)
     if steps is not None:
         changes: dict[str, Any] = {"steps": steps, cfg.epochs_field: AUTO}
@@ -229,7 +237,7 @@ def _steps(cfg: TrainingConfig, record: Mapping[str, Any], before: Mapping[str, 
     rows = record.get("rows")
     if epochs in (AUTO, record.get("epochs")) or not isinstance(rows, int):
         return steps
-    size = before.get("batch_size", 0) or rows_per_step(cfg)
+    size = before.get("batch_size") or before.get("prompts") or rows_per_step(cfg)
     return steps_of(rows, float(epochs), size)
 
 

@@ -305,5 +305,5 @@ def _settled(fit: Fitted, name: str) -> dict[str, Any]:
 
 def _decided(cfg: StageConfig) -> dict[str, Any]:
     """The settings that a time may change, as they are now."""
-    names = (*BY_RULE, *EPOCHS, "prompts")
+    names = (*BY_RULE, *EPOCHS)
     return {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}

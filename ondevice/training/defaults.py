@@ -1,8 +1,8 @@
 """What the settings of a stage are where they are left at `auto`.
 
 What decides the result follows from the data and the model alone, so that it is the same on every
-machine: `sequence_length`, `batch_size`, `steps` (by way of `epochs`), the learning rates,
-`warmup_steps`, `eval_every`. `save_every` decides nothing. What does not fit a machine's memory is
+machine: `sequence_length`, `batch_size`, `prompts`, `steps` (by way of `epochs`), the learning
+rates, `warmup_steps`, `eval_every`, `answer`. `save_every` decides nothing. What does not fit a machine's memory is
 not made shorter here.
 
 Everything is a pure function of what a person gave and of counts: a stage calls `resolved` at its
@@ -10,7 +10,7 @@ start, and who plans one calls it without a stage. The order is that in which on
 another: how long a row is, how many rows an epoch has, how many a step takes, how many steps there
 are, and shares of these.
 
-Sources. Rates are those published for a size, `RATES`, and fall with the cube root of the
+Sources. Rates are those published for a size, `RATES` and `SMALL_RATES`, and fall with the cube root of the
 parameters, as those of GPT-3's eight sizes do (Brown 2020, table 2.1: 6.0e-4 for 125 M, 0.6e-4 for
 175 B). An adapter takes ten times the rate of all weights (Schulman 2025, "LoRA Without Regret").
 Text from random weights has a rule of its own (Kaplan 2020, equation D.1). A tenth of the steps to
@@ -60,6 +60,9 @@ WANTED_STEPS = 100
 """Steps that a run is to have, where fewer rows per step make that possible: the rate has to rise
 and fall."""
 MEASUREMENTS = 10  # of a run
+MOST_PROMPTS: Mapping[type[TrainingConfig], int] = {PPOConfig: 64, GRPOConfig: 16}
+LEAST_PROMPTS: Mapping[type[TrainingConfig], int] = {PPOConfig: 16, GRPOConfig: 4}
+"""Prompts of a step, of one completion each or of a group."""
 LORA_FACTOR = 10.0  # Schulman 2025
 FRESH_MUON = 0.02  # Jordan 2024, from random weights
 
@@ -81,6 +84,12 @@ RATES: Mapping[type[TrainingConfig], Rate] = {
     PPOConfig: Rate(3e-6, 1e9, "Huang 2024"),
     GRPOConfig: Rate(1e-6, 7e9, "DeepSeekMath, Shao 2024"),
 }
+SMALL_RATES: Mapping[type[TrainingConfig], Rate] = {
+    GRPOConfig: Rate(2e-5, 1.5e9, "Open R1's recipe, Hugging Face 2025"),
+}
+"""Where small models are known to take another rate than the large one's: from there on down by
+the cube root, as ever (Open R1's 6e-5 for a model of 60 M is what that gives), and between the two
+sizes along the line between them."""
 ORPO = Rate(8e-6, 7e9, "ORPO, Hong 2024")
 """Its loss is that of sft, and what it says of pairs beside it."""
 _WARMUP: Mapping[type[TrainingConfig], float] = {
@@ -119,11 +128,13 @@ class DataFacts:
     """What of the rows to learn from the settings follow from. `lengths` (N,): the tokens of a row
     that each of the data's rows takes (of running text: those of each document; of prompts: the
     prompt's). `unit`: what a row is, in the plural. `builtin`: all are generated ones, of the
-    built-in corpus or a gym."""
+    built-in corpus or a gym. `answer`: the form of answers that fits problems and model, and why;
+    None where it is not known, which leaves the setting at auto."""
 
     lengths: Ints
     unit: str = "rows"
     builtin: bool = False
+    answer: tuple[str, str] | None = None
 
 
 class Resolved(NamedTuple):
@@ -136,7 +147,7 @@ class Resolved(NamedTuple):
 
 
 def resolved(cfg: Config, model: ModelFacts, data: DataFacts) -> Resolved:
-    """`cfg` with a number in place of each `auto` that the data and the model decide. `data` has a
+    """`cfg` with a value in place of each `auto` that the data and the model decide. `data` has a
     row at least.
 
     `checkpointing`, `micro_batch` and `decode_batch` are the machine's (`runs/device_batch.py`) and
@@ -165,6 +176,8 @@ class _Rules:
 
     def settle(self, name: str) -> None:
         if not hasattr(self.cfg, name) or not is_auto(self.cfg, name):
+            return
+        if name == "answer" and self.data.answer is None:
             return
         value, why = getattr(self, f"_{name}")()
         changes = {name: value}
@@ -211,6 +224,24 @@ class _Rules:
         if size < most:
             why += f": {most} would leave fewer than {WANTED_STEPS} steps"
         return size, why
+
+    def _prompts(self) -> tuple[int, str]:
+        least, most = _of(LEAST_PROMPTS, self.cfg), _of(MOST_PROMPTS, self.cfg)
+        least = max(least, getattr(self.cfg, "minibatches", 1))
+        if self.data.builtin:
+            return max(least, most), "for which the built-in corpus is made"
+        if not is_auto(self.cfg, "steps"):
+            return max(least, most), "what a step usually has"
+        wanted = _power_of_two(self.rows * epochs_of(self.cfg) / WANTED_STEPS)
+        count = max(least, min(most, wanted))
+        why = f"prompts per step, of {self.rows:,}"
+        if count < most:
+            why += f": {most} would leave fewer than {WANTED_STEPS} steps"
+        return count, why
+
+    def _answer(self) -> tuple[str, str]:
+        assert self.data.answer is not None
+        return self.data.answer
 
     def _steps(self) -> tuple[int, str]:
         if self.data.builtin and is_auto(self.cfg, self.cfg.epochs_field):
@@ -301,14 +332,29 @@ def learning_rate_for(cfg: TrainingConfig, model: ModelFacts) -> tuple[float, st
     rate = _of(RATES, cfg)
     if getattr(cfg, "loss_type", "") == "orpo":
         rate = ORPO
-    value = rate.value * (rate.parameters / model.parameters) ** (1 / 3)
+    value = _scaled(rate, SMALL_RATES.get(type(cfg), rate), model.parameters)
     trained = "all weights"
     if getattr(cfg, "adapter", "none") == "lora":
         value *= LORA_FACTOR
         trained = "an adapter"
     size = f"{_short(model.parameters)} parameters"
+    small = SMALL_RATES.get(type(cfg), rate)
+    if model.parameters < small.parameters:
+        rate = small
     known = f"{rate.value:g} at {_short(rate.parameters)}, {rate.source}"
     return _two_digits(value), f"for {trained} of {size} ({known})"
+
+
+def _scaled(large: Rate, small: Rate, parameters: int) -> float:
+    """The rate for so many parameters: along the line between two published ones, on logarithmic
+    scales, and with the cube root of the size beyond them."""
+    if small.parameters < parameters < large.parameters:
+        part = math.log(parameters / small.parameters) / math.log(
+            large.parameters / small.parameters
+        )
+        return float(small.value * (large.value / small.value) ** part)
+    near = small if parameters <= small.parameters else large
+    return float(near.value * (near.parameters / parameters) ** (1 / 3))
 
 
 def kaplan_rate(parameters: int) -> float:
