@@ -1,5 +1,5 @@
-"""A key on the Rate screen is a vote or a deed, or it is said why not; and what is said is still
-there when the next pair is."""
+"""A key on the Rate screen, and on Review, is a vote or a deed, or it is said why not; and what is said
+is still there when the next pair is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import pytest
 from textual.pilot import Pilot
 
 from ondevice.preferences.database import Ratings
+from ondevice.preferences.review import Review, Verdict
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.review import ReviewScreen
+from test_review import kept, written
 from test_tui import play
 from tui_rating import no_guard, queue, settled, votes  # noqa: F401
 from tui_runs import a_run, until, until_shown
@@ -80,3 +83,49 @@ def test_a_key_is_taken_or_it_is_said_why_not(tmp_path: Path) -> None:
 
     play(tmp_path, on_rate, (120, 30))
     assert len(votes(run)) == 2
+
+
+def test_a_key_on_review_is_taken_or_it_is_said_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReviewScreen, "GUARD_S", 0.0)
+    file = written(tmp_path, 3)
+    a_run(tmp_path / "runs")
+    gate, stores = threading.Event(), Review.give
+
+    def slow(review: Review, number: int, verdict: Verdict) -> None:
+        assert gate.wait(120)
+        stores(review, number, verdict)
+
+    monkeypatch.setattr(Review, "give", slow)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        screen = ReviewScreen(file)
+        await app.push_screen(screen)
+        await until_shown(pilot, "What is 0?")
+        await until(pilot, lambda: not screen.busy)
+        await pilot.press("u")
+        await until_shown(pilot, "nothing to undo", "What is 0?")
+        await until(pilot, lambda: not screen.busy)
+        await pilot.press("right", "left", "s", "u", "escape")
+        assert app.screen is screen and screen.busy
+        told = "4 keys were not taken: the one before was still being stored"
+        await until_shown(pilot, told)
+        gate.set()
+        await until_shown(pilot, "What is 1?", told)
+        await pilot.press("z")
+        await until_shown(pilot, "z does nothing here; ? lists the keys")
+        monkeypatch.setattr(ReviewScreen, "GUARD_S", 1e9)
+        await pilot.press("left")
+        await until_shown(pilot, "6 keys were not taken: too soon for this row")
+        monkeypatch.setattr(ReviewScreen, "GUARD_S", 0.0)
+        for key, says in (("left", "What is 2?"), ("right", "All rows have a verdict")):
+            await pilot.press(key)
+            await until_shown(pilot, says)
+            assert not screen.refused
+            await until(pilot, lambda: not screen.busy)
+        await pilot.press("right")
+        await until_shown(pilot, "that key was not taken: no row was there for it")
+
+    play(tmp_path / "runs", script)
+    assert kept(file) == ["What is 0?", "What is 2?"]

@@ -58,7 +58,10 @@ def _answered(rows: Review, row: Row, keys: Keys) -> Row | None:
             if said == "s":
                 return rows.next(row.number)
             if said == "u":
-                return rows.undo() or row
+                back = rows.undo()
+                if back is None:
+                    _say("nothing to undo")
+                return back or row
         except UserError as problem:  # a full disk: what is not stored is asked again
             _say(f"not saved: {problem}")
             continue

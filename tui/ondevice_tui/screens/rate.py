@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.events import Key
 from textual.widget import Widget
 
 from ondevice.common.clock import ticks
@@ -25,6 +24,7 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import queue_repeat
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_settled, said
 from ondevice_tui.run_status import ago
+from ondevice_tui.screens.one_key_page import STORING
 from ondevice_tui.screens.rate_keys import AT_THE_END, KEYS, SEVERAL
 from ondevice_tui.screens.rate_messages import (
     all_rated,
@@ -37,7 +37,6 @@ from ondevice_tui.screens.rate_messages import (
 from ondevice_tui.screens.rate_own_keys import OwnKeysPage
 from ondevice_tui.screens.rate_queue import REPEAT_SHARE
 from ondevice_tui.screens.rate_sharing import Earlier
-from ondevice_tui.screens.rating_page import STORING
 from ondevice_tui.widgets.answers import Answers, Question
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
@@ -245,7 +244,7 @@ disagree on, to be settled."""
         if unread and not self.answers.laid_out:
             self._refuse("this pair was not on the screen yet")
             return None
-        self._refusals = (0, "")
+        self._take()
         if unread:
             self._warned = True
             self._show_told(f"{self.answers.unread}, or the same key again")
@@ -412,11 +411,6 @@ disagree on, to be settled."""
             "a b g n p do nothing here: ← → or 1 2 say which is better, x that all are bad, m gives "
             "more pairs, N is a note, Y says why this pair"
         )
-
-    def on_key(self, event: Key) -> None:
-        """Nobody's key."""
-        if event.is_printable and event.character:
-            self._refuse(f"{event.character} does nothing here; ? lists the keys")
 
 
 def _settles(others: Sequence[Vote]) -> str:

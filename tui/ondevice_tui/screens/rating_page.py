@@ -13,16 +13,15 @@ from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE, Damaged, Replaced
 from ondevice.preferences.votes import Item, Progress
 from ondevice_tui.ratings_thread import RatingsThread
-from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.one_key_page import STORING, OneKeyPage
 
 WAIT_S = 0.3  # what the database takes longer for is told
 WAITING = "waiting for the database: another program holds it, or the machine is busy"
-STORING = "the one before was still being stored"
 RETRY_S = 5.0  # between two tries to open a database that could not be opened
 T = TypeVar("T")
 
 
-class RatingPage(Page):
+class RatingPage(OneKeyPage):
     """`item` is what is rated now, `progress` how far the rater is, `trouble` why there is no
     database. A subclass shows all that (`show`), tells a line (`_show_told`) and goes on where the
     database has been opened (`begun`)."""
@@ -36,8 +35,6 @@ class RatingPage(Page):
         # something is being stored or looked up; keys that vote wait for the next pair
         self.busy = False
         self._said: tuple[str, str] = ("", "")  # the line beneath the answers, and its style
-        # keys since the last one that was taken, and why not: the next pair says it still
-        self._refusals: tuple[int, str] = (0, "")
         self._failed_at = -RETRY_S
 
     def show(self, *, again: bool = False) -> None:
@@ -49,19 +46,8 @@ class RatingPage(Page):
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
         raise NotImplementedError
 
-    def _refuse(self, why: str) -> None:
-        """A key does nothing: that stands beneath the answers until one is taken, also when what it
-        came too early for has come meanwhile."""
-        self._refusals = (self._refusals[0] + 1, why)
+    def tell_again(self) -> None:
         self._show_told(*self._said)
-
-    @property
-    def refused(self) -> str:
-        """The keys that did nothing, and why the last of them did not; empty where none."""
-        count, why = self._refusals
-        if not count:
-            return ""
-        return f"{'that key was' if count == 1 else f'{count} keys were'} not taken: {why}"
 
     def _here(self) -> Item | None:
         """The item that a key is about; where there is none, that is told."""
@@ -128,7 +114,7 @@ class RatingPage(Page):
             self._refuse(STORING)
             return
         if not follows:
-            self._refusals = (0, "")
+            self._take()
         self.busy = True
         if opens:
             self.ui.card_comes()

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -18,14 +18,14 @@ from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
 from ondevice.preferences.review import Review, Row, Verdict
 from ondevice_tui.moved_keys import moved
-from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.one_key_page import STORING, OneKeyPage
 from ondevice_tui.screens.rate_cards import Ask
 from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
 
 if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
 
-T = TypeVar("T")
+NO_ROW = "no row was there for it"
 WRITTEN = "*.asked.jsonl"
 """Journals that `ondevice data ask` leaves beside the rows that it writes."""
 
@@ -52,7 +52,7 @@ def newest(runs: Path) -> str:
     return str(max(found)[1]) if found else "chats.jsonl"
 
 
-class ReviewScreen(Page):
+class ReviewScreen(OneKeyPage):
     ABOUT = """\
 A model wrote these questions about your documents, and the answers. Is the answer right, by the passage, and the \
 question worth learning? What is kept goes into a file beside the rows (chats.kept.jsonl), which sft learns from; what \
@@ -79,6 +79,7 @@ terminal: ondevice data review FILE."""
         self.row: Row | None = None
         self.busy = True
         self._shown_at = 0.0
+        self._said: tuple[str, str] = ("", "")  # the line beneath, and its style
 
     def body(self) -> Iterable[Widget]:
         with VerticalScroll(id="review-passage", classes="box") as passage:
@@ -89,7 +90,7 @@ terminal: ondevice data review FILE."""
 
     def on_mount(self) -> None:
         self._tell("reading the rows …", "$muted")
-        self._do(self._open)
+        self._do(self._open, follows=True)
 
     def on_unmount(self) -> None:
         if self.rows is not None:
@@ -104,7 +105,7 @@ terminal: ondevice data review FILE."""
     # keys
 
     def action_close(self) -> None:
-        if not self.busy:
+        if self._at_rest():
             self.dismiss()
 
     def action_give(self, verdict: Verdict) -> None:
@@ -126,41 +127,58 @@ terminal: ondevice data review FILE."""
 
     def action_undo(self) -> None:
         rows, row = self.rows, self.row
-        if rows is None or self.busy:
+        if not self._at_rest():
             return
-
-        def undo() -> Row | None:
-            return rows.undo() or row
-
-        self._do(undo)
+        if rows is None:
+            self._refuse(NO_ROW)
+        else:
+            self._do(lambda: rows.undo() or row, unchanged="nothing to undo")
 
     def action_scroll(self, lines: int) -> None:
         self.query_one("#review-passage").scroll_relative(y=lines, animate=False)
 
+    def _at_rest(self) -> bool:
+        """Whether nothing is being read or stored; where something is, the key is refused."""
+        if self.busy:
+            self._refuse("the rows were still being read" if self.rows is None else STORING)
+        return not self.busy
+
     def _ready(self) -> tuple[Review | None, Row | None]:
-        """The rows and the one that a key is for; none where it came too soon."""
-        if self.busy or ticks() - self._shown_at < self.GUARD_S:
+        """The rows and the one that a key is for; none where it came too soon, which is told."""
+        if not self._at_rest():
+            return None, None
+        if self.row is None:
+            self._refuse(NO_ROW)
+            return None, None
+        if ticks() - self._shown_at < self.GUARD_S:
+            self._refuse("too soon for this row")
             return None, None
         return self.rows, self.row
 
     # what is shown
 
-    def _do(self, work: Callable[[], Row | None]) -> None:
-        """Does what takes longer than a frame in a thread, then shows the row that it gives."""
+    def _do(
+        self, work: Callable[[], Row | None], *, follows: bool = False, unchanged: str = ""
+    ) -> None:
+        """Does what takes longer than a frame in a thread, then shows the row that it gives.
+        `follows`: no key has asked for it; `unchanged`: what is told where it gives the row that was
+        shown."""
+        if not follows:
+            self._take()
         self.busy = True
-        self.run_worker(self._done(work), group="review")
+        self.run_worker(self._done(work, unchanged), group="review")
 
-    async def _done(self, work: Callable[[], Row | None]) -> None:
-        trouble = ""
+    async def _done(self, work: Callable[[], Row | None], unchanged: str) -> None:
+        trouble, before = "", self.row
         try:
             self.row = await asyncio.to_thread(work)
         except UserError as problem:
             trouble = str(problem)
         self.busy = False
         if self.is_mounted:
-            self._show(trouble)
+            self._show(trouble, unchanged if self.row is before else "")
 
-    def _show(self, trouble: str) -> None:
+    def _show(self, trouble: str, told: str) -> None:
         self._shown_at = ticks()
         row, rows = self.row, self.rows
         if rows is not None:
@@ -185,9 +203,14 @@ terminal: ondevice data review FILE."""
         elif row is None and rows is not None:
             self._tell(f"All rows have a verdict. sft learns from {rows.kept_file}", "$success")
         else:
-            self._tell("")
+            self._tell(told, "$warning")
 
     def _tell(self, text: str, style: str = "") -> None:
-        self.query_one("#review-told", SafeText).show(
-            line(" ", (text, style)) if text else content("")
-        )
+        self._said = (text, style)
+        parts = [(f"{self.refused}   ", "$warning")] if self.refused else []
+        if text:
+            parts.append((text, style))
+        self.query_one("#review-told", SafeText).show(line(" ", *parts) if parts else content(""))
+
+    def tell_again(self) -> None:
+        self._tell(*self._said)
