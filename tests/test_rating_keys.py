@@ -174,7 +174,8 @@ def test_a_key_does_the_same_in_the_app_and_in_the_terminal(
         nothing.add(deed_of.get(action, action))
         if len(key) == 1 or key == "space":
             said = f"{key} is" in told and "in the app, and nothing here" in told
-            assert said or "letters are no answers here" in told or "means nothing" in told, key
+            others = ("letters are no answers here", "means nothing", "there are 2 answers")
+            assert said or any(other in told for other in others), key
         assert action != "letter" or "letters are no answers" in told or key in "gGp", key
     only_in_app = {name for name, deed in DEEDS.items() if not deed.in_terminal}
     assert nothing & set(DEEDS) == only_in_app | {"third", "fourth"}
@@ -189,7 +190,7 @@ def test_a_key_does_the_same_in_the_app_and_in_the_terminal(
 def test_keys_of_a_ranking_on_a_terminal() -> None:
     for typed, answer in (
         ("34\r", "cd"), ([RIGHT, "3", "u", "\x7f", LEFT, "\r"], "a"), ("3t", "t"), ("21\x01", "\x01"),
-        (["3", ESCAPE, "\r"], "c"), ("413", "dac"), (["\r", "q"], "q"), ("", None),
+        (["3", ESCAPE, "\r"], "c"), ("413", "dac"), (["\r", "q"], "q"), ("", None), ("22\r", "b"),
     ):  # fmt: skip
         assert Answers(Typed(typed), OwnKeys({})).ask(4) == answer  # type: ignore[arg-type]
     # where no pair is shown
@@ -239,7 +240,7 @@ def test_own_keys_vote_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFix
     assert [(vote.ranking[0] == vote.shown[0], vote.strength) for vote in votes] == [
         (True, 1), (False, 2), (False, 1)
     ]  # fmt: skip
-    assert "a/2 best · < L much better · t tie" in said
+    assert "a/2 best · < L much · t tie" in said
     assert "your own   a the first (left) is better" in said
     assert "X is the whole conversation in the app, and nothing here" in said
     # a line of a file means what it always did
@@ -250,9 +251,7 @@ def test_own_keys_vote_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_prompt_without_own_keys() -> None:
     assert (
         OwnKeys({}).prompt("ABC", much=False)
-        == (
-            "a/b/c best · t tie · x all bad · s skip · u undo · N note · f flag · q quit · ? help > "
-        )
+        == ("a/b/c best · t tie · x all bad · s skip · u undo · q quit · ? help > ")
         and not OwnKeys({}).told
     )
 

@@ -263,7 +263,7 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
         await pilot.press("i")
         app.screen.query_one(Input).value = "Vera [/]"
         await pilot.press("enter")
-        await until_shown(pilot, "0 of 2", "Vera [/]")
+        await until_shown(pilot, "0 of 2", "session 0 · Vera [/]")
         await pilot.press("S")
         await until_shown(pilot, "sways a rater")
         await press(app, pilot, "n", "left", "left", "S")

@@ -183,9 +183,9 @@ class OwnKeys:
         )
         parts = [f"{best} best"]
         if much:
-            parts.append(f"{key('much_left')} {key('much_right')} much better")
+            parts.append(f"{key('much_left')} {key('much_right')} much")
         parts += [f"{key('tie')} tie", f"{key('all_bad')} all bad"]
-        parts += [f"{key(name)} {name}" for name in ("skip", "undo", "note", "flag")]
+        parts += [f"{key(name)} {name}" for name in ("skip", "undo")]
         return " · ".join([*parts, "q quit", "? help > "])
 
 

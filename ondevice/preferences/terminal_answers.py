@@ -78,6 +78,8 @@ class Answers:
             elif key in COMMANDS or key in _ASKED:  # at once, whatever order was begun
                 say(key if key.isprintable() else "")
                 return key
+            elif key in NUMBERS and (told := _no_place(key, typed, width)):
+                say(told)
             elif key in "\r\n":
                 if typed:
                     break
@@ -99,6 +101,13 @@ class Answers:
         if not elsewhere:
             return ""
         return f"{'space' if key == ' ' else key} is {elsewhere} in the app, and nothing here"
+
+
+def _no_place(number: str, typed: str, width: int) -> str:
+    """Why a number names no answer more; empty where it does."""
+    if NUMBERS.index(number) >= width:
+        return f"there are {width} answers" if width else ""
+    return f" {number} has its place; u takes one back" if number in typed else ""
 
 
 def meant(answer: str, *, exact: bool) -> str | None:

@@ -14,17 +14,20 @@ from ondevice.preferences.project import Project
 from ondevice.preferences.votes import Item, brief
 
 HELP = """\
-  1 2 … ← →  that answer is the best      < >  the first, the second is much better (shift ← →)
-  213        with more than two answers: an order, the best first; Enter ends it early
+  1 2 … ← →  that answer is the best
+  < >        the first, the second is much better (shift ← →)
+  213        with more than two answers: the best first, in order; Enter ends it
              (in lines from a file or a program: a b …, bac, A B much better)
-  t          a tie: equally good       x  all are bad
-  s          skip, it comes again last u  undo, as often as you like     U  redo
-  N          note, then a line         f  flag, for someone to look at   r  reasons of the next vote
-  H          history: look at votes, change one                          I  guidelines of this project
-  *          scores of the answers, 1 to 5, on the project's scales
-  ctrl+a     all that is asked now is left out: it comes at the end, another time; u takes it back
+  t  x       a tie: equally good; all are bad
+  s          skip, it comes again last
+  u  U       undo, as often as you like; redo
+  N  f       note, then a line; flag, for someone to look at
+  r  *       reasons of the next vote; scores of the answers, 1 to 5
+  H  I       history: look at votes, change one; guidelines of this project
+  ctrl+a     all that is asked now is left out: it comes at the end, another
+             time; u takes that back
   ctrl+k     keys of your own
-  q          quit, all votes are saved ?  this help"""
+  q  ?       quit, all votes are saved; this help"""
 
 
 def block(title: str, text: str, width: int) -> list[str]:
@@ -78,13 +81,15 @@ def guidelines(project: Project) -> str:
     return "\n".join([*lines, "", f"reasons: {sanitize(reasons, newlines=False)}{scales}"])
 
 
-def history_lines(entries: Sequence[Entry], rater: str, wanted: Filter, most: int) -> str:
+def history_lines(
+    entries: Sequence[Entry], rater: str, wanted: Filter, most: int, names: str
+) -> str:
     """The newest entries, a line each, with the number to go there by and what this rater may see
-    of what was said."""
+    of what was said; `names`: of answers, in their order."""
     lines = []
     for entry in entries[:most]:
         votes = entry.told_to(rater, wanted)
-        told = " / ".join(dict.fromkeys(brief(vote, "ABCD") for vote in votes)) or "–"
+        told = " / ".join(dict.fromkeys(brief(vote, names) for vote in votes)) or "–"
         marks = f"{_flagged(entry)}{'noted ' * bool(entry.note)}"
         question = sanitize(" ".join(entry.question.split()), newlines=False)[:60]
         lines.append(f"{entry.item:>6}  {told:<10} {marks}{question}")

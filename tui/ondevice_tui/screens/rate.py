@@ -92,6 +92,10 @@ disagree on, to be settled."""
     def counted(self, votes: int) -> None:
         self.votes_now = max(self.votes_now + votes, 0)
 
+    def count_anew(self) -> None:
+        self.votes_now, self._paces = 0, []
+        self._wins.clear()
+
     def _not_saved(self, problem: UserError) -> None:
         self._rank([])
         super()._not_saved(problem)

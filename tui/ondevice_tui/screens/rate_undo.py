@@ -35,12 +35,15 @@ class UndoneVotes:
         self.left_out: list[list[Vote]] = []
         self._owner: tuple[str, str] = ("", "")  # (database, rater)
 
-    def keep_only_of(self, database: str, rater: str) -> None:
-        """Forgets all votes where the database or the rater is another one than before."""
+    def keep_only_of(self, database: str, rater: str) -> bool:
+        """Forgets all votes where the database or the rater is another one than before; returns
+        whether it is."""
         owner = (database, rater)
-        if owner != self._owner:
-            self.votes, self.left_out = [], []
-            self._owner = owner
+        if owner == self._owner:
+            return False
+        self.votes, self.left_out = [], []
+        self._owner = owner
+        return True
 
 
 class UndoPage(QueuePage):
@@ -52,6 +55,10 @@ class UndoPage(QueuePage):
 
     def counted(self, votes: int) -> None:
         """So many votes more, or fewer, in this session."""
+        raise NotImplementedError
+
+    def count_anew(self) -> None:
+        """Another person, or another database: no vote of theirs in this session yet."""
         raise NotImplementedError
 
     def show_earlier(
@@ -170,4 +177,5 @@ class UndoPage(QueuePage):
         database = ""
         if self.ratings is not None:
             database = str(self.ratings.path)
-        self._undone.keep_only_of(database, self.rater)
+        if self._undone.keep_only_of(database, self.rater):
+            self.count_anew()
