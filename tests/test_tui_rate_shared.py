@@ -26,7 +26,7 @@ from ondevice_tui.widgets.answers import Answers
 from ondevice_tui.widgets.markdown import drawn
 from test_tui import fits, play
 from test_tui_safe import STRINGS
-from tui_rating import no_guard, press, queue, settled, votes  # noqa: F401
+from tui_rating import no_guard, press, queue, rate, settled, votes  # noqa: F401
 from tui_runs import a_run, shown, until, until_shown
 
 # Markdown
@@ -241,6 +241,22 @@ def test_disagreements_are_settled_by_keys(tmp_path: Path) -> None:
     with Ratings.open(run.path) as ratings:
         assert len(pairs_of(ratings)) == 1
         assert sum(vote.rater.startswith("settled:") for vote in ratings.live_votes()) == 1
+
+
+@pytest.mark.slow
+def test_all_that_can_be_done_where_everything_is_rated_is_in_view(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3)
+    with Ratings.open(run.path) as ratings:
+        change_project(ratings, overlap=2)
+        for rater in ("ann", "bob"):
+            ratings.vote(1, rater, "s", ranking=[int(rater == "bob")])
+    text = " ".join(rate(tmp_path, ["left", "s"], (60, 20)).split())
+    for told in (
+        "Everything that you are asked is rated", "1 skipped", "H settles what people disagree on: 1",
+        "P dpo on these votes", "W reward model", "m more pairs", "S statistics",
+    ):  # fmt: skip
+        assert told in text, told
 
 
 @pytest.mark.slow

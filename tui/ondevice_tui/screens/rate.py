@@ -224,7 +224,9 @@ disagree on, to be settled."""
             last = last_line(newest, self.marks)
             if last.plain.strip():
                 rows.append(last)
-        self.query_one("#rate-told", SafeText).show(lines(rows))
+        below = self.query_one("#rate-told", SafeText)
+        below.set_class(self.item is None, "-alone")  # there is room for all of it
+        below.show(lines(rows))
 
     def _rank(self, ranking: list[int]) -> None:
         self.ranking = ranking
