@@ -382,6 +382,7 @@ def test_where_there_is_no_room_for_both_a_key_shows_the_samples(tmp_path: Path)
         await pilot.press("2")
         text = await until_shown(pilot, "step 100/100", "y: fit")
         assert "in a small house" not in text and fits(text, (60, 20))
+        assert "X stop" in text and "R resume" in text and "^p palette" in text
         await pilot.press("right_curly_bracket")
         text = await until_shown(pilot, "step 100 · Leo lives in", "in a small house")
         assert "y: fit" not in text and fits(text, (60, 20))
@@ -391,6 +392,10 @@ def test_where_there_is_no_room_for_both_a_key_shows_the_samples(tmp_path: Path)
         await until_shown(pilot, "step 50 · 2 + 2")
         await pilot.press("tab")
         await until_shown(pilot, "╭─ loss 1.", "y: fit")
+        app.say("kept: " + "/somewhere" * 20 + "/the-model")
+        text = await until_shown(pilot, "kept:", "/the-model")
+        (told,) = [row for row in text.splitlines() if "/the-model" in row]
+        assert "▌ …" in told and "X stop" in text, text
 
     play(tmp_path, script, (60, 20))
 

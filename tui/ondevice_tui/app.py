@@ -33,10 +33,12 @@ from ondevice_tui.screens.page import Page, is_ours, of_textual
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.themes import DARK, LIGHT
 from ondevice_tui.trouble import Steady, write_trouble
+from ondevice_tui.widgets.safe import in_rows
 
 SOON_S = 0.5  # after the start: the first screen stands
 BETWEEN_S = 0.02  # between two modules that are imported ahead: keys have their turn
 LOOK_S = 1.0  # between two looks at the folder of runs
+TOAST = 70  # cells of a row of a toast at most
 
 
 def later(module: str, name: str) -> Callable[[], Screen[Any]]:
@@ -319,8 +321,9 @@ class OndeviceApp(Steady, KeysInOrder):
             self.say(f"{message.what}\nended with code {message.code}:\n{why}", bad=True)
 
     def say(self, text: str, *, bad: bool = False) -> None:
-        """A toast. The one place that makes them: text is made inert, and read as no markup."""
-        shown = sanitize(text, limit=1500)
+        """A toast. The one place that makes them: text is made inert, and read as no markup. A path
+        that takes more than a line is shown from its end."""
+        shown = in_rows(sanitize(text, limit=1500), min(self.size.width - 6, TOAST))
         if bad:
             self.notify(shown, severity="error", markup=False, timeout=15)
         else:

@@ -29,7 +29,7 @@ advantage above the group's mean, ▒ one below: what has █ becomes likelier. 
 as training goes on. l lists the problems with a strip each: how many completions were right over training (where \
 nothing tells, their reward), low ▁ to high █, a space where it was not asked. h watches a held-out problem, from \
 which nothing is learned. d sets the problem as it was answered first against now."""
-    SHORT_ROWS = 2
+    SHORT_ROWS = 3
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "left_square_bracket",

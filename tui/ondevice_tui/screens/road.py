@@ -44,6 +44,7 @@ shows the newest stage's that has it; … is not read yet, – is none.
 
 D moves the highlighted run, or the ticked ones, to a trash folder beside the runs, u brings the last one back; \
 `ondevice runs empty-trash` deletes what lies there."""
+    SHORT_ROWS = 3
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "n",

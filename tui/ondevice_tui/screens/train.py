@@ -49,7 +49,7 @@ maximum in each column (no spike is hidden), o marks held-out measurements, lett
 it (o), ✗ a value that is not a number. Below: the newest numbers with their course, and what the model answers to \
 the fixed prompts. b rings a bell when a stage ends or turns sick (a loss that is not a number, rewards that teach \
 nothing, a policy far from its reference), or does not."""
-    SHORT_ROWS = 2
+    SHORT_ROWS = 3
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "metric(1)", "curve", tooltip="Next curve (shift+tab: the one before)"),
         Binding("shift+tab", "metric(-1)", "curve back", show=False),

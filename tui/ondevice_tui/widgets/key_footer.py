@@ -17,6 +17,7 @@ MOST_ROWS = 3
 SHORT_ROWS = 1  # of a terminal of less than 24 lines, where a screen says no other number; the
 # palette and ? know the rest
 SHORT = 24
+TINY = 16  # where each row is dear
 ALWAYS = ("explain", "leave", "command_palette")  # they tell of every other key
 
 
@@ -82,6 +83,8 @@ class Keys(Widget, can_focus=False):
         most = MOST_ROWS
         if height < SHORT:
             most = getattr(self.screen, "SHORT_ROWS", SHORT_ROWS)
+        if height < TINY:
+            most = min(most, 2)
         rows = in_rows(self._keys(), width, most)
         if rows != self.rows:
             higher = len(rows) != len(self.rows)

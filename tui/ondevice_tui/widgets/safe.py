@@ -74,6 +74,19 @@ def cell(text: str, width: int, *, right: bool = False, middle: bool = False) ->
     return shown + room
 
 
+def in_rows(text: str, width: int) -> str:
+    """Inert text in rows of at most so many cells, broken between words. Of a path that is longer
+    than a row its end is left, which tells it from others."""
+
+    def shorter(word: re.Match[str]) -> str:
+        if cell_len(word[0]) > width:
+            return "…" + _end(word[0], max(width - 1, 1))
+        return word[0]
+
+    whole = re.sub(r"[^\s/]*/\S*", shorter, text)
+    return "\n".join(row.plain.rstrip() for row in Content(whole).wrap(max(width, 1)))
+
+
 def _end(text: str, width: int) -> str:
     """The last characters, in at most so many cells."""
     at, used = len(text), 0
