@@ -73,7 +73,7 @@ SEEN: Mapping[str, tuple[str, ...]] = {
     "torch 1M": (),
     "mlx 1M": (),
     "torch 10M": ("pretrain", "sft", "reward", "dpo", "masked", "classify", "sample", "grpo"),
-    "mlx 10M": ("sample",),
+    "mlx 10M": (),
     "torch 135M": ("pretrain",),
 }
 """Cases that were at hand when the formulas of a plan or the constants of `costs.py` were chosen: what

@@ -212,6 +212,15 @@ def test_packing_and_rows_at_once_change_the_memory(
     assert learning() - learning(adapter="lora", lora_rank=1) > 0.9 * gradients
 
 
+def test_answers_of_unknown_length_are_planned_as_long_as_they_may_be(
+    tmp_path: Path, backend: Backend
+) -> None:
+    files = small_stages.make(tmp_path / "files", backend)
+    given = {"prompts": 2, "group_size": 4, "max_new_tokens": 9, "rewards": ("length",)}
+    report = plan_of("grpo", files / "policy", files / "prompts.jsonl", **given)
+    assert report["stages"][0]["tokens_per_step"] == 2 * 4 * 9
+
+
 @pytest.mark.parametrize("name", ["torch", "mlx"])
 def test_scores_that_no_kernel_computes_again_are_counted(name: str) -> None:
     """8 tokens that attend to 100 each in 2 heads, in a block that 30 numbers go through."""
@@ -221,7 +230,7 @@ def test_scores_that_no_kernel_computes_again_are_counted(name: str) -> None:
     one = Pass(8.0, 100.0, 0.0, rows=1)
 
     def bytes_of(batch: Pass, dims: Dimensions, kept: float, scores: float) -> None:
-        expected = 8 * 4 * (kept * 30 + scores * 2 * 100)
+        expected = 8 * 4 * (kept * 30 + scores * 2 * 100 + costs.passing * 30)
         assert learn_bytes(batch, dims, costs, 4, False) == pytest.approx(expected)
 
     bytes_of(one, plain, costs.kept, costs.scores)
@@ -232,6 +241,9 @@ def test_scores_that_no_kernel_computes_again_are_counted(name: str) -> None:
     deep = replace(plain, blocks=(block,) * 8)
     whole, again = (learn_bytes(one, deep, costs, 4, redo) for redo in (False, True))
     assert again < 0.7 * whole, "some blocks are there at once, and the stream before each"
+    # what one block's backward pass computes with stands there once, however many blocks there are
+    once = costs.passing * 8 * 4 * 30
+    assert whole - once == pytest.approx(8 * (learn_bytes(one, plain, costs, 4, False) - once))
 
 
 @pytest.mark.parametrize("name, beside", [("torch", 64), ("mlx", 0)])
@@ -542,6 +554,12 @@ def test_rates_are_found_again_from_what_they_give() -> None:
     # what a least square would have below 0 is 0
     odd = fitted([(one, 2 * one.products - 1e-11 * one.moved + 1e-2) for one in terms])
     assert min(asdict(odd).values()) >= 0
+    # a product in a step is not quicker than by itself, whatever few small steps seem to say
+    quick = Rates(0.6, 3e-10, 4e-3)
+    bound = fitted([(one, quick.of(one)) for one in terms], least=1.0)
+    assert bound.products == 1.0 and min(asdict(bound).values()) >= 0
+    slow = fitted([(one, rates.of(one)) for one in terms], least=1.0)
+    assert asdict(slow) == pytest.approx(asdict(rates))
 
 
 def test_another_power_state_is_another_calibration(

@@ -17,6 +17,7 @@ COSTS = Costs(
     biased=1.6,  # no kernel for it: as products
     shared=0.55,
     logits=2.7,
+    passing=0.0,  # it lies in what later blocks have left
     again=2.5,  # what is computed again does not fit into the holes that it left
     # The C library's heap: what an earlier block leaves lies between what others keep, and the
     # optimizer's moments lie in such holes since the first step. Of 135 M parameters 0.5 GB.

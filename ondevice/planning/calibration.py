@@ -28,7 +28,7 @@ from ondevice.common.processor import processor_name
 from ondevice.common.user_cache import folder
 from ondevice.seam.select import available, choose
 
-FORMAT = 4
+FORMAT = 5
 PATIENCE_S = 60.0  # for another process that measures
 _LEAST, _MOST = 1e-12, 1e18  # within which any speed and time here lies
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

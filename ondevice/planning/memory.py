@@ -119,6 +119,7 @@ def sent_bytes(cfg: StageConfig, trained: Trained, work: Work, processes: int) -
 def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpointing: bool) -> float:
     """What a batch keeps until its backward pass is through."""
     kept = []
+    passing = 0.0
     inner = costs.kept + (costs.exact if dims.encoder else 0.0)
     each = costs.shared if one.shared else costs.scores
     if dims.biased:
@@ -129,11 +130,12 @@ def learn_bytes(one: Pass, dims: Dimensions, costs: Costs, size: int, checkpoint
             places, attended = one.sources, one.source_width
         scores = each * _FLOAT * dims.heads * attended
         kept.append(places * (inner * size * block.inside + scores))
+        passing = max(passing, costs.passing * places * size * block.inside)
     if checkpointing and kept:
         stream = size * dims.hidden * (one.places + one.sources)
         inside = min(costs.again * max(kept) + stream * len(kept), sum(kept))
     else:
-        inside = sum(kept)
+        inside = sum(kept) + passing
     return one.models * inside + logit_bytes(one, dims, costs)
 
 

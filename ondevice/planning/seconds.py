@@ -70,7 +70,8 @@ def learn_terms(
     chunked = one.targets * dims.vocabulary > KEEP_ELEMENTS
     head = _head(one, dims, speeds) * (products + (1.0 if chunked else 0.0))
     moved = 3.0 * _moved(one, dims, size) * (1.0 + (low or 0.0)) * (1.0 + again / 3)
-    logits = 3.0 * _logits(one, dims)
+    # the entropy is a second way through the logits, without a backward pass
+    logits = (4.0 if one.entropy else 3.0) * _logits(one, dims)
     return Terms(
         one.models * inside + head,
         one.models * moved + logits,

@@ -47,7 +47,7 @@ class Pass:
     average; `targets` of them are given to the head. `sources`: places beside them that an encoder
     reads. `masked`: attention has a mask of its own, and does not only look back. `models`: that it
     goes through, PPO's value model too. `times` of it are in a step. `shared`: rows without padding
-    share their prompts.
+    share their prompts. `entropy`: of each target's distribution it is computed too.
     """
 
     places: float
@@ -60,6 +60,7 @@ class Pass:
     models: int = 1
     times: float = 1.0
     shared: bool = False
+    entropy: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,9 @@ def _rollouts(cfg: RolloutConfig, step: Step) -> tuple[Work, Work]:
 
     micro_batch = _micro_batch(cfg, step, a_part, cut)
     models = 2 if isinstance(cfg, PPOConfig) else 1
-    learned = [replace(pass_of(batch, float(updates)), models=models) for batch in cut(micro_batch)]
+    learned = []
+    for batch in cut(micro_batch):
+        learned.append(replace(pass_of(batch, float(updates)), models=models, entropy=True))
     learned += [*_chats_beside(cfg, updates), *_pairs_beside(cfg, rows, updates)]
     read, judged = _scored(cfg, step, rows, micro_batch)
     written = sum(len(row.completion) for row in rows)
@@ -370,9 +373,10 @@ def _written_rows(cfg: RolloutConfig, step: Step, prompts: int, each: int) -> li
     for n in range(prompts):
         prompt = asked[n * len(asked) // prompts % len(asked)]
         for m in range(each):
-            # around the mean, so that padding is as of real answers
-            length = max(1, round(written * _spread(n * each + m)))
-            rows.append(Row(prompt, [1] * min(length, cfg.max_new_tokens)))
+            length = cfg.max_new_tokens
+            if written < length:  # around the mean, so that padding is as of real answers
+                length = min(length, max(1, round(written * _spread(n * each + m))))
+            rows.append(Row(prompt, [1] * length))
     return rows
 
 

@@ -20,7 +20,8 @@ class Costs:
     and `scores` times those of one float for every head and every token that is attended to (0: they
     are computed again); `biased` times where a learned bias is added to the scores, `shared` times
     where rows without padding share their prompts. A chunk of logits takes `logits` times its bytes.
-    Where blocks are recomputed, those of `again` of them are there at once.
+    Beside what all blocks keep stands what the backward pass of one computes with: `passing` times
+    the bytes of its matrices. Where blocks are recomputed, those of `again` of them are there at once.
     `gradients_beside`: whether the gradients take room of their own while the backward pass frees what
     was kept for it.
     Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
@@ -45,6 +46,7 @@ class Costs:
     biased: float
     shared: float
     logits: float
+    passing: float
     again: float
     gradients_beside: bool
     update: float
