@@ -382,7 +382,7 @@ def test_where_there_is_no_room_for_both_a_key_shows_the_samples(tmp_path: Path)
         await pilot.press("2")
         text = await until_shown(pilot, "step 100/100", "y: fit")
         assert "in a small house" not in text and fits(text, (60, 20))
-        assert "X stop" in text and "R resume" in text and "^p palette" in text
+        await until_shown(pilot, "X stop", "R resume", "^p palette")
         await pilot.press("right_curly_bracket")
         text = await until_shown(pilot, "step 100 · Leo lives in", "in a small house")
         assert "y: fit" not in text and fits(text, (60, 20))
