@@ -49,7 +49,7 @@ class Keys(Widget, can_focus=False):
     DEFAULT_CSS = """
     Keys {
         dock: bottom;
-        height: auto;
+        height: 1;
         color: $footer-foreground;
         background: $footer-background;
         text-wrap: nowrap;
@@ -87,9 +87,11 @@ class Keys(Widget, can_focus=False):
             most = min(most, 2)
         rows = in_rows(self._keys(), width, most)
         if rows != self.rows:
-            higher = len(rows) != len(self.rows)
             self.rows = rows
-            self.refresh(layout=higher)
+            # Said, not `auto`: Textual 8 keeps a height that it has worked out while a layout was
+            # due already, and would show the first row alone.
+            self.styles.height = max(1, len(rows))
+            self.refresh()
 
     def _keys(self) -> list[Key]:
         """Those that are to be shown, each action once, the palette's at the end."""
