@@ -10,8 +10,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens.rate_cards import Ask
 from ondevice_tui.screens.review import ReviewScreen, newest
+from ondevice_tui.screens.text_card import Ask
 from test_review import kept, written
 from test_tui import play
 from tui_runs import SIZES, a_run, shown, until, until_shown

@@ -37,12 +37,13 @@ from ondevice_tui.screens import rounds
 from ondevice_tui.screens.confirm import Details
 from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen
-from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, ScoreCard, why_this
+from ondevice_tui.screens.rate_cards import Conversation, Reasons, ScoreCard, why_this
 from ondevice_tui.screens.rate_history import History
 from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.sample_pairs import MorePairs
 from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.screens.start_fields import Field
+from ondevice_tui.screens.text_card import Ask
 from ondevice_tui.screens.vote_statistics import told_of
 from ondevice_tui.widgets.markdown import drawn
 from ondevice_tui.widgets.safe import SafeArea

@@ -363,7 +363,7 @@ second model's is taken), and you say which is better."""
         self._give_back(said)
 
     def action_system(self) -> None:
-        from ondevice_tui.screens.rate_cards import Note
+        from ondevice_tui.screens.text_card import Note
 
         def take(text: str | None) -> None:
             if text is None:

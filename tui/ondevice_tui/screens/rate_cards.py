@@ -1,6 +1,5 @@
-"""Small cards over the rate screen: a line of text, the reasons for a vote, scores of the answers,
-why a pair is shown.
-"""
+"""Small cards over the rate screen: the whole conversation, the reasons for a vote, scores of the
+answers, why a pair is shown."""
 
 from __future__ import annotations
 
@@ -11,8 +10,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.widget import Widget
-from textual.widgets import Input
 
 from ondevice.inference.pair_sampling import Judge
 from ondevice.preferences.project import LONGEST_SCALE, MOST_REASONS
@@ -23,8 +20,6 @@ from ondevice_tui.live_sampling import Pairing
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
 from ondevice_tui.widgets.safe import (
-    SafeArea,
-    SafeInput,
     SafeText,
     cell,
     content,
@@ -34,43 +29,6 @@ from ondevice_tui.widgets.safe import (
 )
 
 BAR = 20  # cells of a bit
-
-
-class Ask(Card[str | None]):
-    """One line of text."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "close", key_display="esc")
-    ]
-    KEYS = "Enter keeps it   esc leaves"
-
-    def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self._title, self._text = title, text
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(id="card", classes="-small") as card:
-            card.can_focus = False
-            titled(card, self._title, self.KEYS)
-            yield self.control()
-
-    def control(self) -> Widget:
-        return SafeInput(self._text, compact=True)
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value)
-
-
-class Note(Ask):
-    """Text of some lines."""
-
-    KEYS = "Enter keeps it   ctrl+j a line   esc leaves"
-
-    def control(self) -> Widget:
-        return SafeArea(self._text)
-
-    def on_safe_area_sent(self, event: SafeArea.Sent) -> None:
-        self.dismiss(event.text)
 
 
 class Conversation(Card[bool]):

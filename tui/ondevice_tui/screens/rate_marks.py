@@ -7,8 +7,8 @@ from ondevice.preferences import history
 from ondevice.preferences.assignment import new_session
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Item
-from ondevice_tui.screens.rate_cards import Note
 from ondevice_tui.screens.rating_page import RatingPage
+from ondevice_tui.screens.text_card import Note
 
 
 class MarkingPage(RatingPage):

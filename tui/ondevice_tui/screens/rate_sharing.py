@@ -16,11 +16,12 @@ from ondevice.preferences.project import Project, change_project, read_project
 from ondevice.preferences.rating_queue import choices
 from ondevice.preferences.votes import Item, Vote
 from ondevice_tui.screens.confirm import Details, ask
-from ondevice_tui.screens.rate_cards import Ask, Note, Reasons, ScoreCard, why_this
+from ondevice_tui.screens.rate_cards import Reasons, ScoreCard, why_this
 from ondevice_tui.screens.rate_history import AllOf, History, Jump
 from ondevice_tui.screens.rate_project import Asked, AskOnly, ChangeProject, Guidelines
 from ondevice_tui.screens.rate_queue import Look
 from ondevice_tui.screens.rate_reading import ReadingPage
+from ondevice_tui.screens.text_card import Ask, Note
 
 if TYPE_CHECKING:
     from ondevice_tui.screens.sample_pairs import Found

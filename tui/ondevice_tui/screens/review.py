@@ -19,7 +19,7 @@ from ondevice.common.errors import UserError
 from ondevice.preferences.review import Review, Row, Verdict
 from ondevice_tui.moved_keys import moved
 from ondevice_tui.screens.one_key_page import STORING, OneKeyPage
-from ondevice_tui.screens.rate_cards import Ask
+from ondevice_tui.screens.text_card import Ask
 from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
 
 if TYPE_CHECKING:

@@ -212,7 +212,7 @@ which nothing is learned. d sets the problem as it was answered first against no
         self._show_answers()
 
     def action_which_step(self) -> None:
-        from ondevice_tui.screens.rate_cards import Ask
+        from ondevice_tui.screens.text_card import Ask
 
         def take(typed: str | None) -> None:
             text = (typed or "").strip().replace(",", "")
@@ -224,7 +224,7 @@ which nothing is learned. d sets the problem as it was answered first against no
         self.app.push_screen(Ask("which step?", ""), take)
 
     def action_search(self) -> None:
-        from ondevice_tui.screens.rate_cards import Ask
+        from ondevice_tui.screens.text_card import Ask
 
         def take(typed: str | None) -> None:
             if typed is not None and self.browser is not None:

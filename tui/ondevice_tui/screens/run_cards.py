@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Input
 
 from ondevice.runs.differences import Difference
 from ondevice_tui.screens.confirm import Details
-from ondevice_tui.screens.page import Card
+from ondevice_tui.screens.text_card import Ask, Note
 from ondevice_tui.widgets.safe import (
-    SafeArea,
-    SafeInput,
-    SafeText,
     cell,
     content,
     line,
     lines,
-    titled,
 )
 
 if TYPE_CHECKING:
@@ -33,39 +25,7 @@ if TYPE_CHECKING:
 _VALUE = 22  # cells of a value at most
 
 
-class Typed(Card[str]):
-    """A text to type: Enter takes it, esc leaves all as it was. `long`: of several lines."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "leave", key_display="esc")
-    ]
-
-    def __init__(self, title: str, told: str, text: str, *, long: bool = False) -> None:
-        super().__init__()
-        self._title, self._told, self._text, self._long = title, told, text, long
-
-    def compose(self) -> ComposeResult:
-        with Vertical(id="card") as card:
-            titled(card, self._title, "Enter writes it   esc leaves it as it was")
-            yield SafeText(self._told, "$muted")
-            if self._long:
-                yield SafeArea(self._text, id="typed")
-            else:
-                yield SafeInput(self._text, id="typed", select_on_focus=False)
-
-    def on_mount(self) -> None:
-        self.query_one("#typed").focus()
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        event.stop()
-        self.dismiss(event.value)
-
-    def on_safe_area_sent(self, event: SafeArea.Sent) -> None:
-        event.stop()
-        self.dismiss(event.text)
-
-
-def _ask(ui: OndeviceApp, card: Typed, then: Callable[[str], object]) -> None:
+def _ask(ui: OndeviceApp, card: Ask, then: Callable[[str], object]) -> None:
     def typed(text: str | None) -> None:
         if text is not None:
             then(text)
@@ -74,8 +34,8 @@ def _ask(ui: OndeviceApp, card: Typed, then: Callable[[str], object]) -> None:
 
 
 def ask_note(ui: OndeviceApp, run: Mapping[str, Any], then: Callable[[str], object]) -> None:
-    told = "An empty note takes it away. ctrl+j begins a line."
-    _ask(ui, Typed(f"note on {run['run']}", told, str(run.get("note", "")), long=True), then)
+    told = "An empty note takes it away."
+    _ask(ui, Note(f"note on {run['run']}", str(run.get("note", "")), told), then)
 
 
 def ask_tags(
@@ -84,10 +44,11 @@ def ask_tags(
     """`ticked`: how many runs are; 0: the tags of this run alone."""
     if ticked:
         told = "They are added to those that each run has."
-        card = Typed(f"tags for {ticked} ticked runs", told, "")
+        card = Ask(f"tags for {ticked} ticked runs", "", told)
     else:
         told = "Words with spaces between them; tag:WORD searches for one."
-        card = Typed(f"tags of {run['run']}", told, " ".join(run.get("tags", ())))
+        before = " ".join(run.get("tags", ()))
+        card = Ask(f"tags of {run['run']}", before, told, replaces=False)
     _ask(ui, card, then)
 
 
@@ -97,7 +58,8 @@ def ask_name(ui: OndeviceApp, run: Mapping[str, Any], then: Callable[[str], obje
             then(name.strip())
 
     told = "Whatever knows the run by its older name goes on finding it."
-    _ask(ui, Typed(f"another name for {run['run']}", told, str(run["run"])), changed)
+    name = str(run["run"])
+    _ask(ui, Ask(f"another name for {name}", name, told, replaces=False), changed)
 
 
 def show_differences(ui: OndeviceApp, runs: Sequence[Path], found: Sequence[Difference]) -> None:
