@@ -12,7 +12,10 @@ from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.data.formats import to_chat
 from ondevice.data.rows import read
+from ondevice.preferences import review_terminal
 from ondevice.preferences.review import Review
+from ondevice.preferences.terminal_keys import LEFT, RIGHT
+from typed_keys import Typed
 
 
 def written(folder: Path, count: int = 5) -> Path:
@@ -85,6 +88,18 @@ def test_in_the_terminal(
     assert kept(file) == ["What is 0?", "What is 1?", "What is 3?"]
     assert "│ 0 is a number." in told.err
     assert cli.main(["data", "review", str(tmp_path / "none.jsonl")]) == 2
+
+
+def test_the_arrows_of_the_app_do_the_same_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path)
+    typed = Typed(["u", RIGHT, LEFT, "u", RIGHT, "\x1b", "s", LEFT, "q"])
+    with Review(file) as rows:
+        review_terminal._ask(rows, typed)  # type: ignore[arg-type]
+        assert rows.counts == {"rows": 5, "kept": 2, "dropped": 1, "left": 2}
+    assert kept(file) == ["What is 0?", "What is 1?"]
+    assert capsys.readouterr().err.count("nothing to undo") == 1
 
 
 @pytest.mark.parametrize("content", ["", "no\n", '{"messages": []}\n', "[1]\n", '{"text": "a"}\n'])
