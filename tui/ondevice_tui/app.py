@@ -9,6 +9,7 @@ opened again.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from ondevice.common.remembered import Remembered
 from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import imports, stage_processes
+from ondevice_tui import imports, plain_terminal, stage_processes
 from ondevice_tui.alerts import Alert, Alerts, is_terminal, sequence
 from ondevice_tui.key_order import KeysInOrder
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
@@ -483,6 +484,7 @@ def _gigabytes(size: int | None) -> str:
 
 def main() -> int:
     """The command `ondevice` without arguments: its exit code."""
+    plain_terminal.suit(sys.__stderr__)  # where Textual draws
     app = OndeviceApp(survives=True)
     said = app.run()
     if said:
