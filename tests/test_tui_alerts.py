@@ -43,6 +43,17 @@ def test_what_is_sick_is_told_while_it_goes_on() -> None:
         Alert("mine: grpo is not well: rewards teach nothing", sick=True)
     ]
     assert seen.look(runs("training", {**first, "t": 9.0})) == []
+    assert seen.look(runs("training", {**first, "t": 9.5})) == [], "it is so at every step"
+    other = {**first, "t": 9.6, "message": "far from its reference"}
+    assert len(seen.look(runs("training", other))) == 1
+    assert seen.look(runs("training", {**first, "t": 9.7})) == []
+    seen.look(runs("stopped"))
+    seen.look(runs("training"))
+    assert len(seen.look(runs("training", {**first, "t": 9.8}))) == 1, "it began again"
+    assert seen.look(runs("failed", {**first, "t": 9.9}, message="no room")) == [
+        Alert("mine: grpo has failed: no room")
+    ]
+    seen.look(runs("training"))
     collapsed = {"t": 10.0, "step": 9, "message": "the policy has collapsed"}
     assert seen.look(runs("done", collapsed)) == [
         Alert("mine: grpo is done: the policy has collapsed")

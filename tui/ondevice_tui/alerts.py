@@ -26,10 +26,11 @@ class Alert:
 
 class Alerts:
     """What is new since the last look at the runs. What stood there at the first look at a stage is
-    nothing new."""
+    nothing new, and what makes a stage sick at each of its steps is said once, until it begins again."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], tuple[str, Any]] = {}
+        self._told: dict[tuple[str, str], set[str]] = {}  # of stages that train
 
     def look(self, runs: Iterable[Mapping[str, Any]]) -> list[Alert]:
         found = []
@@ -42,9 +43,20 @@ class Alerts:
                 before = self._seen.get(key)
                 seen[key] = now
                 if before is not None:
-                    found += _news(f"{run['run']}: {stage['stage']}", before, now, stage)
+                    news = _news(f"{run['run']}: {stage['stage']}", before, now, stage)
+                    found += self._untold(key, now[0], news)
         self._seen = seen
+        self._told = {key: told for key, told in self._told.items() if key in seen}
         return found
+
+    def _untold(self, key: tuple[str, str], state: str, news: list[Alert]) -> list[Alert]:
+        if state != "training":
+            self._told.pop(key, None)
+            return news
+        told = self._told.setdefault(key, set())
+        fresh = [alert for alert in news if alert.text not in told]
+        told.update(alert.text for alert in fresh)
+        return fresh
 
 
 def _news(
@@ -60,7 +72,9 @@ def _news(
         return []
     if before[0] != "training" or now[0] not in ENDS:
         return []
-    why = fresh or (stage.get("message") if now[0] == "failed" else "")
+    why = fresh
+    if now[0] == "failed":  # which says what ended it
+        why = stage.get("message") or fresh
     return [Alert(f"{what} {ENDS[now[0]]}{f': {why}' if why else ''}")]
 
 
