@@ -31,7 +31,7 @@ from ondevice_tui.screens.stage_page import StagePage
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
-NO_STAGE = "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, g there starts one."
+NO_STAGE = "No stage with rewards in this run yet: g at home starts grpo or ppo."
 NO_SUCH = "No such group. F: another filter, p: every problem, / and Enter: no search."
 LOOKING = "Looking through all steps …"
 NO_HELD = "No held-out problem measured yet: eval_every says when. h: the groups."
