@@ -72,8 +72,12 @@ SAMPLED = 64
 SEEN: Mapping[str, tuple[str, ...]] = {
     "torch 1M": (),
     "mlx 1M": (),
-    "torch 10M": ("pretrain", "sft", "reward", "dpo", "masked", "classify", "sample", "grpo"),
+    "torch 10M": (
+        *("pretrain", "sft", "reward", "dpo", "masked", "classify", "sample", "grpo"),
+        "dpo, lora",
+    ),
     "mlx 10M": (),
+    "torch 30M": ("dpo, lora",),
     "torch 135M": ("pretrain",),
 }
 """Cases that were at hand when the formulas of a plan or the constants of `costs.py` were chosen: what

@@ -21,6 +21,7 @@ COSTS = Costs(
     again=2.6,
     # What a block has freed waits in MLX's cache for arrays of the same size, which gradients are not.
     gradients_beside=True,
+    heap=False,
     update=0.7,
     saving=0.2,
     grows=0.0,  # each layer is freed once it is copied: nothing is computed before all is asked for

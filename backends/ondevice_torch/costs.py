@@ -22,6 +22,7 @@ COSTS = Costs(
     # The C library's heap: what an earlier block leaves lies between what others keep, and the
     # optimizer's moments lie in such holes since the first step. Of 135 M parameters 0.5 GB.
     gradients_beside=True,
+    heap=True,
     update=0.7,
     saving=1.0,
     grows=1.0,  # all layers are copied before the first is freed

@@ -24,7 +24,8 @@ _FLOAT = 4
 class Bytes:
     """`weights` of all models, `gradients`, `moments` of the optimizer, `learning`: what a
     micro-batch keeps, `update`, `saving`, `writing`: the cache of rows that are decoded, `reading`:
-    a batch without a backward pass, `data`, `begun`: what the library takes once.
+    a batch without a backward pass, `data`, `begun`: what the library takes once, `ending`: what is
+    written after the last step, where that finds no room in what training has left.
     """
 
     weights: float = 0.0
@@ -37,6 +38,7 @@ class Bytes:
     reading: float = 0.0
     data: float = 0.0
     begun: float = 0.0
+    ending: float = 0.0
 
     @property
     def grown(self) -> float:
@@ -48,7 +50,7 @@ class Bytes:
             self.writing,
             self.reading,
         )
-        return self.weights + self.moments + self.data + self.begun + largest
+        return self.weights + self.moments + self.data + self.begun + largest + self.ending
 
     def mapping(self) -> dict[str, int]:
         return {name: round(value) for name, value in asdict(self).items()}
@@ -88,11 +90,24 @@ def bytes_of_stage(
     moments = moment_bytes(cfg, trained)
     if cfg.shard == "state":
         moments /= processes
+    ending = 0.0
+    for decode in work.ends:
+        # in a heap with holes the smaller cache, from which it grows, finds room
+        alone = replace(costs, grows=0.0) if costs.heap else costs
+        ending = max(ending, decode_bytes(decode, dims, alone, cache_bytes))
+    if costs.heap:
+        # the cache itself is too large for them: only where the moments were it finds room
+        ending = max(0.0, ending - moments - gradients)
+    else:
+        writing = max(writing, ending)
+        ending = 0.0
     return replace(
         found,
         gradients=gradients,
         moments=moments,
         learning=learning,
+        writing=writing,
+        ending=ending,
         update=costs.update * trained.numbers,
         saving=costs.saving * max(moments, _FLOAT * trained.numbers),
     )

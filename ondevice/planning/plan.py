@@ -297,6 +297,7 @@ class _Planned:
             seconds += one.times * speeds.reading.of(read_terms(one, self.dims, speeds))
         one_measurement = self._seconds(measured, None) or 0.0
         seconds += one_measurement * measurements(cfg)
+        seconds += self._seconds(Work(decodes=work.ends), None) or 0.0
         saves = 1 + (cfg.steps // cfg.save_every if cfg.save_every else 0)
         written = saves * checkpoint_bytes(cfg, self.trained) + _FLOAT * self.facts.parameters
         seconds += 3 * written / speeds.bytes_per_second

@@ -38,6 +38,7 @@ from ondevice.seam.group import at_once
 
 STEPS = 4  # whose batches are looked at
 HELD_PROMPTS = 64  # that rollouts are measured on
+KL_PROMPTS = 128  # that DPO answers at its end
 _AROUND = 2  # tokens around a text that is told apart
 
 
@@ -81,7 +82,8 @@ class Decode:
 class Work:
     """Of one step: `learned` batches go forward and backward, `read` ones forward by the policy,
     `judged` ones by a model beside it; `updates` of the optimizer. `tokens` are learned (written,
-    where the stage learns from its own text). `rows` of the data are read.
+    where the stage learns from its own text). `rows` of the data are read. `ends`: what is written
+    once, after the last step.
     """
 
     learned: Sequence[Pass] = ()
@@ -92,6 +94,7 @@ class Work:
     tokens: float = 0.0
     rows: float = 0.0
     micro_batch: int | None = None
+    ends: Sequence[Decode] = ()
 
 
 @dataclass
@@ -134,6 +137,7 @@ def training_work(cfg: TrainingConfig, step: Step) -> tuple[Work, Work]:
         tokens=learned,
         rows=float(cfg.batch_size),
         micro_batch=micro_batch,
+        ends=_distance_measured(cfg, step) if isinstance(cfg, DPOConfig) else (),
     )
     if isinstance(cfg, DPOConfig) and cfg.loss_type == "kto":
         work = replace(work, read=[replace(one, times=one.times / 2) for one in passes])
@@ -287,6 +291,20 @@ def _unknown_pairs(cfg: PairsConfig) -> list[TokenPair]:
         chosen = Row(prompt, [1] * (length - len(prompt)))
         made.append(TokenPair(chosen, Row(prompt, [2] * (length // 3 + 1))))
     return made
+
+
+def _distance_measured(cfg: DPOConfig, step: Step) -> Sequence[Decode]:
+    """The answers to held-out prompts by which the distance to the start is measured."""
+    count = int(min(KL_PROMPTS, step.data.held))
+    pairs = step.data.examples[:count]  # as many as are answered are about as long
+    if not pairs:
+        return ()
+    longest = max(max(len(p.chosen.completion), len(p.rejected.completion)) for p in pairs)
+    prompts = [len(pair.chosen.prompt) for pair in pairs]
+    context = max(prompts) + longest
+    at_once = min(count, choose_decode_batch(step.model, step.device, context))
+    written = completion_length(longest, step.answer)
+    return (Decode(count, written, at_once, count, sum(prompts) / len(prompts), context),)
 
 
 def _texts(cfg: ClassifyConfig, step: Step) -> Cut:

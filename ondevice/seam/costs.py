@@ -24,6 +24,7 @@ class Costs:
     the bytes of its matrices. Where blocks are recomputed, those of `again` of them are there at once.
     `gradients_beside`: whether the gradients take room of their own while the backward pass frees what
     was kept for it.
+    `heap`: whether what training took stays with the process in pieces.
     Updating takes `update` bytes a trained parameter beside weights, gradients and moments; writing a
     checkpoint takes `saving` times the bytes of what is written at once.
 
@@ -49,6 +50,7 @@ class Costs:
     passing: float
     again: float
     gradients_beside: bool
+    heap: bool
     update: float
     saving: float
     grows: float
