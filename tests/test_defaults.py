@@ -168,8 +168,8 @@ def test_grpo_of_small_models_has_a_published_rate_of_its_own() -> None:
     rates = []
     for size in (60_000_000, 1_500_000_000, 3_240_000_000, 7_000_000_000, 56_000_000_000):
         rates.append(learning_rate_for(GRPOConfig(), ModelFacts(size, 1024))[0])
-    # Open R1's for 60 M and 1.5 B, half-way, DeepSeekMath's, and half of that for 8 times as many
-    assert rates == [5.8e-5, 2e-5, 4.5e-6, 1e-6, 5e-7]
+    # Open R1's at 1.5 B, half-way, DeepSeekMath's at 7 B, and half of that for 8 times as many
+    assert rates == [1.5e-5, 5e-6, 2.2e-6, 1e-6, 5e-7]
 
 
 def test_few_prompts_are_read_in_smaller_steps() -> None:
