@@ -31,6 +31,7 @@ from ondevice.preferences.own_keys import (
 from ondevice.preferences.terminal_answers import COMMANDS, Answers
 from ondevice.preferences.terminal_keys import ARROWS, ESCAPE, LEFT, RIGHT
 from ondevice.preferences.votes import Response, Vote
+from ondevice.rating_rounds.command import RoundsSession
 from ondevice_tui import imports
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.keep_pair import Keep
@@ -246,6 +247,17 @@ def test_own_keys_vote_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFix
     # a line of a file means what it always did
     lines = _rated(tmp_path / "lines.db", Typed("bbb", interactive=False), {"left": "b"})
     assert [vote.ranking[0] == vote.shown[1] for vote in lines] == [True] * 3
+
+
+def test_own_keys_vote_while_the_model_learns(tmp_path: Path) -> None:
+    """`ondevice rounds` asks by the same keys."""
+    own_keys("right=l")
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        ratings.add("b", "Question?", [Response("yes"), Response("no")], seed=0)
+        cfg = RateConfig(ratings=str(tmp_path), rater="ann", repeat_share=0)
+        RoundsSession(ratings, Typed("l"), cfg, lambda: "version 1").run()  # type: ignore[arg-type]
+        [vote] = ratings.live_votes()
+    assert vote.ranking[0] == vote.shown[1]
 
 
 def test_the_prompt_without_own_keys() -> None:
