@@ -146,12 +146,17 @@ def all_rated(
         told.append(
             line(" ", ("H", "bold $primary"), f" settles what people disagree on: {marks.open}")
         )
-    keys: list[tuple[str, str]] = [("m", "more pairs"), ("S", "statistics"), ("H", "history")]
-    if wanted:
-        keys = [("/", "asks for all again"), *keys]
     if progress.usable or marks.pairs > 0:
-        keys = [("P", "dpo on these votes"), ("W", "reward model"), *keys]
+        told.append(_keys(("P", "dpo on these votes"), ("W", "reward model")))
+    others = [("m", "more pairs"), ("S", "statistics"), ("H", "history")]
+    if wanted:
+        others = [("/", "asks for all again"), *others]
+    return [*told, _keys(*others)]
+
+
+def _keys(*keys: tuple[str, str]) -> Content:
+    """A line of keys, each with what it does."""
     parts: list[str | Content | tuple[str, str]] = []
     for key, word in keys:
         parts += [" ", (key, "bold $primary"), f" {word}  "]
-    return [*told, line(*parts)]
+    return line(*parts)
