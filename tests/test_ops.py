@@ -346,10 +346,10 @@ def test_mlx_computes_causal_attention_by_blocks_on_a_cpu(
     """Whole blocks and a rest of one, as the operation of MLX has it; gradients too, of scores that
     are kept or computed again."""
     mx = pytest.importorskip("mlx.core")
-    from ondevice_mlx import ops as mlx_ops
+    from ondevice_mlx import attention
 
-    causal_by_blocks = mlx_ops.causal_by_blocks
-    monkeypatch.setattr(mlx_ops, "KEPT_SCORES", 0 if again else 2**62)
+    causal_by_blocks = attention.causal_by_blocks
+    monkeypatch.setattr(attention, "KEPT_SCORES", 0 if again else 2**62)
     rng = np.random.default_rng(8)
     shapes = {"q": 4, "k": 2, "v": 2}
     arrays = [mx.array(rng.standard_normal((2, h, places, 8))) for h in shapes.values()]

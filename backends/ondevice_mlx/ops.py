@@ -14,6 +14,7 @@ from ondevice.models.lora import add_adapters
 from ondevice.models.tables import places
 from ondevice.seam.ops import CONSTANTS
 
+from .attention import BLOCK, attention_mask, causal_by_blocks, on_cpu, prefix_mask
 from .quant import dequantize, format_of
 
 DTYPES = {
@@ -25,11 +26,6 @@ DTYPES = {
     "bool": mx.bool_,
 }
 Params = dict[str, mx.array]
-KEPT_SCORES = 2**26  # of a layer (268 MB), from which on the backward pass computes them again
-_BLOCK, _BLOCKS = (
-    64,
-    8,
-)  # queries that are computed at once on a CPU, at least, and how often, at most
 
 
 class MLXOps:
@@ -130,7 +126,7 @@ class MLXOps:
                 mask = bias
             else:
                 mask = mx.where(mask, bias, -mx.inf)
-        if isinstance(mask, str) and q.shape[2] == k.shape[2] > 2 * _BLOCK and _on_cpu():
+        if isinstance(mask, str) and q.shape[2] == k.shape[2] > 2 * BLOCK and on_cpu():
             return causal_by_blocks(q, k, v, scale)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
@@ -387,85 +383,3 @@ def _rotated_back(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, 
     halves' order would be several. The tables are constants."""
     _, cos, sin = primals
     return _rotated(cotangent, cos, -sin), mx.zeros_like(cos), mx.zeros_like(sin)
-
-
-def _on_cpu() -> bool:
-    return bool(mx.default_device().type == mx.cpu)
-
-
-def causal_by_blocks(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Causal attention as a CPU does it soonest: it computes all scores and throws away those of
-    later keys, so a block of queries is given the keys up to its own end alone. A GPU has a kernel
-    that skips them."""
-    places = q.shape[2]
-    size = max(_BLOCK, -(-places // _BLOCKS))
-
-    def block(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
-
-    heads = q.shape[0] * q.shape[1]
-    # what a CPU keeps for the gradient is all scores, of long rows more than all else together
-    if heads * places * places >= KEPT_SCORES:
-        attend = mx.checkpoint(block)
-    else:
-        attend = block
-    parts = []
-    for start in range(0, places, size):
-        end = min(start + size, places)
-        queries = q[:, :, start:end]
-        parts.append(attend(queries, k[:, :, :end], v[:, :, :end]))
-    return mx.concatenate(parts, 2)
-
-
-def prefix_mask(t_q: int, t_k: int, window: int, prefix: mx.array) -> mx.array:
-    """Boolean (B, 1, t_q, t_k) of `Ops.attention`'s `prefix`: a window counts tokens, not places."""
-    room = t_k - t_q
-    places = mx.arange(t_k)
-    start = prefix[:, None]
-    keys = mx.where(places < room, places, places - room + start)[:, None]
-    there = ((places < start) | (places >= room))[:, None]
-    queries = (mx.arange(t_q) + start)[:, :, None]
-    mask = there & (keys <= queries)
-    if window:
-        mask = mask & (keys > queries - window)
-    return mask[:, None]
-
-
-def attention_mask(
-    queries: mx.array,
-    keys: mx.array,
-    causal: bool,
-    window: int,
-    segments: mx.array | None,
-    lengths: mx.array | None,
-) -> mx.array:
-    """Boolean (B or 1, 1, t_q, t_k), True where a query may look; every query sees at least itself.
-
-    `queries` are 0 … t_q - 1, `keys` 0 … t_k - 1. Causal is bottom-right: the last query is at the
-    last key, or at `lengths - 1` of its row.
-    """
-    t_q = queries.shape[0]
-    t_k = keys.shape[0]
-    if lengths is not None:
-        last = lengths[:, None]
-    else:
-        last = t_k
-    # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
-    at = mx.maximum(queries + (last - t_q), 0)
-    at = at[..., :, None].reshape(-1, t_q, 1)
-    if causal:
-        mask = keys <= at
-    else:
-        if lengths is not None:
-            end = mx.maximum(lengths[:, None, None], 1)
-        else:
-            end = t_k
-        mask = keys < end
-    if window:
-        mask = mask & (keys > at - window)
-        if not causal:
-            mask = mask & (keys < at + window)
-    if segments is not None:
-        same = segments[:, :, None] == segments[:, None, :]
-        mask = mask & same
-    return mask[:, None]
