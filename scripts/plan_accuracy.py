@@ -188,8 +188,8 @@ def document(known: dict[str, Any]) -> str:
         "The cases marked · were at hand when the formulas and the constants of memory (`costs.py`) were "
         "chosen: of these the table says how well a plan can follow, not how well it foretells. All others "
         "were left out: of some stages and kinds of model no case was at hand, of some sizes not one. Times "
-        "follow from the calibration alone, except for what an adapter moves. The calibration's two models "
-        "are none of them.",
+        "follow from the calibration alone, except for what an adapter moves and what GRPO's and PPO's "
+        "entropy costs. The calibration's two models are none of them.",
         "",
     ]
     for title, some in (
