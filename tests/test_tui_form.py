@@ -86,6 +86,19 @@ def test_what_is_looked_for_is_found_and_every_field_is_shown_again(tmp_path: Pa
         assert entries(app)["reward_timeout"] != "other"
         shown_again = {field.spec.name for field in app.screen.query(Field) if field.display}
         assert {"model", "steps", "out"} <= shown_again and "reward_timeout" not in shown_again
+        await pilot.press("ctrl+f", *"sample_p", "enter", "a")
+        await until(pilot, lambda: entries(app)["sample_prompts"] == "a")
+        box = app.focused
+        assert isinstance(box, Input)
+
+        def in_view() -> bool:
+            return app.screen.query_one("#form").content_region.contains_region(box.region)
+
+        await until(pilot, in_view)
+        command = app.screen.query_one("#command")
+        command.styles.height = command.styles.max_height = 7  # it takes rows from the fields
+        await until(pilot, lambda: command.size.height == 7)
+        await until(pilot, in_view)
 
     play(tmp_path, script)
 

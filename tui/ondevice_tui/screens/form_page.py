@@ -21,7 +21,7 @@ from ondevice_tui.field_groups import FIRST, in_groups
 from ondevice_tui.fields import fields_of
 from ondevice_tui.proposals import recipe_has
 from ondevice_tui.screens.page import Page
-from ondevice_tui.screens.start_fields import Field, GroupHead, as_name, best_field
+from ondevice_tui.screens.start_fields import Field, Fields, GroupHead, as_name, best_field
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, lines, titled
 
 DEFAULTS = "(defaults)"
@@ -79,7 +79,7 @@ class FormPage(Page):
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="start"):
-            with VerticalScroll(id="form", classes="box"):
+            with Fields(id="form", classes="box"):
                 if self.verb != "run":
                     yield from self._recipe_choice()
                 yield SafeInput(placeholder=FIND, id="find", compact=True)

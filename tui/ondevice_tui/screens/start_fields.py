@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
@@ -48,6 +48,15 @@ class GroupHead(SafeText, can_focus=True):
 
     def on_click(self) -> None:
         self.action_fold()
+
+
+class Fields(VerticalScroll):
+    """All fields. Where what stands below takes a row of them, the one with the cursor stays in view."""
+
+    def on_resize(self) -> None:
+        focused = self.screen.focused
+        if focused is not None and self in focused.ancestors:
+            self.call_after_refresh(focused.scroll_visible, animate=False)
 
 
 class Field(Vertical):
