@@ -286,6 +286,7 @@ def test_train_shows_curves_numbers_and_samples(tmp_path: Path, size: tuple[int,
 def test_the_keys_of_train(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     a_run(tmp_path, "second")
+    write_stage(RunFolder(tmp_path / "third").stage("sft"))
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         app.choose(run.path, "pretrain")
@@ -318,6 +319,7 @@ def test_the_keys_of_train(tmp_path: Path) -> None:
         await until_shown(pilot, "step 50 · 2 + 2", "[ ] 1 of 2")
         await pilot.press("right_square_bracket")
         await until_shown(pilot, "step 100 · 2 + 2")
+        page = app.screen
         await pilot.press("o")
         await until_shown(pilot, "runs with pretrain: up to 5", "[ ] second")
         await pilot.press("space")
@@ -325,7 +327,13 @@ def test_the_keys_of_train(tmp_path: Path) -> None:
         await pilot.press("enter")
         await until_shown(pilot, "laid over it  a second 1.")
         assert app.ticked_runs == (tmp_path / "second",)
-        app.ticked_runs = (tmp_path / "second", run.path)  # as the table of runs may do
+        # as the table of runs may do
+        app.ticked_runs = (tmp_path / "second", run.path, tmp_path / "third")
+        await until(pilot, lambda: app.screen is page, "the card is away")
+        await pilot.press("o", "escape")
+        await until_shown(pilot, "a second 1.", "1 ticked without pretrain")
+        await until(pilot, lambda: app.screen is page, "the card is away")
+        app.ticked_runs = (tmp_path / "second", run.path)
         await pilot.press("o", "u", "escape")
         await until(pilot, lambda: "laid over it" not in shown(app))
         assert app.ticked_runs == (run.path,)

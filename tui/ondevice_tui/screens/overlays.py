@@ -39,16 +39,23 @@ class Overlays:
         self._stage: StageFolder | None = None
         self._followers: dict[Path, Follower] = {}
         self._left_out = 0  # ticked ones beyond MOST
+        self._lacking = 0  # ticked ones that have no such stage
 
     def follow(self, stage: StageFolder | None, ticked: Sequence[Path]) -> bool:
         """Reads these runs' stage of the same name, but for the stage itself. True where others are
         read than before."""
         wanted: list[Path] = []
+        self._lacking = 0
         if stage is not None:
             for run in ticked:
                 other = run / stage.name
-                if other != stage.path and other not in wanted and other.is_dir():
+                if other == stage.path or other in wanted:
+                    continue
+                if other.is_dir():
                     wanted.append(other)
+                else:
+                    self._lacking += 1
+        self._stage = stage
         self._left_out = len(wanted[MOST:])
         wanted = wanted[:MOST]
         if list(self._followers) == wanted:
@@ -84,8 +91,8 @@ class Overlays:
         return found
 
     def legend(self, metric: str) -> Content | None:
-        """`a second 1.23  b third –`, in their hues; None where no run is laid over."""
-        if not self._followers:
+        """`a second 1.23  b third –`, in their hues; None where no run is ticked."""
+        if not self._followers and not self._lacking:
             return None
         parts: list[str | tuple[str, str]] = [(" laid over it  ", "$muted")]
         for at, (path, follower) in enumerate(self._followers.items()):
@@ -95,7 +102,9 @@ class Overlays:
             parts.append((NAMES[at], f"bold {STYLES[at]}"))
             parts.append(f" {cell(path.parent.name, 28, middle=True).rstrip()} {number(last)}   ")
         if self._left_out:
-            parts.append((f"{self._left_out} more ticked, not shown", "$muted"))
+            parts.append((f"{self._left_out} more ticked, not shown   ", "$muted"))
+        if self._lacking and self._stage is not None:
+            parts.append((f"{self._lacking} ticked without {self._stage.name}", "$muted"))
         return line(*parts)
 
 
