@@ -562,6 +562,8 @@ def test_a_complete_stage_is_proposed_anew_with_the_votes_that_are_there(tmp_pat
     write_done(run.stage("sft"), [])
     Ratings.open(run.path, create=True).close()
     assert "data" not in proposal("dpo", run) and proposal("dpo", run)["out"] == str(run.path)
+    (run.stage("ppo").checkpoints / "step-00000010").mkdir(parents=True)  # it was stopped
+    assert proposal("ppo", run)["out"] != str(run.path)
     write_done(run.stage("dpo"), [])
     found = proposal("dpo", run)
     assert found["data"] == str(run.path / FILE) and found["out"] != str(run.path)

@@ -147,6 +147,11 @@ class StageFolder:
         return self.path / "checkpoints"
 
     @property
+    def stands(self) -> bool:
+        """Whether it is complete, or was begun and can go on: another cannot begin in its place."""
+        return self.done.is_file() or any(self.checkpoints.glob("step-*"))
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 

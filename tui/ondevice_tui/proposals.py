@@ -15,12 +15,13 @@ MODEL_FIELDS = {"model": "policy", "reward_model": "reward"}  # field → what i
 
 def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
     """Settings worth proposing: the run's folder, the newest model before this stage, the run's own
-    recipe; where the stage is complete in this run, a new run's folder, and the votes of this one.
+    recipe; where the stage stands in this run, complete or stopped, a new run's folder, and the votes
+    of this one.
     """
     if run is None:
         return {"out": str(RunFolder.new(stage).path)}
     here = run.stage(stage)
-    taken = here.done.is_file() or here.holder() is not None
+    taken = here.stands or here.holder() is not None
     found: dict[str, Any] = {"out": str(run.path)}
     if taken:
         found["out"] = str(RunFolder.new(stage).path)

@@ -76,7 +76,7 @@ class StartChecks:
         stage = run.stage(self.verb)
         if stage.holder() is not None:
             return "out", f"out: {self.verb} trains there now"
-        if stage.done.is_file() or any(stage.checkpoints.glob("step-*")):
+        if stage.stands:
             return "out", f"out: {self.verb} stands there already; give another folder, or resume"
         return None
 
