@@ -64,11 +64,20 @@ class Keys(Widget, can_focus=False):
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._told)
+        self.watch(self.app, "app_focus", self._back, init=False)
 
     def _told(self, screen: Screen[object]) -> None:
-        """The screen's keys may have changed."""
+        """The screen's keys may have changed. Without the terminal's focus no widget has its own,
+        and those of before are kept."""
         self._ready = True
-        if screen.app.app_focus and self.is_attached and screen is self.screen:
+        looks = screen.app.app_focus or not self.rows
+        if looks and self.is_attached and screen is self.screen:
+            self.call_after_refresh(self._look)
+
+    def _back(self, focus: bool) -> None:
+        """The terminal has the focus again: the keys may have changed meanwhile, and nobody says so
+        where no widget takes the focus back."""
+        if focus and self._ready:
             self.call_after_refresh(self._look)
 
     def on_resize(self) -> None:
@@ -91,6 +100,8 @@ class Keys(Widget, can_focus=False):
             # Said, not `auto`: Textual 8 keeps a height that it has worked out while a layout was
             # due already, and would show the first row alone.
             self.styles.height = max(1, len(rows))
+            # Where the mouse rests now, once the mouse moves: never on a key that went elsewhere.
+            self._hover(None)
             self.refresh()
 
     def _keys(self) -> list[Key]:
@@ -151,7 +162,7 @@ class Keys(Widget, can_focus=False):
                 x += key.cells
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
-        key = self._at(event)
+        key = self._at(event) if event.button == 1 else None  # the others paste, or open menus
         if key and key.enabled:
             self.app.simulate_key(key.key)
         elif key:
