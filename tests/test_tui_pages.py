@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.screen import Screen
 from textual.widget import Widget
 
 from ondevice_tui import push_process, worker_client
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.road import RoadScreen
+from ondevice_tui.widgets.rows import Rows
+from ondevice_tui.widgets.welcome import Welcome
 from test_tui import play
-from tui_runs import a_run, until
+from tui_runs import a_run, app_on, until, until_shown
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +73,52 @@ def test_news_may_come_while_a_screen_is_made(
 
     monkeypatch.setattr(Page, "mount_composed_widgets", mount)
     play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_while_the_runs_are_read_no_screen_says_that_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a card that begins a run ever what Enter is for."""
+    a_run(tmp_path)
+    focused: list[Widget | None] = []
+    may_read = threading.Event()
+    read, set_focus = RunsReader.read, Screen.set_focus
+
+    def later(reader: RunsReader, chosen: Path | None) -> list[dict[str, Any]]:
+        may_read.wait()
+        return read(reader, chosen)
+
+    def noted(screen: Screen[Any], widget: Widget | None, *args: Any, **more: Any) -> None:
+        focused.append(widget)
+        set_focus(screen, widget, *args, **more)
+
+    monkeypatch.setattr(RunsReader, "read", later)
+    monkeypatch.setattr(Screen, "set_focus", noted)
+
+    async def script() -> None:
+        app = app_on(tmp_path)
+        async with app.run_test(size=(80, 24)) as pilot:
+            try:
+                for mode in app.MODES:
+                    app.action_go(mode)
+                    text = await until_shown(pilot, "eading the runs", "ondevice")
+                    assert not re.search(r"(?i)no (run|stage|pairs)\b|nothing to|no model y", text)
+            finally:
+                may_read.set()
+            app.action_go("road")
+            await until_shown(pilot, "pretrain")
+            assert focused and not any(isinstance(one, Welcome) for one in focused)
+            road = app.screen
+            assert isinstance(road, RoadScreen)
+            rows = road.query_one("#stages", Rows)
+            await until(pilot, lambda: rows.size.width, "a width")
+            road.show_all()
+            before = [str(option.prompt) for option in rows.options]
+            road.show_lists(True)
+            await until(pilot, lambda: not rows.size.width, "the list has the screen")
+            road.show_all()
+            road.show_lists(False)
+            assert [str(option.prompt) for option in rows.options] == before, "cut nowhere"
+
+    asyncio.run(script())

@@ -177,9 +177,7 @@ second model's is taken), and you say which is better."""
             self._of = of
         model = next(iter(asked or here or known), None)
         if model is None:
-            first.told = NO_MODEL
-            if self.ui.runs is None:
-                first.told = ""
+            first.told = self.unless_reading(NO_MODEL)
             first.show()
             return
         if model != first.model:
@@ -197,7 +195,7 @@ second model's is taken), and you say which is better."""
             self.ui.say(BUSY)
             return
         if self.panes[0].model is None:
-            self.ui.say(NO_MODEL)
+            self.ui.say(self.unless_reading(NO_MODEL))
             return
         event.area.text = ""
         if isinstance(event.area, SayArea):
@@ -417,7 +415,7 @@ second model's is taken), and you say which is better."""
     def action_model(self, at: int) -> None:
         known = models_in(self.ui.runs or ())
         if not known:
-            self.ui.say(NO_MODEL)
+            self.ui.say(self.unless_reading(NO_MODEL))
         elif self.busy:
             self.ui.say(BUSY)
         else:

@@ -132,12 +132,12 @@ the share of held-out instructions answered to the letter. Below, the same promp
 
     def _show(self) -> None:
         run = self.ui.run_folder
-        self.top((run.path.name if run else "no run", "bold"), "  ladder")
+        self.top((run.path.name if run else self.unless_reading("no run"), "bold"), "  ladder")
         box, figures = self.query_one("#figures"), self.query_one("#figures-text", SafeText)
         said = self.query_one("#said-text", SafeText)
         if not self._sections:
             titled(box, "the ladder")
-            figures.show(content(self._trouble or EMPTY, "$muted"))
+            figures.show(content(self._trouble or self.unless_reading(EMPTY), "$muted"))
             said.show("")
             titled(self.query_one("#said"), "answers")
             return

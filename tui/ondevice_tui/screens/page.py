@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+READING = "reading the runs …"
+
 
 # In place of Textual's, which copies and otherwise does nothing: who wants to leave by it is told
 # how.
@@ -80,6 +82,12 @@ class Page(Steady, Opening, Screen[Any]):
         self.query_one("#top", SafeText).show(
             line((" ondevice ", "bold $primary"), " ", *parts), layout=False
         )
+
+    def unless_reading(self, told: str) -> str:
+        """What is told where the chosen run has nothing to show here; while no run was read yet,
+        only that: "not read yet" is not "none"."""
+        unread = self.ui.runs is None or (not self.ui.runs and self.ui.unread)
+        return READING if unread else told
 
     def runs_changed(self) -> None:
         """The runs were read anew (every second) while this screen is open."""

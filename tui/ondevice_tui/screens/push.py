@@ -137,13 +137,13 @@ interrupted one is resumed and does not send again what has arrived."""
 
     def _show(self) -> None:
         run = self.ui.run_folder
-        self.top((run.path.name if run else "no run", "bold"), "  push")
+        self.top((run.path.name if run else self.unless_reading("no run"), "bold"), "  push")
         told, files = self.query_one("#push-told", SafeText), self.query_one("#push-list", SafeText)
         box = self.query_one("#push-files")
         if not self.what:
             told.show("")
             titled(box, "files")
-            files.show(content(EMPTY, "$muted"))
+            files.show(content(self.unless_reading(EMPTY), "$muted"))
             self._show_state()
             return
         if self.public:

@@ -25,6 +25,7 @@ from ondevice.preferences.rating_queue import queue_repeat
 from ondevice.preferences.votes import Item, Outcome, Progress, Vote, is_settled, said
 from ondevice_tui.run_status import ago
 from ondevice_tui.screens.one_key_page import STORING
+from ondevice_tui.screens.page import READING
 from ondevice_tui.screens.rate_keys import AT_THE_END, KEYS, SEVERAL
 from ondevice_tui.screens.rate_messages import (
     all_rated,
@@ -190,6 +191,8 @@ disagree on, to be settled."""
         if self.pairing.told:
             behind.append(line(" … ", (self.pairing.told, "$primary")))
         if progress is None or not progress.total:
+            if self.unless_reading(""):
+                return [content(f" {READING}", "$muted")]
             return [*behind, *no_pairs()]
         told = all_rated(
             progress, len(self._skipped), self.marks, self.project.overlap, str(self.wanted)

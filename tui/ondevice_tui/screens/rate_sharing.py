@@ -258,7 +258,7 @@ class SharingPage(ReadingPage):
         from ondevice_tui.screens.sample_pairs import MorePairs
 
         if self.ui.run_folder is None:
-            self.ui.say("no run yet: esc, then n begins one")
+            self.ui.say(self.unless_reading("no run yet: esc, then n begins one"))
         else:
             self.app.push_screen(MorePairs(self.ui, self.pairing.plan), self._take_found)
 

@@ -209,7 +209,7 @@ class RewardPage(StagePage):
         if course:
             return NO_SUCH
         if self.folder is None:
-            return NO_STAGE
+            return self.unless_reading(NO_STAGE)
         return NO_HELD
 
     @property
@@ -256,7 +256,7 @@ class RewardPage(StagePage):
     def _why_empty(self) -> str:
         browser = self.browser
         if browser is None:
-            return NO_STAGE
+            return self.unless_reading(NO_STAGE)
         if browser.plain:
             return "No group written yet. The first step writes some."
         wanted = (browser.filter, browser.pinned, browser.search)
@@ -283,7 +283,7 @@ class RewardPage(StagePage):
     def _show_problems(self) -> None:
         problems = self.problems
         if problems is None:
-            self._show_nothing("problems", NO_STAGE)
+            self._show_nothing("problems", self.unless_reading(NO_STAGE))
             return
         with problems.lock:
             found = problems.listed(self._problem_order, self._searched)

@@ -31,6 +31,8 @@ from ondevice_tui.widgets.welcome import Welcome
 
 
 class RoadScreen(RunActions, Page):
+    # not the first that can have it: Welcome, where Enter, typed ahead, would begin a run
+    AUTO_FOCUS = "#stages"
     ABOUT = """\
 The road from random weights to a model that reasons. Each row is a stage of the chosen run: its state, its main \
 numbers, its time. Enter does what is sensible with the highlighted stage: it begins it, or shows its curves.
@@ -96,12 +98,15 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         super().__init__()
         self.found: list[Row] = []
         self._shown_run: Path | None = None
+        self._road_width = 0  # cells of the road when it was last to be seen
         self._seen: object = None  # what was last drawn
         self._seen_of: list[dict[str, Any]] | None = None
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
-        yield Welcome()
+        welcome = Welcome()
+        welcome.display = False
+        yield welcome
         with Horizontal(id="home"):
             with Vertical(id="home-left"):
                 stages = Rows(id="stages")
@@ -115,7 +120,6 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
 
     def on_mount(self) -> None:
         titled(self.query_one("#answers"), "the same prompt, after each stage")
-        self.query_one(Welcome).display = False
         self.query_one("#run-card").display = False
         self.query_one("#stages").focus()
 
@@ -169,7 +173,9 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         states = {}
         if state:
             states = {stage["stage"]: stage for stage in state["stages"]}
-        width = max(rows.size.width - 2, 40)
+        # while the list has the screen, and in the moment after, the road has no size
+        self._road_width = rows.size.width or self._road_width
+        width = max(self._road_width - 2, 40)
         options = []
         for row in self.found:
             options.append((row.stage, stage_line(row, states.get(row.stage), width)))

@@ -232,7 +232,7 @@ def open_rounds(screen: SharingPage) -> None:
     """The card of the run that is rated."""
     run = screen.ui.run_folder
     if run is None:
-        screen.ui.say("no run yet: esc, then n begins one")
+        screen.ui.say(screen.unless_reading("no run yet: esc, then n begins one"))
         return
 
     def closed(began: RoundsConfig | None) -> None:

@@ -152,7 +152,7 @@ class StagePage(Page):
         """The stage's name, state, step, time left."""
         state = self.state
         if state is None or self.folder is None:
-            return ["no stage yet"]
+            return [self.unless_reading("no stage yet")]
         width = 30
         if self.app.size.width >= 110:
             width = 52

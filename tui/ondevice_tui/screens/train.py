@@ -217,7 +217,7 @@ nothing, a policy far from its reference), or does not."""
         if self.state is None:
             if self.ui.started:
                 return "It has been started: its first stage appears here."
-            return "Nothing to watch yet. esc, then n begins a run."
+            return self.unless_reading("Nothing to watch yet. esc, then n begins a run.")
         if self.state["state"] != "done":
             return EMPTY
         if self.history.events:
