@@ -43,6 +43,7 @@ READ_BY: Mapping[str, tuple[str, ...] | str] = {
     "backends/ondevice_mlx/libraries.py": HANDED + "tensors",
     "backends/ondevice_torch/backend.py": ("tensors",),
     "ondevice/common/json_files.py": ("JSON", "events", "rows .jsonl"),
+    "ondevice/config/lists.py": ("recipe",),
     "ondevice/config/load.py": ("YAML", "YAML of a form"),
     "ondevice/config/recipe.py": ("recipe",),
     "ondevice/config/template_kwargs.py": "a setting that a person types",

@@ -25,7 +25,7 @@ from ondevice_tui import trouble
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.run_reader import RunsReader
 from test_tui import play
-from tui_runs import SIZES, a_run, shown, until, until_shown, write_done
+from tui_runs import SIZES, a_run, shown, until, until_shown, until_told, write_done
 
 
 @pytest.fixture(autouse=True)
@@ -247,13 +247,13 @@ def test_what_fails_in_a_task_a_thread_or_a_key_is_told_and_the_app_goes_on(
             app.screen.run_worker(boom())
             await until_shown(pilot, "ZeroDivisionError: of a task", "The app goes on")
             app.screen.run_worker(lambda: {}["thread"], thread=True)
-            await until_shown(pilot, "KeyError: 'thread'")
+            await until_told(pilot, "KeyError: 'thread'")
             app.action_go("rate")
             await until_shown(pilot, "Which?")
             app.screen.action_why = lambda: 1 / 0  # type: ignore[attr-defined]
             app.clear_notifications()
             await pilot.press("Y")
-            await until_shown(pilot, "ZeroDivisionError: division by zero")
+            await until_told(pilot, "ZeroDivisionError: division by zero")
             app.clear_notifications()
             await pilot.press("Y", "escape")  # told once; and the screen takes its keys
             await until_shown(pilot, "the road")

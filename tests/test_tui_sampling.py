@@ -16,10 +16,11 @@ from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import live_sampling, worker_client
-from ondevice_tui.app import OndeviceApp
+from ondevice_tui.app import TOAST, OndeviceApp
 from ondevice_tui.live_sampling import AHEAD
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.sample_pairs import MorePairs
+from ondevice_tui.widgets.safe import in_rows
 from ondevice_tui.worker_client import ModelProcess
 from test_tui import play
 from tui_rating import no_guard, queue, rate, settled, votes  # noqa: F401
@@ -179,9 +180,9 @@ def test_what_of_a_file_of_prompts_was_not_used_is_said(tmp_path: Path, workers:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await plan(pilot, prompts=str(file))
+        told = [in_rows(remark, TOAST) for remark in remarks]
         await until(
-            pilot,
-            lambda: [n.message for n in app._notifications if str(file) in n.message] == remarks,
+            pilot, lambda: [n.message for n in app._notifications if file.name in n.message] == told
         )
 
     play(tmp_path, script, (120, 36))

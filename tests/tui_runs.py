@@ -243,3 +243,11 @@ def write_grpo(stage: StageFolder, steps: int = 20) -> None:
             "groups": offsets[step - 1],
         },
     )
+
+
+async def until_told(pilot: Pilot[Any], text: str) -> None:
+    """Waits for a toast that says this, wherever its lines break."""
+    app = pilot.app
+    await until(
+        pilot, lambda: any(text in in_one_line(note.message) for note in app._notifications), text
+    )
