@@ -17,7 +17,7 @@ from textual.widget import Widget
 from ondevice_tui import push_process, worker_client
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.run_reader import RunsReader
-from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.page import READING, Page
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.welcome import Welcome
@@ -98,19 +98,27 @@ def test_while_the_runs_are_read_no_screen_says_that_there_are_none(
 
     async def script() -> None:
         app = app_on(tmp_path)
+        told: list[str] = []
+        monkeypatch.setattr(app, "say", lambda text, **more: told.append(text))
         async with app.run_test(size=(80, 24)) as pilot:
             try:
                 for mode in app.MODES:
                     app.action_go(mode)
                     text = await until_shown(pilot, "eading the runs", "ondevice")
                     assert not re.search(r"(?i)no (run|stage|pairs)\b|nothing to|no model y", text)
+                app.action_go("road")
+                await pilot.press("tab")
+                assert "no run" not in await until_shown(pilot, "reading the runs … ─")
+                for key in "DNRg":
+                    await pilot.press(key)
+                assert told == [READING] * 4
             finally:
                 may_read.set()
-            app.action_go("road")
-            await until_shown(pilot, "pretrain")
-            assert focused and not any(isinstance(one, Welcome) for one in focused)
             road = app.screen
             assert isinstance(road, RoadScreen)
+            road.show_lists(False)
+            await until_shown(pilot, "pretrain")
+            assert focused and not any(isinstance(one, Welcome) for one in focused)
             rows = road.query_one("#stages", Rows)
             await until(pilot, lambda: rows.size.width, "a width")
             road.show_all()

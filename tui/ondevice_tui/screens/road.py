@@ -209,7 +209,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
             return
         if run is None:
             self.query_one("#run-card", SafeText).show("")
-            titled(self.query_one("#run-card"), "no run")
+            titled(self.query_one("#run-card"), self.unless_reading("no run"))
             return
         self.query_one("#run-card", SafeText).show(lines(run_lines.card(run)))
         titled(self.query_one("#run-card"), str(run["run"]), "Enter opens it")
@@ -364,6 +364,7 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         self._take_highlighted()
         row = self.highlighted
         if row is None or row.stage not in STAGES:
+            self.ui.say(self.unless_reading("no stage is highlighted"))
             return
         if not startable(row.stage):  # rate: people do it there
             self.ui.action_go("rate")
@@ -409,7 +410,8 @@ D moves the highlighted run, or the ticked ones, to a trash folder beside the ru
         if row is not None and row.state not in HALTED and len(halted) == 1:
             [row] = halted  # no other can be meant
         if row is None or run is None or row.state not in HALTED:
-            self.ui.say("nothing to resume: highlight a stage that stopped, failed or died")
+            none = "nothing to resume: highlight a stage that stopped, failed or died"
+            self.ui.say(self.unless_reading(none))
             return
         try:
             words = stage_processes.resume_words(run, StageFolder(run.path / row.stage))

@@ -61,7 +61,7 @@ class RunActions(_Base):
         """The run that a key of the list is about; told where there is none."""
         run = self.run_list.highlighted
         if run is None:
-            self.ui.say("no run is highlighted")
+            self.ui.say(self.unless_reading("no run is highlighted"))
         return run
 
     # several runs
@@ -175,7 +175,7 @@ class RunActions(_Base):
         if self.lists or self.run_list.rows.has_focus:
             runs = self.run_list.meant()
         if not runs:
-            self.ui.say("there is no run to take away")
+            self.ui.say(self.unless_reading("there is no run to take away"))
             return
         states = [self.ui.state_of(run) or {} for run in runs]
         known = [state["bytes"] for state in states if state.get("bytes") is not None]
